@@ -1,0 +1,33 @@
+// Building messages without a formatting library (those live above the drivers).
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "base/ids.h"
+
+namespace holo {
+
+inline void append_part(std::string& out, std::string_view s) { out.append(s); }
+inline void append_part(std::string& out, char c) { out.push_back(c); }
+template <class T>
+  requires(std::is_arithmetic_v<T> && !std::is_same_v<T, char>)
+void append_part(std::string& out, T v) {
+  out += std::to_string(v);
+}
+template <class Tag, class Int>
+void append_part(std::string& out, Id<Tag, Int> id) {
+  out += std::to_string(id.value);
+}
+inline void append_part(std::string& out, NodeId id) { out += to_hex(id.value); }
+
+/// str("page ", page, " of ", name): the parts, one after the other.
+template <class... Parts>
+std::string str(const Parts&... parts) {
+  std::string out;
+  (append_part(out, parts), ...);
+  return out;
+}
+
+}  // namespace holo
