@@ -1,0 +1,70 @@
+// The port under the control state: an ordered, replicated, durable log of commands. libraft over RocksDB implements it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "base/task.h"
+#include "base/time.h"
+
+namespace holo::env {
+
+/// The deterministic state machine that stands on the log. Thread: the loop's.
+class StateMachine {
+ public:
+  virtual ~StateMachine() = default;
+  /// Applies entry `index`; `when` is the wall time its leader stamped, monotone over the log. Must be deterministic.
+  virtual void apply(LogIndex index, WallTime when, ByteSpan command) = 0;
+  /// The whole state as of the last applied entry.
+  virtual Bytes snapshot() const = 0;
+  /// Replaces the whole state. Error: `corrupt` (the log then refuses to start, naming its file).
+  virtual Status restore(LogIndex index, ByteSpan snapshot) = 0;
+};
+
+enum class LogRole : std::uint8_t { learner, follower, candidate, leader };
+
+struct LogStatus {
+  LogRole role = LogRole::learner;
+  NodeId leader;  ///< 0 while unknown
+  std::uint64_t term = 0;
+  LogIndex applied;
+  LogIndex committed;
+};
+
+/// One member as the log's configuration knows it.
+struct LogMember {
+  NodeId node;
+  bool voter = false;
+};
+
+class CommandLog {
+ public:
+  virtual ~CommandLog() = default;
+
+  /// Appends `command` and returns its index once it is committed on a majority and applied on this node. On a node that
+  /// does not lead, the command is forwarded to the leader. After an error the outcome is unknown unless the code is
+  /// `not_leader` or `over_limit`: callers make commands idempotent by (client, sequence) and retry.
+  /// Errors: `no_quorum`, `not_leader`, `unavailable`, `deadline_exceeded`, `overloaded`, `over_limit`. Thread: loop.
+  virtual Task<Result<LogIndex>> append(Buffer command, Instant deadline) = 0;
+
+  /// Returns once every command committed before this call began is applied here (a linearizable read point).
+  virtual Task<Status> barrier(Instant deadline) = 0;
+
+  virtual LogStatus status() const = 0;
+  virtual std::vector<LogMember> members() const = 0;
+
+  /// Leader only; one change at a time (`overloaded` while one is under way). Thread: loop.
+  virtual Task<Status> add_learner(NodeId node, Instant deadline) = 0;
+  virtual Task<Status> set_voter(NodeId node, bool voter, Instant deadline) = 0;
+  virtual Task<Status> remove(NodeId node, Instant deadline) = 0;
+
+  /// Called on the loop thread whenever role or leader change.
+  virtual void on_change(std::function<void()> f) = 0;
+};
+
+}  // namespace holo::env

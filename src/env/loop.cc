@@ -1,0 +1,13 @@
+#include "env/loop.h"
+
+namespace holo::env {
+
+Task<bool> sleep_until(Loop& loop, Instant when) {
+  if (loop.stopping()) co_return false;
+  auto shot = std::make_shared<OneShot<bool>>();
+  loop.call_at(when, [shot] { shot->set(true); });
+  co_await *shot;
+  co_return !loop.stopping();
+}
+
+}  // namespace holo::env

@@ -1,0 +1,78 @@
+// The port to other nodes: authenticated, encrypted calls. TCP carries it today, QUIC next, the simulator in tests; nothing
+// above this line can tell. One request is one bidirectional stream; one connection serves a pair of nodes, whoever dialled.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/ids.h"
+#include "base/result.h"
+#include "base/task.h"
+#include "base/time.h"
+
+namespace holo::env {
+
+/// Control always goes first on the wire; bulk never delays the other two by more than one frame.
+enum class StreamClass : std::uint8_t { control, data, bulk };
+
+/// `type` selects the handler; `header` is an encoded protobuf message; `payload` are raw bytes (pages), gathered on send
+/// and delivered as one contiguous buffer. Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes in sum.
+struct Request {
+  std::uint16_t type = 0;
+  std::string header;
+  std::vector<Buffer> payload;
+};
+struct Reply {
+  std::string header;
+  std::vector<Buffer> payload;
+};
+
+struct CallOptions {
+  StreamClass klass = StreamClass::control;
+  Instant deadline;  ///< Mandatory. What is left of it travels with the request.
+};
+
+/// What a handshake proved about the other side.
+struct PeerIdentity {
+  NodeId node;
+  std::string address;  ///< As dialled, or as seen: "host:port".
+};
+
+/// Refusals since start, as `holo status` shows them.
+struct RefusedCounters {
+  std::uint64_t wrong_key = 0;
+  std::uint64_t wrong_version = 0;
+  std::uint64_t garbage = 0;
+};
+
+class Transport {
+ public:
+  /// Serves one request. `from` is authenticated. An error travels back as it is (code, message, hint, node).
+  using Handler = std::function<Task<Result<Reply>>(NodeId from, Request request)>;
+
+  virtual ~Transport() = default;
+
+  /// Sends `request` to `peer` and waits for its answer, dialling first when there is no connection.
+  /// Errors: `unavailable` (not reachable, or the connection broke; the effect is unknown), `deadline_exceeded`,
+  /// `overloaded`, `wrong_key`, `wrong_version`, `cancelled` (shutdown), or whatever the handler returned. Thread: loop.
+  virtual Task<Result<Reply>> call(NodeId peer, Request request, CallOptions options) = 0;
+
+  /// Registers the handler of one request type. Unknown types are answered `unsupported`. Thread: loop, before listening.
+  virtual void serve(std::uint16_t type, Handler handler) = 0;
+
+  /// Where `peer` can be dialled. Replaces what was known. Thread: loop.
+  virtual void set_addresses(NodeId peer, std::vector<std::string> addresses) = 0;
+
+  /// Dials an address whose node is not known yet (join). Thread: loop.
+  virtual Task<Result<PeerIdentity>> connect(std::string address, Instant deadline) = 0;
+
+  /// Closes the connection to `peer` (left or dead); outstanding calls fail with `unavailable`. Thread: loop.
+  virtual void disconnect(NodeId peer) = 0;
+
+  virtual RefusedCounters refused() const = 0;
+};
+
+}  // namespace holo::env
