@@ -1,0 +1,30 @@
+# How everything of ours is compiled: warnings are errors, ccache when it is there, sanitizers on demand.
+
+add_library(holo_flags INTERFACE)
+target_include_directories(holo_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMAKE_SOURCE_DIR}/include")
+target_compile_options(holo_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror
+  -Wno-missing-field-initializers  # Designated initializers leave members to their defaults on purpose.
+  -fno-semantic-interposition
+  "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")  # Same objects, and messages without a path of this machine, anywhere.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(holo_flags INTERFACE -fpch-preprocess -Wno-restrict)  # -Wrestrict: GCC bug 105651.
+endif()
+target_compile_definitions(holo_flags INTERFACE _FILE_OFFSET_BITS=64 "HOLO_VERSION=\"${PROJECT_VERSION}\"")
+
+if(HOLO_SANITIZE)
+  add_compile_options(-fsanitize=${HOLO_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${HOLO_SANITIZE})
+endif()
+if(HOLO_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+
+find_program(HOLO_CCACHE ccache)
+if(HOLO_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # Paths are taken relative to the source tree, so that every checkout shares one cache.
+  set(launcher env "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" CCACHE_NOHASHDIR=1
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime "${HOLO_CCACHE}")
+  set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
+endif()
