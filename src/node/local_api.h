@@ -11,27 +11,18 @@
 #include <string>
 #include <vector>
 
-#include "base/bytes.h"
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/task.h"
 #include "base/time.h"
-#include "env/fd.h"
+#include "env/local_server.h"
 #include "wire/local.pb.h"
 
 namespace holo::node {
 
-struct LocalRequest {
-  std::uint16_t type = 0;       ///< wire::LocalMessage
-  std::string header;           ///< Encoded protobuf of that type.
-  Buffer payload;
-  std::vector<env::Fd> fds;
-};
-struct LocalReply {
-  std::string header;
-  std::vector<Buffer> payload;
-  std::vector<std::shared_ptr<env::Fd>> fds;  ///< Sent, not closed: the holder may keep sharing them.
-};
+/// Requests and replies are those of the socket port; descriptors in them are owned (dup what you keep).
+using LocalRequest = env::LocalRequest;
+using LocalReply = env::LocalReply;
 
 /// One connected process, after its Hello. Lives until the socket closes. Thread: loop.
 class LocalSession {
