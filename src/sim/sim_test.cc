@@ -1,0 +1,88 @@
+#include <gtest/gtest.h>
+
+#include "sim/loop.h"
+#include "sim/network.h"
+
+namespace holo::sim {
+namespace {
+
+Task<Result<env::Reply>> echo(NodeId, env::Request request) {
+  env::Reply reply;
+  reply.header = request.header;
+  reply.payload = std::move(request.payload);
+  co_return reply;
+}
+
+Task<void> ask(SimTransport* t, NodeId to, Instant deadline, std::vector<Result<env::Reply>>* out) {
+  env::Request request;
+  request.type = 1;
+  request.header = "hi";
+  env::CallOptions options{.klass = env::StreamClass::control, .deadline = deadline};
+  out->push_back(co_await t->call(to, std::move(request), options));
+}
+
+struct Pair {
+  World world;
+  Network network{world, 1};
+  SimLoop loop_a{world}, loop_b{world};
+  std::unique_ptr<SimTransport> a = network.attach(NodeId{1}, loop_a);
+  std::unique_ptr<SimTransport> b = network.attach(NodeId{2}, loop_b);
+  std::vector<Result<env::Reply>> out;
+  Pair() { b->serve(1, echo); }
+  void call() {
+    loop_a.spawn(ask(a.get(), NodeId{2}, loop_a.now() + seconds(1), &out));
+    world.run_until(world.now() + seconds(2));
+  }
+};
+
+TEST(SimNetwork, AnswersAfterADelay) {
+  Pair p;
+  p.call();
+  ASSERT_EQ(p.out.size(), 1U);
+  EXPECT_EQ(p.out[0]->header, "hi");
+}
+
+TEST(SimNetwork, EveryCallEndsOnceUnderLoss) {
+  Pair p;
+  p.network.faults().loss_per_thousand = 300;
+  for (int i = 0; i < 500; ++i) p.call();
+  EXPECT_EQ(p.out.size(), 500U);
+  const auto failed = std::count_if(p.out.begin(), p.out.end(), [](const auto& r) { return !r; });
+  EXPECT_GT(failed, 100);
+  EXPECT_LT(failed, 400);
+  EXPECT_EQ(p.loop_a.running(), 0U);
+}
+
+TEST(SimNetwork, APartitionCutsAndHeals) {
+  Pair p;
+  p.network.partition({NodeId{2}});
+  p.call();
+  EXPECT_EQ(p.out.back().error().code, Errc::unavailable);
+  p.network.heal();
+  p.call();
+  EXPECT_TRUE(p.out.back());
+}
+
+TEST(SimLoop, AKilledLoopRunsNothing) {
+  World world;
+  SimLoop loop(world);
+  bool ran = false;
+  loop.call_at(loop.now() + seconds(1), [&] { ran = true; });
+  loop.kill();
+  world.run_until(world.now() + seconds(5));
+  EXPECT_FALSE(ran);
+}
+
+TEST(SimLoop, StoppingFiresEveryTimer) {
+  World world;
+  SimLoop loop(world);
+  int fired = 0;
+  loop.call_at(loop.now() + seconds(100), [&] { ++fired; });
+  loop.call_at(loop.now() + seconds(200), [&] { ++fired; });
+  loop.begin_stop();
+  world.run_until(world.now() + seconds(1));
+  EXPECT_EQ(fired, 2);
+}
+
+}  // namespace
+}  // namespace holo::sim
