@@ -8,7 +8,8 @@ target_compile_options(holo_flags INTERFACE
   -fno-semantic-interposition
   "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")  # Same objects, and messages without a path of this machine, anywhere.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(holo_flags INTERFACE -fpch-preprocess -Wno-restrict)  # -Wrestrict: GCC bug 105651.
+  # -Wrestrict: GCC bug 105651. Sibling calls: a coroutine that resumes another must not grow the stack, at any -O.
+  target_compile_options(holo_flags INTERFACE -fpch-preprocess -Wno-restrict -foptimize-sibling-calls)
 endif()
 target_compile_definitions(holo_flags INTERFACE _FILE_OFFSET_BITS=64 "HOLO_VERSION=\"${PROJECT_VERSION}\"")
 

@@ -131,6 +131,10 @@ inline void start_detached(Task<void> task, std::function<void()> done = {}) {
 template <class T>
 class OneShot {
  public:
+  OneShot() = default;
+  OneShot(const OneShot&) = delete;
+  OneShot& operator=(const OneShot&) = delete;
+
   [[nodiscard]] bool is_set() const { return value_.has_value(); }
   /// The first call wins; later ones return false and change nothing.
   bool set(T value) {
@@ -139,12 +143,17 @@ class OneShot {
     if (auto waiter = std::exchange(waiter_, {})) waiter.resume();
     return true;
   }
-  bool await_ready() const noexcept { return value_.has_value(); }
-  void await_suspend(std::coroutine_handle<> h) {
-    HOLO_ASSERT(!waiter_, "one waiter only");
-    waiter_ = h;
-  }
-  T await_resume() { return std::move(*value_); }
+  /// An awaiter that points here: g++ 12 copies an awaitable that is its own awaiter.
+  struct Awaiter {
+    OneShot* shot;
+    bool await_ready() const noexcept { return shot->value_.has_value(); }
+    void await_suspend(std::coroutine_handle<> h) {
+      HOLO_ASSERT(!shot->waiter_, "one waiter only");
+      shot->waiter_ = h;
+    }
+    T await_resume() { return std::move(*shot->value_); }
+  };
+  Awaiter operator co_await() noexcept { return Awaiter{this}; }
 
  private:
   std::optional<T> value_;
