@@ -1,0 +1,35 @@
+// env::Carrier over TCP.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "driver/posix/asio_loop.h"
+#include "env/carrier.h"
+
+namespace holo::driver {
+
+struct HostPort {
+  std::string host;  ///< Without brackets.
+  std::uint16_t port = 0;
+};
+/// "host:port" or "[v6]:port". Error: `invalid_argument`.
+Result<HostPort> parse_host_port(const std::string& address);
+
+/// Thread: loop. The loop outlives it, its streams and its listeners.
+class TcpCarrier final : public env::Carrier {
+ public:
+  explicit TcpCarrier(AsioLoop& loop);
+  ~TcpCarrier() override;
+
+  Task<Result<std::unique_ptr<env::ByteStream>>> dial(std::string address, Instant deadline) override;
+  Result<std::unique_ptr<env::Listener>> listen(
+      std::string address, std::function<void(std::unique_ptr<env::ByteStream>)> on_accept) override;
+
+ private:
+  AsioLoop& loop_;
+  std::shared_ptr<Bytes> scratch_;  // One read buffer for all streams: delivery is synchronous, so a silent stream costs none.
+};
+
+}  // namespace holo::driver

@@ -1,0 +1,86 @@
+// env::Transport: encrypted calls between nodes, as hyperbus sessions over a carrier's byte streams.
+//
+// One connection per pair of nodes, dialled on demand by whoever needs it first. When both dial at once, the connection
+// dialled by the node with the smaller id stays; the other takes no new requests, ends the ones it has, then closes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/limits.h"
+#include "core/hyperbus/session.h"
+#include "env/carrier.h"
+#include "env/entropy.h"
+#include "env/loop.h"
+#include "env/transport.h"
+
+namespace holo::node {
+
+struct BusOptions {
+  std::shared_ptr<const hyperbus::SessionConfig> session;     ///< With the handshake's: identity, keys, trust.
+  std::size_t max_half_open = limits::kMaxHalfOpen;           ///< Beyond it the oldest silent newcomer is closed.
+  std::size_t max_serving = 8192;                             ///< Handlers at once, of all peers; above: overloaded
+  Duration connect_deadline = seconds(2);                     ///< For one address of a peer.
+  Duration first_backoff = milliseconds(50);                  ///< After a round of all addresses failed; doubles ...
+  Duration longest_backoff = seconds(2);                      ///< ... up to this. Meanwhile calls fail at once.
+};
+
+/// For `holo status --links`.
+struct LinkStatus {
+  NodeId peer;
+  std::string address;
+  bool dialled = false;  ///< By this node.
+  std::uint64_t bytes_in = 0;
+  std::uint64_t bytes_out = 0;
+  Duration round_trip;
+  std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
+};
+
+/// Thread: loop, all of it. `loop`, `carrier` and `entropy` outlive the bus and every task that the loop still runs for it.
+class Bus final : public env::Transport {
+ public:
+  Bus(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, BusOptions options);
+  /// As close().
+  ~Bus() override;
+  Bus(const Bus&) = delete;
+  Bus& operator=(const Bus&) = delete;
+
+  /// This node's id, from its identity.
+  [[nodiscard]] NodeId self() const;
+
+  /// Accepts peers on "address:port" (port 0: any); returns the bound address. May be called for several addresses.
+  /// Errors: those of Carrier::listen.
+  Result<std::string> listen(std::string address);
+
+  Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options) override;
+  void serve(std::uint16_t type, Handler handler) override;
+  void set_addresses(NodeId peer, std::vector<std::string> addresses) override;
+  Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline) override;
+  void disconnect(NodeId peer) override;
+  env::RefusedCounters refused() const override;
+
+  /// Called when the last connection to `peer` broke or was closed by it (not after disconnect() or close()).
+  void on_peer_lost(std::function<void(NodeId peer, const Error& why)> f);
+  /// Called when a first connection to `peer` stands, whoever dialled.
+  void on_peer_connected(std::function<void(NodeId peer)> f);
+  [[nodiscard]] bool connected(NodeId peer) const;
+  [[nodiscard]] std::vector<LinkStatus> links() const;
+  /// Inbound connections that have not finished their handshake.
+  [[nodiscard]] std::size_t half_open() const;
+
+  /// For connections made from now on (a changed key).
+  void set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session);
+
+  /// Stops listening, tells every peer, ends every pending call with `cancelled`. Idempotent.
+  void close();
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace holo::node

@@ -1,0 +1,123 @@
+#include "wire/local_frame.h"
+
+#include <algorithm>
+
+#include "base/assert.h"
+#include "base/strings.h"
+#include "wire/local.pb.h"
+
+namespace holo::wire {
+namespace {
+
+constexpr std::uint16_t kKindMask = 0x0003;
+constexpr std::uint16_t kFdsMask = 0x00F0;
+constexpr int kFdsShift = 4;
+constexpr std::size_t kMaxErrorText = 64 << 10;
+
+template <class Int>
+void put(MutableByteSpan out, std::size_t at, Int v) {
+  for (std::size_t i = 0; i < sizeof(Int); ++i) out[at + i] = static_cast<std::byte>((v >> (8 * i)) & 0xFF);
+}
+template <class Int>
+Int get(ByteSpan in, std::size_t at) {
+  std::uint64_t v = 0;
+  for (std::size_t i = 0; i < sizeof(Int); ++i) v |= std::to_integer<std::uint64_t>(in[at + i]) << (8 * i);
+  return static_cast<Int>(v);
+}
+
+/// Length of the well-formed UTF-8 sequence at `at`, or 0. Overlong forms, surrogates and what is beyond U+10FFFF are none.
+std::size_t utf8_sequence(std::string_view s, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return i < s.size() ? static_cast<unsigned char>(s[i]) : 0U; };
+  const unsigned b0 = byte(at), b1 = byte(at + 1);
+  const auto tail = [](unsigned b) { return (b & 0xC0) == 0x80; };
+  if (b0 < 0x80) return 1;
+  if (b0 >= 0xC2 && b0 <= 0xDF) return tail(b1) ? 2 : 0;
+  if (b0 >= 0xE0 && b0 <= 0xEF) {
+    const bool fits = tail(b1) && (b0 != 0xE0 || b1 >= 0xA0) && (b0 != 0xED || b1 < 0xA0);
+    return fits && tail(byte(at + 2)) ? 3 : 0;
+  }
+  if (b0 >= 0xF0 && b0 <= 0xF4) {
+    const bool fits = tail(b1) && (b0 != 0xF0 || b1 >= 0x90) && (b0 != 0xF4 || b1 < 0x90);
+    return fits && tail(byte(at + 2)) && tail(byte(at + 3)) ? 4 : 0;
+  }
+  return 0;
+}
+
+/// Protobuf strings are UTF-8; a message with a file name or a user's exception text in it need not be.
+std::string sendable_text(std::string_view text) {
+  text = text.substr(0, kMaxErrorText);
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t i = 0; i < text.size();) {
+    const std::size_t n = utf8_sequence(text, i);
+    if (n == 0) {
+      out.push_back('?');
+      ++i;
+    } else {
+      out.append(text.substr(i, n));
+      i += n;
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+void encode_local_frame(const LocalFrame& frame, MutableByteSpan out) {
+  HOLO_ASSERT(out.size() == kLocalFrameBytes);
+  HOLO_ASSERT(frame.fds <= kMaxLocalFrameFds);
+  put<std::uint16_t>(out, 0, frame.type);
+  put<std::uint16_t>(out, 2, static_cast<std::uint16_t>(static_cast<unsigned>(frame.kind) | (frame.fds << kFdsShift)));
+  put<std::uint32_t>(out, 4, frame.id);
+  put<std::uint32_t>(out, 8, frame.header_bytes);
+  put<std::uint32_t>(out, 12, frame.payload_bytes);
+}
+
+Result<LocalFrame> decode_local_frame(ByteSpan bytes) {
+  if (bytes.size() != kLocalFrameBytes) return fail(Errc::malformed, "a local frame header of another length");
+  const auto flags = get<std::uint16_t>(bytes, 2);
+  if ((flags & ~(kKindMask | kFdsMask)) != 0) return fail(Errc::malformed, "a local frame with unknown flags");
+  const LocalFrame frame{
+      .type = get<std::uint16_t>(bytes, 0),
+      .kind = static_cast<LocalKind>(flags & kKindMask),
+      .fds = static_cast<std::uint8_t>((flags & kFdsMask) >> kFdsShift),
+      .id = get<std::uint32_t>(bytes, 4),
+      .header_bytes = get<std::uint32_t>(bytes, 8),
+      .payload_bytes = get<std::uint32_t>(bytes, 12),
+  };
+  if (frame.fds > kMaxLocalFrameFds) return fail(Errc::malformed, "a local frame with too many descriptors");
+  if (frame.header_bytes > limits::kMaxHeaderBytes) return fail(Errc::malformed, "a local frame with too long a header");
+  if (frame.payload_bytes > limits::kMaxPayloadBytes) return fail(Errc::malformed, "a local frame with too long a payload");
+  if ((frame.kind == LocalKind::one_way) != (frame.id == 0)) {
+    return fail(Errc::malformed, "a local frame whose id does not fit its kind");
+  }
+  if (frame.kind == LocalKind::error && (frame.payload_bytes != 0 || frame.fds != 0)) {
+    return fail(Errc::malformed, "a local error frame with more than an error");
+  }
+  return frame;
+}
+
+std::string encode_local_error(const Error& error) {
+  WireError out;
+  out.set_code(static_cast<std::uint32_t>(error.code));
+  out.set_message(sendable_text(error.message));
+  out.set_hint(sendable_text(error.hint));
+  out.set_node(error.node);
+  out.set_retryable(error.retryable);
+  return out.SerializeAsString();
+}
+
+Error decode_local_error(std::string_view header) {
+  WireError in;
+  if (!in.ParseFromArray(header.data(), static_cast<int>(header.size()))) {
+    return Error{.code = Errc::internal, .message = "the other side sent an error that does not decode"};
+  }
+  const bool known = in.code() >= 1 && in.code() <= static_cast<std::uint32_t>(Errc::internal);
+  return Error{.code = known ? static_cast<Errc>(in.code()) : Errc::internal,
+               .message = in.message(),
+               .hint = in.hint(),
+               .node = in.node(),
+               .retryable = in.retryable()};
+}
+
+}  // namespace holo::wire

@@ -1,0 +1,52 @@
+// Frames on an agent's local socket: a fixed header, the protobuf header, the payload. Both sides send requests.
+//
+//   0  u16 type            the request's; a reply and an error repeat it
+//   2  u16 flags           bits 0-1 kind, bits 4-7 number of descriptors attached to the frame's first byte, others 0
+//   4  u32 id              of the request, chosen by its sender, never 0; 0 in one-way frames
+//   8  u32 header_bytes
+//  12  u32 payload_bytes
+// All little-endian. Source of the descriptor rule: unix(7), SCM_RIGHTS; a receiver never gets bytes beyond the frame that
+// carries descriptors in the same recvmsg(2) as the next ones.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "base/result.h"
+
+namespace holo::wire {
+
+inline constexpr std::size_t kLocalFrameBytes = 16;
+inline constexpr std::size_t kMaxLocalFrameFds = 8;
+
+enum class LocalKind : std::uint8_t {
+  request = 0,  ///< Wants one reply or error with the same id.
+  reply = 1,
+  error = 2,    ///< The header is a WireError; no payload, no descriptors.
+  one_way = 3,
+};
+
+struct LocalFrame {
+  std::uint16_t type = 0;
+  LocalKind kind = LocalKind::request;
+  std::uint8_t fds = 0;
+  std::uint32_t id = 0;
+  std::uint32_t header_bytes = 0;   ///< At most limits::kMaxHeaderBytes.
+  std::uint32_t payload_bytes = 0;  ///< At most limits::kMaxPayloadBytes.
+  friend bool operator==(const LocalFrame&, const LocalFrame&) = default;
+};
+
+/// Writes kLocalFrameBytes to `out`. The frame is one that decode_local_frame accepts.
+void encode_local_frame(const LocalFrame& frame, MutableByteSpan out);
+/// `bytes`: exactly kLocalFrameBytes. Errors: `malformed` (another length, unknown flag, a limit exceeded, an id where none
+/// belongs or none where one does, an error with payload or descriptors).
+Result<LocalFrame> decode_local_frame(ByteSpan bytes);
+
+/// An error as the header of a LocalKind::error frame. Over-long texts are cut.
+std::string encode_local_error(const Error& error);
+/// Total: what does not decode becomes an `internal` error that says so.
+Error decode_local_error(std::string_view header);
+
+}  // namespace holo::wire
