@@ -1,0 +1,217 @@
+// The replicated state of a cluster: nodes, epochs, regions, placement, and the page directory. Every agent applies the same
+// log to its own copy, so all copies are equal, byte for byte (snapshot()). No clock, no randomness, no floating point in decisions.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/ids.h"
+#include "base/limits.h"
+#include "base/result.h"
+#include "base/time.h"
+#include "core/control/directory.h"
+#include "core/control/placement.h"
+#include "core/control/session.h"
+#include "wire/control.pb.h"
+
+namespace holo::control {
+
+enum class NodeState : std::uint8_t { alive = 1, dead = 2, left = 3 };
+/// "alive", "dead", "left".
+std::string_view node_state_name(NodeState s);
+
+struct NodeRecord {
+  NodeId id;
+  std::string name;
+  std::vector<std::string> addresses;  ///< "host:port", to be tried in this order.
+  std::uint32_t cores = 0;
+  std::uint64_t memory_bytes = 0;      ///< Offered for page frames; also its weight in placement.
+  double speed = 0;
+  std::string version;
+  std::uint64_t incarnation = 0;       ///< Grows with every start of that agent.
+  NodeState state = NodeState::alive;
+  bool voter = false;
+  bool draining = false;               ///< Takes no new shards; its last copies get a second node.
+  WallTime since;                      ///< When it entered `state`.
+  std::uint64_t reserved_bytes = 0;    ///< Pages of regions assigned here, whether written or not.
+
+  [[nodiscard]] bool alive() const { return state == NodeState::alive; }
+};
+
+struct RegionRecord {
+  RegionId id;
+  std::string name;
+  std::string type;               ///< "u64", "f64", "bytes", "struct:SIZE", ...
+  std::uint32_t element_bytes = 0;
+  std::uint64_t count = 0;
+  std::uint64_t bytes = 0;        ///< count * element_bytes
+  std::uint64_t page_bytes = 0;
+  std::uint64_t pages = 0;        ///< The last one may be cut by `bytes`; it still takes a whole page.
+  std::string mode;               ///< "phased"
+  std::uint32_t replication = 1;
+  std::uint32_t owner_uid = 0;
+  std::uint64_t block_pages = 1;  ///< A power of two. Block b is pages [b * block_pages, (b + 1) * block_pages).
+  std::uint64_t blocks = 0;
+  Version version;                ///< Commits so far.
+  WallTime created;
+};
+
+/// Called while an entry is applied, in the order registered, with the state already changed. On every node alike.
+/// Must not propose synchronously and must not block. Thread: loop.
+class StateObserver {
+ public:
+  virtual ~StateObserver() = default;
+  /// `version` of `region` was made by `txn`; it wrote `pages` (ascending, disjoint; empty for a bump).
+  virtual void on_commit(RegionId region, Version version, TxnId txn, std::span<const PageRange> pages) = 0;
+  virtual void on_region_created(RegionId region) = 0;
+  /// The region is no longer in the state.
+  virtual void on_region_freed(RegionId region) = 0;
+  /// A node joined, died, returned, left or changed; lists of shards may have changed too. `epoch` is the one from now on.
+  virtual void on_nodes_changed(Epoch epoch, NodeId node) = 0;
+  /// Shards got or lost in-sync nodes or targets to fill without a change of the epoch.
+  virtual void on_placement_changed(RegionId region) = 0;
+  /// The whole state was replaced (a snapshot): forget what was derived from it and look again.
+  virtual void on_restored() = 0;
+};
+
+/// See the file comment. Not copyable; moving is not needed. Thread: one at a time.
+class State {
+ public:
+  State();
+  ~State();
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  // ---- Changing it: only by the log.
+
+  /// Applies one entry. Bytes that do not decode change nothing and give `malformed`; any command gives a result, never a crash.
+  wire::CommandResult apply(LogIndex index, WallTime when, ByteSpan command);
+  /// The result of an earlier command of that client; nullopt when it was not applied, or is below its `outstanding`.
+  std::optional<wire::CommandResult> result_of(NodeId client, std::uint64_t incarnation, std::uint64_t sequence) const;
+  /// The whole state; equal states give equal bytes. Cost: O(regions + written ranges).
+  Bytes snapshot() const;
+  /// Replaces everything. Error: `corrupt`; the state is then as before.
+  Status restore(LogIndex index, ByteSpan snapshot);
+
+  void add_observer(StateObserver* observer) { observers_.push_back(observer); }
+
+  // ---- Cluster and nodes.
+
+  [[nodiscard]] ClusterId cluster() const { return cluster_; }  ///< 0 before ClusterInit.
+  [[nodiscard]] const std::string& cluster_name() const { return name_; }
+  [[nodiscard]] Epoch epoch() const { return epoch_; }
+  [[nodiscard]] LogIndex applied() const { return applied_; }
+  [[nodiscard]] WallTime now() const { return now_; }  ///< The time of the last entry; never goes back.
+  [[nodiscard]] const std::map<NodeId, NodeRecord>& nodes() const { return nodes_; }
+  /// Null when unknown. A node that left stays known (state `left`) until it joins anew.
+  [[nodiscard]] const NodeRecord* node(NodeId id) const;
+  /// True when `id` is alive under exactly this incarnation.
+  [[nodiscard]] bool alive(NodeId id, std::uint64_t incarnation) const;
+  [[nodiscard]] std::vector<NodeId> live_nodes() const;
+  [[nodiscard]] std::size_t live_count() const { return live_count_; }
+
+  // ---- Regions. Unknown regions: null, nullopt, 0 or nothing visited.
+
+  [[nodiscard]] const RegionRecord* region(RegionId id) const;
+  [[nodiscard]] const RegionRecord* region_by_name(std::string_view name) const;
+  [[nodiscard]] std::vector<RegionId> regions() const;  ///< By id.
+  /// Pages by home node, ascending by node; nodes without pages are left out.
+  [[nodiscard]] std::vector<std::pair<NodeId, std::uint64_t>> pages_by_node(RegionId id) const;
+
+  // ---- Placement. Cost of each: a hash and a lookup.
+
+  [[nodiscard]] ShardNo shard_of(RegionId region, PageNo page) const;
+  /// Where writers stage and readers ask first. May be dead: then it is the sole holder. 0: no such region or page.
+  [[nodiscard]] NodeId home(RegionId region, PageNo page) const;
+  /// The in-sync nodes, home first. All alive, or exactly one that is dead (the sole holder).
+  [[nodiscard]] NodeList replicas(RegionId region, PageNo page) const;
+  /// The node that alone holds the page, when it is dead: the page cannot be had until it returns. 0 otherwise.
+  [[nodiscard]] NodeId sole_holder(RegionId region, PageNo page) const;
+  /// The node that is being filled for this page's shard, 0 when none. Stages must go there too.
+  [[nodiscard]] NodeId filling(RegionId region, PageNo page) const;
+  /// Copies that a commit of this region needs now: min(replication, live nodes), at least 1.
+  [[nodiscard]] std::uint32_t wanted_copies(RegionId region) const;
+
+  struct ShardView {
+    RegionId region;
+    ShardNo shard;
+    NodeList in_sync;
+    NodeId filling;
+    std::uint64_t pages = 0;
+  };
+  /// Every shard of the region that has pages, ascending.
+  void for_each_shard(RegionId region, const std::function<void(const ShardView&)>& f) const;
+  /// Every shard of every region that has a node to fill.
+  void for_each_fill(const std::function<void(const ShardView&)>& f) const;
+  /// Every block, ascending, with its pages and its home: how a job is split.
+  void for_each_block(RegionId region, const std::function<void(PageRange pages, NodeId home)>& f) const;
+  /// The blocks of one shard as page ranges, ascending. Cost: O(blocks of the region).
+  [[nodiscard]] std::vector<PageRange> pages_of_shard(RegionId region, ShardNo shard) const;
+
+  // ---- Page directory.
+
+  /// The version that last wrote the page; 0: never written, all zero.
+  [[nodiscard]] Version version_of(RegionId region, PageNo page) const;
+  /// Written pages, ascending, joined where neighbours have one version.
+  void for_each_written(RegionId region, const std::function<void(PageRange, Version)>& f) const;
+  /// Pages of `within` that a version > `since` wrote, ascending.
+  void for_each_written_since(RegionId region, Version since, PageRange within,
+                              const std::function<void(PageRange, Version)>& f) const;
+
+ private:
+  struct Region {
+    RegionRecord record;
+    Placement placement;
+    Directory directory;
+  };
+
+  wire::CommandResult dispatch(const wire::Command& command);
+  wire::CommandResult cluster_init(const wire::ClusterInit& c);
+  wire::CommandResult node_join(const wire::NodeJoin& c);
+  wire::CommandResult node_alive(const wire::NodeAlive& c);
+  wire::CommandResult node_dead(const wire::NodeDead& c);
+  wire::CommandResult node_leave(const wire::NodeLeave& c);
+  wire::CommandResult node_update(const wire::NodeUpdate& c);
+  wire::CommandResult create_region(const wire::CreateRegion& c);
+  wire::CommandResult free_region(const wire::FreeRegion& c);
+  wire::CommandResult commit(const wire::CommitTxns& c);
+  wire::CommandResult shards_filled(const wire::ShardsFilled& c);
+  wire::TxnResult commit_one(const wire::TxnCommit& t);
+
+  [[nodiscard]] Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_uid) const;
+  [[nodiscard]] std::vector<NodeCapacity> capacities() const;
+  [[nodiscard]] std::uint64_t free_bytes() const;
+  void set_info(NodeRecord& node, const wire::NodeInfo& info);
+  void end_incarnation(NodeId node);
+  void settle_placement(Region& region);
+  void settle_all();
+  void recount();
+  void nodes_changed(NodeId node);
+  const Region* find(RegionId id) const;
+
+  ClusterId cluster_;
+  std::string name_;
+  Epoch epoch_;
+  LogIndex applied_;
+  WallTime now_;
+  std::uint64_t next_region_ = 1;
+  std::map<NodeId, NodeRecord> nodes_;
+  std::size_t live_count_ = 0;
+  std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
+  std::map<std::string, RegionId, std::less<>> names_;
+  std::map<NodeId, Session> sessions_;
+  std::vector<StateObserver*> observers_;
+};
+
+}  // namespace holo::control

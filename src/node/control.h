@@ -1,0 +1,135 @@
+// The node's part in the cluster: its copy of the replicated state, proposals to the log, heartbeats, joining and leaving.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "base/task.h"
+#include "base/time.h"
+#include "core/control/state.h"
+#include "env/command_log.h"
+#include "env/entropy.h"
+#include "env/kv_store.h"
+#include "env/loop.h"
+#include "env/transport.h"
+#include "node/local_api.h"
+#include "wire/control.pb.h"
+#include "wire/membership.pb.h"
+
+namespace holo::node {
+
+/// What this node says of itself. The incarnation is ControlService's own (kept in the KvStore, higher at each start).
+struct NodeIdentity {
+  NodeId id;
+  std::string name;
+  std::vector<std::string> addresses;  ///< Advertised "host:port".
+  std::uint32_t cores = 0;
+  std::uint64_t memory_bytes = 0;
+  double speed = 0;
+  std::string version;
+};
+
+/// Opens the log over `machine`. `bootstrap`: a fresh cluster with this node as its only voter; otherwise the log goes on from
+/// what is on disk, or waits empty for a leader.
+struct LogOptions {
+  NodeId self;
+  bool bootstrap = false;
+};
+using LogFactory = std::function<Result<std::unique_ptr<env::CommandLog>>(env::StateMachine& machine, LogOptions options)>;
+
+/// Thread: loop. Lives as long as the services that observe it.
+class ControlService {
+ public:
+  struct Ports {
+    env::Loop* loop = nullptr;
+    env::Transport* transport = nullptr;
+    env::KvStore* store = nullptr;
+    env::Entropy* entropy = nullptr;
+    LogFactory open_log;
+  };
+  ControlService(Ports ports, NodeIdentity self);
+  ~ControlService();
+  ControlService(const ControlService&) = delete;
+  ControlService& operator=(const ControlService&) = delete;
+
+  // ---- Life. Exactly one of init, join, resume, after every service has registered with it and before it is used.
+
+  /// True when this node's store says that it is a member of a cluster: then resume(), else init() or join().
+  Result<bool> has_cluster();
+  /// Makes a new cluster with this node in it. Errors: `refused` (this node is in a cluster already), `io_error`.
+  Task<Status> init(std::string cluster_name, Instant deadline);
+  /// Enters the cluster that `seed` ("host:port") belongs to; done once this node has applied its own entry as alive.
+  /// Errors: `unavailable`, `wrong_key`, `wrong_version`, `deadline_exceeded`, `no_quorum`, `over_limit`, `refused`.
+  Task<Status> join(std::string seed, Instant deadline);
+  /// Goes on after a restart. Returns at once; this node is alive again once a leader has heard it (ready()).
+  Status resume();
+  /// Leaves the cluster for good: drains (see set_leave_check), then NodeLeave. Errors: `refused` with what it still holds,
+  /// `deadline_exceeded`, `no_quorum`.
+  Task<Status> leave(Instant deadline);
+  /// Stops loops and the log; writes nothing more. Before destruction, while the loop still runs.
+  Task<void> stop();
+
+  // ---- For other services.
+
+  [[nodiscard]] const control::State& state() const { return state_; }
+  /// Before init, join or resume.
+  void add_observer(control::StateObserver* observer) { state_.add_observer(observer); }
+  [[nodiscard]] NodeId self() const { return identity_.id; }
+  [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
+  /// The leader as this node knows it; 0 while unknown.
+  [[nodiscard]] NodeId leader() const;
+  [[nodiscard]] bool is_leader() const;
+  /// This node is alive in the state under its own incarnation: it may commit.
+  [[nodiscard]] bool ready() const;
+  [[nodiscard]] env::LogStatus log_status() const;
+
+  /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without acting twice.
+  /// A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and `no_quorum` (outcome unknown),
+  /// `overloaded` (limits::kMaxPendingCommands), `over_limit` (kMaxCommandBytes), `cancelled` (shutdown). Thread: loop.
+  Task<Result<wire::CommandResult>> propose(wire::CommandBody body, Instant deadline);
+  /// Until this node has applied `index`. Errors: `deadline_exceeded`, `cancelled`.
+  Task<Status> wait_applied(LogIndex index, Instant deadline);
+  /// Until `region` is at `version` or higher here. Errors: `not_found` (freed meanwhile), `deadline_exceeded`, `cancelled`.
+  Task<Status> wait_version(RegionId region, Version version, Instant deadline);
+  /// A linearizable read point: everything committed before the call is applied here. Errors: as CommandLog::barrier.
+  Task<Status> barrier(Instant deadline);
+
+  /// What goes into this node's heartbeats: frames used, and per region the lowest snapshot in use (or the newest applied).
+  void set_report_source(std::function<wire::NodeReport()> source) { report_source_ = std::move(source); }
+  /// No snapshot of `region` below this is in use anywhere: older versions may go. Never falls. 0: nothing may go.
+  [[nodiscard]] Version floor(RegionId region) const;
+  /// Called after floors have risen.
+  void on_floors(std::function<void()> f) { floors_observers_.push_back(std::move(f)); }
+  /// As heard through the leader; 0 when unknown.
+  [[nodiscard]] std::uint64_t frames_used(NodeId node) const;
+
+  /// Asked by leave() after the node is draining; returns once nothing here is a last copy, or `refused` saying what is.
+  /// Without one, the state alone decides.
+  void set_leave_check(std::function<Task<Status>(Instant deadline)> f) { leave_check_ = std::move(f); }
+
+  /// Registers REGION_CREATE, REGION_OPEN, REGION_LIST and REGION_FREE.
+  void register_local(LocalApi& api);
+  /// As sent to local processes.
+  [[nodiscard]] wire::RegionInfo region_info(RegionId id) const;
+
+  struct Impl;
+
+ private:
+  friend struct Impl;
+  NodeIdentity identity_;
+  std::uint64_t incarnation_ = 0;
+  control::State state_;
+  std::function<wire::NodeReport()> report_source_;
+  std::vector<std::function<void()>> floors_observers_;
+  std::function<Task<Status>(Instant)> leave_check_;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace holo::node
