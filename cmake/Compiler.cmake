@@ -1,20 +1,25 @@
 # How everything of ours is compiled: warnings are errors, ccache when it is there, sanitizers on demand.
 
-add_library(holo_flags INTERFACE)
-target_include_directories(holo_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMAKE_SOURCE_DIR}/include")
-target_compile_options(holo_flags INTERFACE
+add_library(holo_warnings INTERFACE)
+target_compile_options(holo_warnings INTERFACE
   -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror
   -Wno-missing-field-initializers  # Designated initializers leave members to their defaults on purpose.
   -fno-semantic-interposition
   "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")  # Same objects, and messages without a path of this machine, anywhere.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # -Wrestrict: GCC bug 105651. Sibling calls: a coroutine that resumes another must not grow the stack, at any -O.
-  target_compile_options(holo_flags INTERFACE -fpch-preprocess -Wno-restrict -foptimize-sibling-calls)
+  target_compile_options(holo_warnings INTERFACE -fpch-preprocess -Wno-restrict -foptimize-sibling-calls)
 endif()
-target_compile_definitions(holo_flags INTERFACE _FILE_OFFSET_BITS=64 "HOLO_VERSION=\"${PROJECT_VERSION}\"")
+
+add_library(holo_flags INTERFACE)
+target_link_libraries(holo_flags INTERFACE holo_warnings)
+target_include_directories(holo_flags INTERFACE "${CMAKE_SOURCE_DIR}/src" "${CMAKE_SOURCE_DIR}/include")
+target_compile_definitions(holo_flags INTERFACE "HOLO_VERSION=\"${PROJECT_VERSION}\"")
+
+add_link_options(LINKER:--as-needed)
 
 if(HOLO_SANITIZE)
-  add_compile_options(-fsanitize=${HOLO_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_compile_options(-fsanitize=${HOLO_SANITIZE} -fno-sanitize-recover=all -fno-sanitize=vptr -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${HOLO_SANITIZE})
 endif()
 if(HOLO_FUZZ)
