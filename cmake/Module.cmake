@@ -20,12 +20,12 @@ if(HOLO_PCH)
   if(HOLO_TESTS)
     add_library(holo_test_pch OBJECT "${CMAKE_BINARY_DIR}/pch.cc")
     target_link_libraries(holo_test_pch PRIVATE holo_flags holo::test_libs)
-    set_target_properties(holo_test_pch PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    set_target_properties(holo_test_pch PROPERTIES POSITION_INDEPENDENT_CODE OFF)  # As programs are: the default, PIE.
     target_precompile_headers(holo_test_pch PRIVATE ${std_headers} <gmock/gmock.h> <gtest/gtest.h>)
   endif()
 endif()
 
-# Compiles `target` as ours.
+# Compiles the library `target` as ours.
 function(holo_compile target)
   target_link_libraries(${target} PRIVATE $<BUILD_INTERFACE:holo_flags>)
   if(HOLO_PCH)
@@ -99,8 +99,7 @@ function(holo_module folder)
 
   if(arg_PROGRAM AND EXISTS "${dir}/main.cc")
     add_executable(${arg_PROGRAM} "${dir}/main.cc")
-    target_link_libraries(${arg_PROGRAM} PRIVATE ${target} ${lower} ${arg_LIBS})
-    holo_compile(${arg_PROGRAM})
+    target_link_libraries(${arg_PROGRAM} PRIVATE ${target} ${lower} ${arg_LIBS} holo_flags)
   endif()
   if(HOLO_TESTS AND tests)
     holo_test_program(${target}_test "${tests}" ${target} ${lower} ${arg_LIBS})
