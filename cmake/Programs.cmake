@@ -1,5 +1,12 @@
 # Examples, benches and fuzz targets: one program per file, or per folder with a main.cc. And the list of test programs.
 
+add_custom_target(programs DEPENDS libholo)  # What a user runs; without the tests.
+foreach(program holo holo-sim)
+  if(TARGET ${program})
+    add_dependencies(programs ${program})
+  endif()
+endforeach()
+
 # Examples see what a user sees: the public headers and libholo.a.
 file(GLOB example_files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/examples/*.cc" "${CMAKE_SOURCE_DIR}/examples/*.c"
   "${CMAKE_SOURCE_DIR}/examples/*/main.cc")
@@ -15,6 +22,7 @@ foreach(file IN LISTS example_files)
   set_target_properties(example_${name} PROPERTIES
     OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin/examples")
   target_link_libraries(example_${name} PRIVATE holo_warnings holo::holo)
+  add_dependencies(programs example_${name})
 endforeach()
 
 # Benches may look inside.
