@@ -1,6 +1,6 @@
-// Which agents run on this machine for this user: one small record each, so that programs and commands find their cluster.
-// Records lie in the runtime directory (without one, in the state directory) under agents/; a record whose socket nobody
-// answers is stale and is passed over.
+// Which agents run on this machine for this user: one small record each, so that programs and commands find their
+// cluster. Records lie in the runtime directory (without one, in the state directory) under agents/; a record whose
+// socket nobody answers is stale and is passed over.
 #pragma once
 
 #include <sys/types.h>
@@ -13,11 +13,11 @@
 namespace holo::driver {
 
 struct AgentRecord {
-  std::string socket;        ///< Path of its Unix socket.
-  std::string state_dir;     ///< Absolute.
-  std::string cluster_id;    ///< 16 hexadecimal digits; empty before it belongs to a cluster.
+  std::string socket;      ///< Path of its Unix socket.
+  std::string state_dir;   ///< Absolute.
+  std::string cluster_id;  ///< 16 hexadecimal digits; empty before it belongs to a cluster.
   std::string cluster_name;
-  std::string node_id;       ///< 16 hexadecimal digits.
+  std::string node_id;  ///< 16 hexadecimal digits.
   std::string node_name;
   pid_t pid = 0;
   friend bool operator==(const AgentRecord&, const AgentRecord&) = default;
@@ -49,8 +49,8 @@ struct AgentChoice {
 /// several clusters run here and none was chosen).
 Result<AgentRecord> choose_agent(const AgentChoice& choice);
 
-/// Where an agent with this state directory puts its socket: agent-ID.sock in the runtime directory, or agent.sock in the state
-/// directory when there is no runtime directory.
+/// Where an agent with this state directory puts its socket: agent-ID.sock in the runtime directory, or agent.sock in
+/// the state directory when there is no runtime directory.
 std::string agent_socket_path(const std::string& state_dir, const std::string& node_id);
 
 }  // namespace holo::driver
