@@ -11,8 +11,8 @@
 
 namespace holo {
 
-/// Elements [first(), last()) of an array, in memory of the node that runs the task. Indices are those of the whole array.
-/// Chunk<const T> is read-only, and cheaper: prefer it where nothing is written. Valid while the task runs.
+/// Elements [first(), last()) of an array, in memory of the node that runs the task. Indices are those of the whole
+/// array. Chunk<const T> is read-only, and cheaper: prefer it where nothing is written. Valid while the task runs.
 template <class T>
 class Chunk {
  public:
@@ -40,8 +40,8 @@ class Chunk {
   [[nodiscard]] T* end() const { return base_ + last(); }
   [[nodiscard]] std::span<T> span() const { return {begin(), static_cast<std::size_t>(size())}; }
 
-  /// The whole array, to read beyond the chunk's ends: as of the job's start, except this chunk's own elements, which are as
-  /// this task has written them. Pages that live elsewhere are fetched when they are touched.
+  /// The whole array, to read beyond the chunk's ends: as of the job's start, except this chunk's own elements, which
+  /// are as this task has written them. Pages that live elsewhere are fetched when they are touched.
   [[nodiscard]] std::span<const value_type> array() const {
     return {reinterpret_cast<const value_type*>(task_->whole(*task_)), static_cast<std::size_t>(task_->count)};
   }

@@ -22,24 +22,28 @@
 
 namespace holo {
 
-/// A connection to the agent of this machine, and through it to the cluster. A handle: copies share the connection, which
-/// closes with the last of them and of the arrays and futures made from it. Thread: any.
+/// A connection to the agent of this machine, and through it to the cluster. A handle: copies share the connection,
+/// which closes with the last of them and of the arrays and futures made from it. Thread: any.
 ///
 /// Functions given to parallel_for, map, reduce and submit run in other processes, on other machines: they may capture
-/// trivially copyable values by value, nothing else. A captured pointer or reference is refused when the work is started.
-/// What they print appears on this program's standard error as "[node] line".
+/// trivially copyable values by value, nothing else. A captured pointer or reference is refused when the work is
+/// started. What they print appears on this program's standard error as "[node] line".
 class Cluster {
  public:
   explicit Cluster(std::shared_ptr<detail::Session> session) : session_(std::move(session)) {}
 
-  /// Opens the array `name` when it exists with the same shape, or makes it: all zero, version 0. It outlives the program; free() ends it.
-  /// `name`: 1 to 128 of [A-Za-z0-9._/-]. Errors: `already_exists` (another shape), `invalid_argument` (name, count of 0, page size),
-  /// `out_of_memory` (the nodes' limits), `over_limit`, `unsupported` (strict), `refused` (replication above the live nodes), `unavailable`.
+  /// Opens the array `name` when it exists with the same shape, or makes it: all zero, version 0. It outlives the
+  /// program; free() ends it. `name`: 1 to 128 of [A-Za-z0-9._/-]. Errors: `already_exists` (another shape),
+  /// `invalid_argument` (name, count of 0, page size), `out_of_memory` (the nodes' limits), `over_limit`, `unsupported`
+  /// (strict), `refused` (replication above the live nodes), `unavailable`.
   template <class T>
   Result<SharedArray<T>> array(std::string_view name, std::uint64_t count, ArrayOptions options = {}) {
     static_assert(Element<T>, "holo: an array element must be trivially copyable and hold no pointer");
-    return wrap<SharedArray<T>>(session_->create(
-        {.name = std::string(name), .type = detail::element_type<T>(), .element_bytes = sizeof(T), .count = count, .options = options}));
+    return wrap<SharedArray<T>>(session_->create({.name = std::string(name),
+                                                  .type = detail::element_type<T>(),
+                                                  .element_bytes = sizeof(T),
+                                                  .count = count,
+                                                  .options = options}));
   }
   /// Opens an array that exists. Errors: `not_found`, `invalid_argument` (it holds another type), `unavailable`.
   template <class T>
@@ -59,10 +63,10 @@ class Cluster {
   /// All arrays and buffers of the cluster.
   Result<std::vector<RegionFacts>> regions() { return session_->regions(); }
 
-  /// Runs `f(holo::Chunk<T>)` for every chunk of `xs`, each on the node where its pages live. A chunk's writes commit when its
-  /// call returns, all of them or none, exactly once; afterwards work that this program starts sees them. Mapped memory of this
-  /// program sees them after xs.sync() or xs.refresh().
-  /// An exception in `f` ends the job: `task_failed` with the node, the task and its message; chunks committed before stay.
+  /// Runs `f(holo::Chunk<T>)` for every chunk of `xs`, each on the node where its pages live. A chunk's writes commit
+  /// when its call returns, all of them or none, exactly once; afterwards work that this program starts sees them.
+  /// Mapped memory of this program sees them after xs.sync() or xs.refresh(). An exception in `f` ends the job:
+  /// `task_failed` with the node, the task and its message; chunks committed before stay.
   template <class T, class F>
   Future<void> parallel_for(const SharedArray<T>& xs, F f) {
     HOLO_CHECK_CALLABLE(F);
@@ -74,15 +78,16 @@ class Cluster {
     return {session_->start(std::move(job)), [](detail::Job&) { return Result<void>(); }};
   }
 
-  /// Runs `f` for every chunk and collects what it returns, in chunk order. A generic lambda gets a holo::Chunk<const T>;
-  /// one that names holo::Chunk<T> may write as in parallel_for. R: trivially copyable, std::string, or vectors and pairs of those,
-  /// at most 8 MiB each.
+  /// Runs `f` for every chunk and collects what it returns, in chunk order. A generic lambda gets a holo::Chunk<const
+  /// T>; one that names holo::Chunk<T> may write as in parallel_for. R: trivially copyable, std::string, or vectors and
+  /// pairs of those, at most 8 MiB each.
   template <class T, class F>
   auto map(const SharedArray<T>& xs, F f) {
     HOLO_CHECK_CALLABLE(F);
     using Want = detail::ChunkFor<F, T, Chunk<const T>>;
     using R = std::invoke_result_t<F&, typename Want::type>;
-    static_assert(detail::Sendable<R>, "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
+    static_assert(detail::Sendable<R>,
+                  "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
     detail::JobRequest job = request(f, &detail::run_chunk<F, typename Want::type>, xs, "map");
     job.writes = Want::writes;
     job.results = true;
@@ -98,12 +103,14 @@ class Cluster {
     });
   }
 
-  /// Folds all elements: op(op(init, x0), x1)..., grouped by chunks, so `op` must be associative. Groups are combined in
-  /// order: the result is the same in every run with the same placement of chunks. `op(R, T)` within a chunk, `op(R, R)` between them.
+  /// Folds all elements: op(op(init, x0), x1)..., grouped by chunks, so `op` must be associative. Groups are combined
+  /// in order: the result is the same in every run with the same placement of chunks. `op(R, T)` within a chunk, `op(R,
+  /// R)` between them.
   template <class T, class R, class Op>
   Future<R> reduce(const SharedArray<T>& xs, R init, Op op) {
     HOLO_CHECK_CALLABLE(Op);
-    static_assert(detail::Sendable<R>, "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
+    static_assert(detail::Sendable<R>,
+                  "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
     detail::JobRequest job = request(op, &detail::run_fold<Op, T, R>, xs, "reduce");
     job.results = true;
     return {session_->start(std::move(job)), [init, op](detail::Job& done) mutable -> Result<R> {
@@ -118,7 +125,8 @@ class Cluster {
             }};
   }
 
-  /// Runs `f(args...)` once, somewhere. Arguments and result: as results of map(); all arguments together at most 4 KiB.
+  /// Runs `f(args...)` once, somewhere. Arguments and result: as results of map(); all arguments together at most 4
+  /// KiB.
   template <class F, class... Args>
   auto submit(F f, Args... args) {
     HOLO_CHECK_CALLABLE(F);
@@ -135,7 +143,8 @@ class Cluster {
     if constexpr (std::is_void_v<R>) {
       return Future<void>(session_->start(std::move(job)), [](detail::Job&) { return Result<void>(); });
     } else {
-      static_assert(detail::Sendable<R>, "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
+      static_assert(detail::Sendable<R>,
+                    "holo: a result must be trivially copyable (no pointers), std::string, or a vector of those");
       return Future<R>(session_->start(std::move(job)), [](detail::Job& done) -> Result<R> {
         if (done.results().size() != 1) return fail(Errc::internal, "a task gave no result");
         return detail::decode<R>(done.results().front());
@@ -168,9 +177,9 @@ class Cluster {
   std::shared_ptr<detail::Session> session_;
 };
 
-/// Connects to this machine's agent. The socket: HOLO_SOCKET, or the one agent of this user (or of the system) that runs here.
-/// Errors: `unavailable` (no agent), `refused` (several clusters here: HOLO_SOCKET chooses), `permission_denied`,
-/// `wrong_version`, `unsupported` (called inside a task).
+/// Connects to this machine's agent. The socket: HOLO_SOCKET, or the one agent of this user (or of the system) that
+/// runs here. Errors: `unavailable` (no agent), `refused` (several clusters here: HOLO_SOCKET chooses),
+/// `permission_denied`, `wrong_version`, `unsupported` (called inside a task).
 inline Result<Cluster> connect() {
   auto session = detail::connect(nullptr, nullptr);
   if (!session) return std::unexpected(std::move(session).error());
@@ -182,8 +191,8 @@ inline Result<Cluster> connect(int& argc, char** argv) {
   if (!session) return std::unexpected(std::move(session).error());
   return Cluster(std::move(*session));
 }
-/// A cluster of `n` real nodes inside this process, for tests and development: no agent, no set-up, loopback only; tasks run
-/// on threads. It ends with the last handle. `n`: 1 to 16. `memory_bytes`: limit of each node; 0: 256 MiB.
+/// A cluster of `n` real nodes inside this process, for tests and development: no agent, no set-up, loopback only;
+/// tasks run on threads. It ends with the last handle. `n`: 1 to 16. `memory_bytes`: limit of each node; 0: 256 MiB.
 /// Errors: `invalid_argument`, `io_error`, `unavailable` (it did not form in time).
 inline Result<Cluster> local(unsigned n, std::uint64_t memory_bytes = 0) {
   auto session = detail::local(n, memory_bytes);

@@ -26,8 +26,9 @@ class [[nodiscard]] Future {
   Future(Future&&) noexcept = default;
   Future& operator=(Future&&) noexcept = default;
 
-  /// Blocks until the job has ended. Errors: `task_failed` (user code threw, or its worker ended: message, node and task
-  /// are in it), `page_lost`, `write_conflict`, `under_replicated`, `out_of_memory`, `cancelled`, `unavailable` (the agent is gone), ...
+  /// Blocks until the job has ended. Errors: `task_failed` (user code threw, or its worker ended: message, node and
+  /// task are in it), `page_lost`, `write_conflict`, `under_replicated`, `out_of_memory`, `cancelled`, `unavailable`
+  /// (the agent is gone), ...
   Status wait() { return job_->wait(std::nullopt); }
   /// The same, but gives up waiting (not the job) after `patience` with `deadline_exceeded`.
   template <class Rep, class Period>
@@ -42,8 +43,8 @@ class [[nodiscard]] Future {
   /// True once wait() would not block.
   [[nodiscard]] bool ready() const { return job_->ready(); }
   [[nodiscard]] Progress progress() const { return job_->progress(); }
-  /// Asks the cluster to stop the job: what is not committed yet never will be, running tasks are killed, wait() returns
-  /// `cancelled`. No effect on a job that has ended.
+  /// Asks the cluster to stop the job: what is not committed yet never will be, running tasks are killed, wait()
+  /// returns `cancelled`. No effect on a job that has ended.
   void cancel() { job_->cancel(); }
 
  private:

@@ -13,15 +13,17 @@ namespace holo {
 
 /// How writes of one process become visible to others.
 enum class Mode : std::uint8_t {
-  phased,  ///< What a process writes is its own until it commits (sync(), or the end of a task); then all of it appears at once.
+  phased,  ///< What a process writes is its own until it commits (sync(), or the end of a task); then all of it appears
+           ///< at once.
   strict,  ///< Sequentially consistent loads and stores. Refused by this version with `unsupported`.
 };
 
 /// How a region is made. All of it is fixed at creation.
 struct ArrayOptions {
   Mode mode = Mode::phased;
-  std::uint32_t replication = 1;  ///< Copies of each page on different nodes, 1 to 3. Above the number of live nodes: refused.
-  std::uint64_t page_bytes = 0;   ///< A power of two from 4 KiB to 2 MiB; 0: 64 KiB.
+  std::uint32_t replication =
+      1;  ///< Copies of each page on different nodes, 1 to 3. Above the number of live nodes: refused.
+  std::uint64_t page_bytes = 0;  ///< A power of two from 4 KiB to 2 MiB; 0: 64 KiB.
 };
 
 /// Where pages of a region live.
@@ -35,10 +37,10 @@ struct RegionFacts {
   std::string name;
   std::string type;  ///< "u64", "f64", "bytes", "struct:24", ...
   std::uint32_t element_bytes = 1;
-  std::uint64_t count = 0;       ///< Elements.
+  std::uint64_t count = 0;  ///< Elements.
   std::uint64_t page_bytes = 0;
   std::uint32_t replication = 1;
-  std::uint64_t version = 0;     ///< Commits so far, when asked.
+  std::uint64_t version = 0;  ///< Commits so far, when asked.
   std::vector<PagesOnNode> pages_by_node;
 };
 

@@ -25,6 +25,7 @@ enum class PeerMessage : std::uint16_t {
   task_cancel = 42,   // TaskCancel -> empty
   binary_fetch = 43,  // BinaryFetch -> BinaryFetchReply + bytes
   worker_output = 44, // WorkerOutput -> empty: lines of a worker, to the coordinator
+  program_end = 45,   // ProgramEnd -> empty: coordinator to executors
 };
 
 }  // namespace holo::wire

@@ -15,8 +15,8 @@
 namespace holo::detail {
 
 template <class T>
-inline constexpr bool kPlain = std::is_trivially_copyable_v<T> && !std::is_pointer_v<T> && !std::is_member_pointer_v<T> &&
-                               !std::is_reference_v<T>;
+inline constexpr bool kPlain =
+    std::is_trivially_copyable_v<T> && !std::is_pointer_v<T> && !std::is_member_pointer_v<T> && !std::is_reference_v<T>;
 
 template <class T>
 struct IsSendable : std::bool_constant<kPlain<T>> {};

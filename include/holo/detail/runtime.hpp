@@ -22,16 +22,17 @@ inline constexpr std::size_t kMaxCaptureBytes = 4096;
 /// What a task's code is given. Thread: the one that runs the task.
 struct TaskContext {
   std::span<const std::byte> captures;  ///< Bytes of the callable, then of its arguments.
-  std::byte* base = nullptr;            ///< Element 0 of the region; only the chunk's elements may be touched through it.
-  std::uint64_t count = 0;              ///< Elements of the region.
-  std::uint64_t first = 0, last = 0;    ///< The chunk: elements [first, last).
+  std::byte* base = nullptr;          ///< Element 0 of the region; only the chunk's elements may be touched through it.
+  std::uint64_t count = 0;            ///< Elements of the region.
+  std::uint64_t first = 0, last = 0;  ///< The chunk: elements [first, last).
   std::uint32_t chunk = 0;
-  std::vector<std::byte> result;        ///< What travels back to the program.
+  std::vector<std::byte> result;  ///< What travels back to the program.
   /// Makes the whole region readable through the returned address (element 0). Throws TaskError when it cannot be had.
   const std::byte* (*whole)(TaskContext&) = nullptr;
   void* owner = nullptr;
 };
-/// Runs one task. Named across processes by its offset in the executable, so it must live there, not in a shared library.
+/// Runs one task. Named across processes by its offset in the executable, so it must live there, not in a shared
+/// library.
 using TaskFunction = void (*)(TaskContext&);
 
 /// Leaves a task with an error that is not the user's own.
@@ -78,9 +79,9 @@ class Job {
 
 struct JobRequest {
   TaskFunction function = nullptr;
-  std::vector<std::byte> captures;           ///< At most kMaxCaptureBytes.
-  std::size_t checked_bytes = 0;             ///< The first so many bytes are refused when they hold an address.
-  std::shared_ptr<Region> region;            ///< None: a single task.
+  std::vector<std::byte> captures;  ///< At most kMaxCaptureBytes.
+  std::size_t checked_bytes = 0;    ///< The first so many bytes are refused when they hold an address.
+  std::shared_ptr<Region> region;   ///< None: a single task.
   bool writes = false;
   bool results = false;
   std::string label;

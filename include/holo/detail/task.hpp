@@ -17,12 +17,13 @@
 
 namespace holo::detail {
 
-#define HOLO_CHECK_CALLABLE(F)                                                                                          \
-  static_assert(!std::is_pointer_v<F>,                                                                                  \
-                "holo: pass a lambda or a function object, not a function pointer: [](auto... x) { return f(x...); }"); \
-  static_assert(std::is_trivially_copyable_v<F>,                                                                        \
-                "holo: a task may capture only trivially copyable values, by value (no strings, vectors, handles)");    \
-  static_assert(sizeof(F) <= ::holo::detail::kMaxCaptureBytes,                                                                          \
+#define HOLO_CHECK_CALLABLE(F)                                                                                       \
+  static_assert(                                                                                                     \
+      !std::is_pointer_v<F>,                                                                                         \
+      "holo: pass a lambda or a function object, not a function pointer: [](auto... x) { return f(x...); }");        \
+  static_assert(std::is_trivially_copyable_v<F>,                                                                     \
+                "holo: a task may capture only trivially copyable values, by value (no strings, vectors, handles)"); \
+  static_assert(sizeof(F) <= ::holo::detail::kMaxCaptureBytes,                                                       \
                 "holo: a task may capture at most 4096 bytes; put more into a SharedArray or DistBuffer")
 
 inline Error task_bytes_error() {
