@@ -18,6 +18,10 @@
 
 namespace holo::wire {
 
+/// Spoken on the local socket (Hello.protocol); a process of another number is refused with `wrong_version`. Moves when
+/// local.proto changes in a way that older processes would misread.
+inline constexpr std::uint32_t kLocalProtocol = 1;
+
 inline constexpr std::size_t kLocalFrameBytes = 16;
 inline constexpr std::size_t kMaxLocalFrameFds = 8;
 
