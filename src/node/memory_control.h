@@ -1,9 +1,10 @@
-// What the memory service needs of the replicated state. node/control gives it (memory_control.cc adapts it); tests have a
-// log of their own.
+// What the memory service needs of the replicated state. node/control gives it (memory_control.cc adapts it); tests
+// have a log of their own.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -107,12 +108,17 @@ class MemoryControl {
   [[nodiscard]] virtual Version floor(RegionId region) const = 0;
 
   /// Appends one Commit command; returns once it is applied here, with one result per txn. The whole call fails with
-  /// `stale_epoch` when `epoch` is no longer current, or with what the log says (`no_quorum`, `deadline_exceeded`, ...).
+  /// `stale_epoch` when `epoch` is no longer current, or with what the log says (`no_quorum`, `deadline_exceeded`,
+  /// ...).
   virtual Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(Epoch epoch, std::vector<TxnCommit> txns,
                                                                                Instant deadline) = 0;
   /// Announces that `node` now holds every committed page of these shards.
   virtual Task<Status> shards_filled(Epoch epoch, RegionId region, std::vector<ShardNo> shards, NodeId node,
                                      Instant deadline) = 0;
 };
+
+class ControlService;
+/// MemoryControl over the node's control state. `control` outlives it; made before the service's init, join or resume.
+std::unique_ptr<MemoryControl> make_memory_control(ControlService& control);
 
 }  // namespace holo::node

@@ -1,0 +1,191 @@
+#include "node/node.h"
+
+#include "base/log.h"
+#include "base/strings.h"
+#include "node/status.h"
+
+namespace holo::node {
+namespace {
+
+constexpr Duration kLeaveDeadline = seconds(60);
+constexpr Duration kReadyPoll = milliseconds(10);
+
+/// What others dial: see NodeConfig::advertise.
+std::string advertised(const std::string& configured, const std::string& bound) {
+  if (configured.empty()) return bound;
+  if (!configured.ends_with(":0")) return configured;
+  return configured.substr(0, configured.size() - 1) + bound.substr(bound.rfind(':') + 1);
+}
+
+Task<Result<LocalReply>> json_reply(std::string json) {
+  wire::AdminJson message;
+  message.set_json(std::move(json));
+  LocalReply reply;
+  reply.header = message.SerializeAsString();
+  co_return reply;
+}
+
+}  // namespace
+
+Node::Node(NodePorts ports, NodeConfig config) : ports_(std::move(ports)), config_(std::move(config)) {
+  bus_ = std::make_unique<Bus>(ports_.loop, ports_.carrier, ports_.entropy, BusOptions{.session = config_.session});
+}
+
+Node::~Node() = default;
+
+Status Node::open() {
+  // Listening first: with port 0 the address that others are told is only known then. Nobody is served before the
+  // services have registered, because nothing is read before this function returns to the loop.
+  HOLO_ASSIGN(bound, bus_->listen(config_.listen));
+  listen_address_ = std::move(bound);
+  build_services();
+  serve_admin();
+  gate_ = std::make_unique<LocalGate>(ports_.local, api_, [this](const LocalSession& s) { return describe(s); });
+  gate_->open();
+  return {};
+}
+
+void Node::build_services() {
+  NodeIdentity self;
+  self.id = bus_->self();
+  self.name = config_.name;
+  self.addresses = {advertised(config_.advertise, listen_address_)};
+  self.cores = config_.cores;
+  self.memory_bytes = config_.memory.limit_bytes;
+  self.speed = config_.speed;
+  self.version = config_.version;
+  ControlService::Ports control_ports;
+  control_ports.loop = &ports_.loop;
+  control_ports.transport = bus_.get();
+  control_ports.store = &ports_.store;
+  control_ports.entropy = &ports_.entropy;
+  control_ports.open_log = ports_.open_log;
+  control_ = std::make_unique<ControlService>(std::move(control_ports), std::move(self));
+  memory_control_ = make_memory_control(*control_);
+
+  memory_ = MemoryService::make({.loop = ports_.loop,
+                                 .transport = *bus_,
+                                 .frames = ports_.frames,
+                                 .faults = ports_.faults,
+                                 .entropy = ports_.entropy,
+                                 .control = *memory_control_},
+                                config_.memory);
+  compute_ = ComputeService::make({.loop = ports_.loop,
+                                   .transport = *bus_,
+                                   .processes = ports_.processes,
+                                   .entropy = ports_.entropy,
+                                   .state = control_->state(),
+                                   .memory = *memory_,
+                                   .self = bus_->self(),
+                                   .incarnation = [this] { return control_->incarnation(); },
+                                   .observe = [this](control::StateObserver* o) { control_->add_observer(o); },
+                                   .worker_socket = [this]() -> Result<env::Fd> {
+                                     HOLO_ASSIGN(pair, ports_.socket_pair());
+                                     HOLO_TRY(ports_.local.adopt(std::move(pair.first)));
+                                     return std::move(pair.second);
+                                   }},
+                                  config_.compute);
+
+  control_->set_report_source([this] {
+    wire::NodeReport report;
+    report.set_frames_used_bytes(memory_->status().frames_used_bytes);
+    for (const auto& lowest : memory_->lowest_snapshots()) {
+      auto* entry = report.add_lowest();
+      entry->set_region(lowest.region.value);
+      entry->set_version(lowest.version.value);
+    }
+    return report;
+  });
+  control_->set_leave_check([this](Instant deadline) { return memory_->hand_over(deadline); });
+  control_->register_local(api_);
+  memory_->serve_local(api_);
+  compute_->serve_local(api_);
+}
+
+void Node::serve_admin() {
+  api_.serve(wire::STATUS, [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(status_json()); });
+  api_.serve(wire::CONFIG_SHOW,
+             [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(config_.settings_json); });
+  api_.serve(wire::LEAVE, [this](std::shared_ptr<LocalSession>, LocalRequest) { return leave(); });
+  api_.serve(wire::STOP, [this](std::shared_ptr<LocalSession>, LocalRequest) {
+    ports_.loop.post([this] {  // After the answer has been queued.
+      if (on_end_) on_end_(false);
+    });
+    return json_reply("{}");
+  });
+}
+
+wire::HelloReply Node::describe(const LocalSession& session) const {
+  wire::HelloReply reply;
+  reply.set_node(bus_->self().value);
+  reply.set_node_name(config_.name);
+  reply.set_cluster(control_->state().cluster().value);
+  reply.set_build(config_.version);
+  reply.set_nodes(compute_->nodes_for(session.hello()));
+  return reply;
+}
+
+Task<Status> Node::serve_processes() {
+  HOLO_CO_TRY(co_await memory_->start());
+  if (!config_.socket_path.empty()) HOLO_CO_TRY(ports_.local.listen(config_.socket_path));
+  co_return Status{};
+}
+
+Task<Status> Node::begin_init(std::string cluster_name, Instant deadline) {
+  HOLO_CO_TRY(co_await control_->init(std::move(cluster_name), deadline));
+  co_return co_await serve_processes();
+}
+
+Task<Status> Node::begin_join(std::string seed, Instant deadline) {
+  HOLO_CO_TRY(co_await control_->join(std::move(seed), deadline));
+  co_return co_await serve_processes();
+}
+
+Task<Status> Node::begin_resume() {
+  HOLO_CO_TRY(control_->resume());
+  co_return co_await serve_processes();
+}
+
+Task<Status> Node::wait_alive(Instant deadline) {
+  while (!control_->ready()) {
+    if (ports_.loop.now() >= deadline) {
+      co_return fail(Errc::deadline_exceeded, "no leader has admitted this node in time",
+                     "holo status tells which nodes are alive");
+    }
+    if (!co_await env::sleep_for(ports_.loop, kReadyPoll)) co_return fail(Errc::cancelled, "the agent is stopping");
+  }
+  co_return Status{};
+}
+
+Task<Result<LocalReply>> Node::leave() {
+  const Instant deadline = ports_.loop.now() + kLeaveDeadline;
+  HOLO_CO_TRY(co_await control_->leave(deadline));
+  ports_.loop.post([this] {
+    if (on_end_) on_end_(true);
+  });
+  co_return co_await json_reply("{}");
+}
+
+Task<Status> Node::stop() {
+  if (std::exchange(stopped_, true)) co_return Status{};
+  Status kept;
+  if (control_) {
+    co_await compute_->stop();
+    kept = co_await memory_->stop();
+    co_await control_->stop();
+  }
+  ports_.local.close();
+  bus_->close();
+  co_return kept;
+}
+
+std::string Node::status_json() const {
+  return node::status_json({.control = *control_,
+                            .memory = memory_->status(),
+                            .compute = compute_->status(),
+                            .refused = bus_->refused(),
+                            .links = bus_->links(),
+                            .sessions = gate_->sessions()});
+}
+
+}  // namespace holo::node

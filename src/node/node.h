@@ -1,0 +1,120 @@
+// One running node: the bus, the control state, memory, compute and the local socket, put together over the ports of
+// env/. cmd/holo gives it Linux's drivers, libholo's local(n) runs several in one process.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "env/carrier.h"
+#include "env/entropy.h"
+#include "env/frames.h"
+#include "env/kv_store.h"
+#include "env/local_server.h"
+#include "env/loop.h"
+#include "env/page_faults.h"
+#include "env/processes.h"
+#include "node/bus.h"
+#include "node/compute.h"
+#include "node/control.h"
+#include "node/local_gate.h"
+#include "node/memory.h"
+#include "node/memory_control.h"
+
+namespace holo::node {
+
+struct NodeConfig {
+  std::string name;
+  std::string listen;     ///< "address:port" for other nodes; port 0: any.
+  std::string advertise;  ///< What others dial; empty: the bound address; port 0: the bound port.
+  std::uint32_t cores = 1;
+  double speed = 1;
+  std::string version;               ///< Of holo, for `status`.
+  std::string socket_path;           ///< Where local processes connect; empty: they are only adopted.
+  std::string settings_json = "{}";  ///< What CONFIG_SHOW answers.
+  std::shared_ptr<const hyperbus::SessionConfig> session;
+  MemoryConfig memory;
+  ComputeConfig compute;
+};
+
+/// All of them outlive the node, and every task that the loop still runs for it.
+struct NodePorts {
+  env::Loop& loop;
+  env::Carrier& carrier;
+  env::Entropy& entropy;
+  env::KvStore& store;
+  env::FrameStore& frames;
+  env::PageFaults& faults;
+  env::Processes& processes;
+  env::LocalServer& local;
+  LogFactory open_log;
+  /// Two connected stream sockets: one for the agent, one for a worker.
+  std::function<Result<std::pair<env::Fd, env::Fd>>()> socket_pair;
+};
+
+/// A resource. Thread: loop. Its life: open(), one of begin_*(), stop(), destruction once the loop runs nothing of it.
+class Node {
+ public:
+  Node(NodePorts ports, NodeConfig config);
+  ~Node();
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  /// Binds the port for other nodes and builds the services. Errors: `already_exists` (port in use),
+  /// `permission_denied`, `invalid_argument`, `io_error`.
+  Status open();
+  /// The bound "address:port"; after open().
+  [[nodiscard]] const std::string& listen_address() const { return listen_address_; }
+  /// True when the store says that this node is a member of a cluster: it resumes.
+  Result<bool> has_cluster() { return control_->has_cluster(); }
+
+  /// Makes a new cluster. Errors: as ControlService::init; those of LocalServer::listen.
+  Task<Status> begin_init(std::string cluster_name, Instant deadline);
+  /// Enters the cluster of `seed`. Errors: as ControlService::join; those of LocalServer::listen.
+  Task<Status> begin_join(std::string seed, Instant deadline);
+  /// Goes on after a restart; answers local processes when this returns, whether or not others are reachable. Errors:
+  /// those of LocalServer::listen, and damage found in the state directory.
+  Task<Status> begin_resume();
+  /// Returns once this node is a live member. Errors: `deadline_exceeded`, `cancelled`.
+  Task<Status> wait_alive(Instant deadline);
+
+  /// Ends jobs and workers, keeps committed pages, leaves the log, closes every connection. Idempotent. Takes at most
+  /// MemoryConfig::stop_budget plus a moment. Errors: what of it could not be kept.
+  Task<Status> stop();
+
+  /// Called when a local process asked for the end (STOP), or after this node has left its cluster.
+  void on_end(std::function<void(bool left_cluster)> f) { on_end_ = std::move(f); }
+
+  /// The object of `holo status --json`.
+  [[nodiscard]] std::string status_json() const;
+
+  [[nodiscard]] ControlService& control() { return *control_; }
+  [[nodiscard]] MemoryService& memory() { return *memory_; }
+  [[nodiscard]] Bus& bus() { return *bus_; }
+
+ private:
+  void build_services();
+  void serve_admin();
+  [[nodiscard]] wire::HelloReply describe(const LocalSession& session) const;
+  /// The local socket opens, and the pages that were kept are read.
+  Task<Status> serve_processes();
+  Task<Result<LocalReply>> leave();
+
+  NodePorts ports_;
+  NodeConfig config_;
+  std::string listen_address_;
+  std::function<void(bool)> on_end_;
+  std::unique_ptr<Bus> bus_;
+  std::unique_ptr<ControlService> control_;
+  std::unique_ptr<MemoryControl> memory_control_;
+  std::unique_ptr<MemoryService> memory_;
+  std::unique_ptr<ComputeService> compute_;
+  LocalApi api_;
+  std::unique_ptr<LocalGate> gate_;
+  bool stopped_ = false;
+};
+
+}  // namespace holo::node

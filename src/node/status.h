@@ -1,0 +1,27 @@
+// The object of `holo status --json`: what this node knows of the cluster, and about itself.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "env/transport.h"
+#include "node/bus.h"
+#include "node/compute.h"
+#include "node/control.h"
+#include "node/memory.h"
+
+namespace holo::node {
+
+struct StatusSources {
+  const ControlService& control;
+  MemoryStatus memory;
+  ComputeStatus compute;
+  env::RefusedCounters refused;
+  std::vector<LinkStatus> links;
+  std::size_t sessions = 0;
+};
+
+/// Cost: O(nodes + regions * members). Fields are only ever added: scripts read them.
+std::string status_json(const StatusSources& sources);
+
+}  // namespace holo::node
