@@ -1,12 +1,12 @@
 // Frames on an agent's local socket: a fixed header, the protobuf header, the payload. Both sides send requests.
 //
-//   0  u16 type            the request's; a reply and an error repeat it
+//   0  u16 type            of a request or one-way message; 0 in replies and errors
 //   2  u16 flags           bits 0-1 kind, bits 4-7 number of descriptors attached to the frame's first byte, others 0
-//   4  u32 id              of the request, chosen by its sender, never 0; 0 in one-way frames
+//   4  u32 id              of the request, chosen by its sender, never 0; 0 in one-way frames, and in an error that
+//                          concerns the connection (refused uid, too many sessions, malformed frame): it closes then
 //   8  u32 header_bytes
 //  12  u32 payload_bytes
-// All little-endian. Source of the descriptor rule: unix(7), SCM_RIGHTS; a receiver never gets bytes beyond the frame that
-// carries descriptors in the same recvmsg(2) as the next ones.
+// All little-endian. Descriptors: SCM_RIGHTS of unix(7), sent with the frame's first byte; the receiver takes them in order.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ inline constexpr std::size_t kMaxLocalFrameFds = 8;
 enum class LocalKind : std::uint8_t {
   request = 0,  ///< Wants one reply or error with the same id.
   reply = 1,
-  error = 2,    ///< The header is a WireError; no payload, no descriptors.
+  error = 2,    ///< The header is a WireError; no payload, no descriptors, type 0.
   one_way = 3,
 };
 
