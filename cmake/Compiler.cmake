@@ -5,7 +5,8 @@ target_compile_options(holo_warnings INTERFACE
   -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror
   -Wno-missing-field-initializers  # Designated initializers leave members to their defaults on purpose.
   -fno-semantic-interposition
-  "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=")  # Same objects, and messages without a path of this machine, anywhere.
+  # Same objects, and messages without a path of this machine, anywhere. (ccache hands the compiler relative paths.)
+  "-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=" -ffile-prefix-map=../../=)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # -Wrestrict: GCC bug 105651. Sibling calls: a coroutine that resumes another must not grow the stack, at any -O.
   target_compile_options(holo_warnings INTERFACE -fpch-preprocess -Wno-restrict -foptimize-sibling-calls)
