@@ -69,12 +69,14 @@ class Placement {
     NodeList in_sync;
     NodeId filling;
     std::uint64_t pages = 0;
+    bool written = false;  ///< Some page of it has a version above 0: only then is there anything to lose or to copy.
   };
 
   /// Pages per block for a region of `pages` pages over `members` nodes: many blocks per member, at most 4 MiB each.
   static std::uint64_t choose_block_pages(std::uint64_t pages, std::uint64_t page_bytes, std::size_t members);
 
-  /// Places every shard on `members`, within their free bytes; nullopt when they do not suffice.
+  /// Places every shard on `members`, within their free bytes and as near to their shares as whole shards allow; nullopt
+  /// when they do not suffice. Members: non-empty, ascending, no fewer than the replication.
   static std::optional<Placement> create(Shape shape, std::vector<NodeCapacity> members);
   /// The same lists as `create` would give without bounds; deviations are then put in by `set`.
   static Placement plain(Shape shape, std::vector<NodeCapacity> members);
@@ -92,16 +94,21 @@ class Placement {
   /// The list that plain rendezvous order of the members gives.
   [[nodiscard]] NodeList plain_list(ShardNo shard) const;
   [[nodiscard]] std::uint64_t bytes_of(const Shard& s) const { return s.pages * shape_.page_bytes; }
+  /// Sets Shard::written for the shards of these pages. Cost: nothing once every shard is written.
+  void mark_written(PageRange pages);
 
  private:
   Placement(Shape shape, std::vector<NodeCapacity> members);
   bool place_by_rank();
   bool place_by_room();
+  /// Indexes into members_, nearest first.
+  [[nodiscard]] std::vector<std::size_t> rank(ShardNo shard) const;
 
   Shape shape_;
   std::vector<NodeCapacity> members_;
   std::vector<std::uint16_t> used_;  ///< Ascending; as long as shards_.
   std::vector<Shard> shards_;
+  std::size_t unwritten_ = 0;
 };
 
 }  // namespace holo::control

@@ -132,7 +132,8 @@ class State {
   // ---- Placement. Cost of each: a hash and a lookup.
 
   [[nodiscard]] ShardNo shard_of(RegionId region, PageNo page) const;
-  /// Where writers stage and readers ask first. May be dead: then it is the sole holder. 0: no such region or page.
+  /// Where writers stage and readers ask first. May be dead: then it is the sole holder. 0: no such region or page, or its
+  /// last holder was made to leave and no node has room.
   [[nodiscard]] NodeId home(RegionId region, PageNo page) const;
   /// The in-sync nodes, home first. All alive, or exactly one that is dead (the sole holder).
   [[nodiscard]] NodeList replicas(RegionId region, PageNo page) const;
@@ -189,16 +190,27 @@ class State {
   wire::CommandResult shards_filled(const wire::ShardsFilled& c);
   wire::TxnResult commit_one(const wire::TxnCommit& t);
 
-  [[nodiscard]] Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_uid) const;
+  /// Live nodes that take new shards, ascending, with their free bytes.
   [[nodiscard]] std::vector<NodeCapacity> capacities() const;
-  [[nodiscard]] std::uint64_t free_bytes() const;
-  void set_info(NodeRecord& node, const wire::NodeInfo& info);
+  /// The nearest of them for `shard` that is not in its list and has room; 0 when there is none.
+  [[nodiscard]] NodeId choose_node(ShardNo shard, const Placement::Shard& s, std::uint64_t bytes) const;
+  void reserve(NodeId node, std::uint64_t bytes);
+  void release(NodeId node, std::uint64_t bytes);
+  /// Takes the node out of every in-sync list that has another node, and out of every fill.
   void end_incarnation(NodeId node);
-  void settle_placement(Region& region);
-  void settle_all();
-  void recount();
+  /// Gives every shard that is short of copies a node to fill. Only with a new epoch: it may also change homes, and what
+  /// was staged under the old epoch is then void.
+  void settle(Region& region);
+  void choose_fill(Region& region, ShardNo shard_no, Placement::Shard& shard);
+  void count_nodes();
+  /// Moves the epoch, settles every region, and tells the observers.
   void nodes_changed(NodeId node);
-  const Region* find(RegionId id) const;
+  /// What keeps the node from leaving.
+  [[nodiscard]] Status may_leave(NodeId node) const;
+  [[nodiscard]] const Region* find(RegionId id) const;
+  [[nodiscard]] std::vector<RegionId> region_ids() const;
+
+  friend struct SnapshotReader;
 
   ClusterId cluster_;
   std::string name_;
@@ -208,6 +220,7 @@ class State {
   std::uint64_t next_region_ = 1;
   std::map<NodeId, NodeRecord> nodes_;
   std::size_t live_count_ = 0;
+  std::size_t taker_count_ = 0;  ///< Live nodes that do not drain.
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
   std::map<std::string, RegionId, std::less<>> names_;
   std::map<NodeId, Session> sessions_;

@@ -1,0 +1,460 @@
+// What each command does to the state. Each either refuses and changes nothing, or does all it says.
+#include <algorithm>
+
+#include "base/strings.h"
+#include "core/control/results.h"
+#include "core/control/shape.h"
+#include "core/control/state.h"
+
+namespace holo::control {
+namespace {
+
+constexpr std::uint64_t kMaxNodeMemory = 1ULL << 50;  // So that sums over kMaxNodes stay in 64 bits.
+constexpr std::size_t kMaxNodeName = 128;
+constexpr int kMaxAddresses = 16;
+constexpr std::size_t kMaxAddress = 300;
+
+Status check_info(const wire::NodeInfo& info) {
+  if (info.id() == 0) return fail(Errc::invalid_argument, "a node without an id");
+  if (info.name().size() > kMaxNodeName || info.version().size() > kMaxNodeName) {
+    return fail(Errc::invalid_argument, str("a node name or version longer than ", kMaxNodeName, " bytes"));
+  }
+  if (info.memory_bytes() > kMaxNodeMemory) {
+    return fail(Errc::invalid_argument, str("a node with ", human_bytes(info.memory_bytes()), " of memory"));
+  }
+  if (info.addresses_size() > kMaxAddresses) return fail(Errc::invalid_argument, "a node with too many addresses");
+  for (const std::string& a : info.addresses()) {
+    if (a.size() > kMaxAddress) return fail(Errc::invalid_argument, "a node address that is too long");
+  }
+  return {};
+}
+
+/// The incarnation and the state are set by who calls.
+void set_info(NodeRecord& n, const wire::NodeInfo& info) {
+  n.id = NodeId{info.id()};
+  n.name = info.name();
+  n.addresses.assign(info.addresses().begin(), info.addresses().end());
+  n.cores = info.cores();
+  n.memory_bytes = info.memory_bytes();
+  n.speed = info.speed();
+  n.version = info.version();
+}
+
+TxnId txn_id(const wire::Txn& t) { return {NodeId{t.node()}, t.incarnation(), t.sequence()}; }
+
+wire::TxnResult txn_refusal(Errc code, std::string message, bool retryable = false) {
+  wire::TxnResult r;
+  set_error(r.mutable_error(), Error{.code = code, .message = std::move(message), .retryable = retryable});
+  return r;
+}
+
+}  // namespace
+
+wire::CommandResult State::dispatch(const wire::Command& command) {
+  const wire::CommandBody& body = command.body();
+  if (!cluster_ && !body.has_cluster_init()) return refusal(Errc::refused, "there is no cluster yet");
+  switch (body.kind_case()) {
+    case wire::CommandBody::kClusterInit: return cluster_init(body.cluster_init());
+    case wire::CommandBody::kNodeJoin: return node_join(body.node_join());
+    case wire::CommandBody::kNodeAlive: return node_alive(body.node_alive());
+    case wire::CommandBody::kNodeDead: return node_dead(body.node_dead());
+    case wire::CommandBody::kNodeLeave: return node_leave(body.node_leave());
+    case wire::CommandBody::kNodeUpdate: return node_update(body.node_update());
+    case wire::CommandBody::kCreateRegion: return create_region(body.create_region());
+    case wire::CommandBody::kFreeRegion: return free_region(body.free_region());
+    case wire::CommandBody::kCommit: return commit(body.commit());
+    case wire::CommandBody::kShardsFilled: return shards_filled(body.shards_filled());
+    case wire::CommandBody::KIND_NOT_SET: break;
+  }
+  return refusal(Errc::unsupported, "this version does not know the command");
+}
+
+// ---- Nodes
+
+wire::CommandResult State::cluster_init(const wire::ClusterInit& c) {
+  if (cluster_) return refusal(Errc::already_exists, str("the cluster ", name_, " exists already"));
+  if (c.cluster() == 0 || c.name().size() > kMaxNodeName) {
+    return refusal(Errc::invalid_argument, "a cluster needs an id, and a name of at most 128 bytes");
+  }
+  if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
+  cluster_ = ClusterId{c.cluster()};
+  name_ = c.name();
+  NodeRecord n;
+  set_info(n, c.node());
+  n.incarnation = c.node().incarnation();
+  n.voter = true;
+  n.since = now_;
+  const NodeId id = n.id;
+  nodes_[id] = std::move(n);
+  nodes_changed(id);
+  return {};
+}
+
+wire::CommandResult State::node_join(const wire::NodeJoin& c) {
+  if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
+  const NodeId id{c.node().id()};
+  const NodeRecord* known = node(id);
+  if (known != nullptr && known->state != NodeState::left) {
+    // A newcomer that lost its answer asks again; anything newer is a restart.
+    return node_alive([&] {
+      wire::NodeAlive a;
+      *a.mutable_node() = c.node();
+      return a;
+    }());
+  }
+  for (const auto& [other, n] : nodes_) {
+    if (other != id && n.state != NodeState::left && n.name == c.node().name()) {
+      return refusal(Errc::already_exists, str("a node named ", n.name, " is in the cluster already"), "choose another --name");
+    }
+  }
+  if (known == nullptr && nodes_.size() >= limits::kMaxNodes) {
+    const auto gone = std::find_if(nodes_.begin(), nodes_.end(), [](const auto& n) { return n.second.state == NodeState::left; });
+    if (gone == nodes_.end()) return refusal(Errc::over_limit, str("a cluster has at most ", limits::kMaxNodes, " nodes"));
+    sessions_.erase(gone->first);
+    nodes_.erase(gone);
+  }
+  if (known != nullptr && c.node().incarnation() <= known->incarnation) {
+    return refusal(Errc::refused, str("node ", id, " left under a later incarnation"));
+  }
+  NodeRecord n;
+  set_info(n, c.node());
+  n.incarnation = c.node().incarnation();
+  n.since = now_;
+  nodes_[id] = std::move(n);
+  nodes_changed(id);
+  return {};
+}
+
+wire::CommandResult State::node_alive(const wire::NodeAlive& c) {
+  if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
+  const NodeId id{c.node().id()};
+  const auto it = nodes_.find(id);
+  if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"), "holo join");
+  NodeRecord& n = it->second;
+  if (n.state == NodeState::left) return refusal(Errc::refused, str("node ", id, " has left the cluster"), "holo join");
+  const std::uint64_t incarnation = c.node().incarnation();
+  if (incarnation == n.incarnation && n.alive()) return {};
+  if (incarnation <= n.incarnation) {
+    // Its transactions are fenced and its copies given to others: it may come back only as someone new.
+    return refusal(Errc::refused, str("incarnation ", incarnation, " of node ", id, " is dead"));
+  }
+  if (n.alive()) end_incarnation(id);
+  set_info(n, c.node());
+  n.incarnation = incarnation;
+  n.state = NodeState::alive;
+  n.since = now_;
+  nodes_changed(id);
+  return {};
+}
+
+wire::CommandResult State::node_dead(const wire::NodeDead& c) {
+  const NodeId id{c.node()};
+  const auto it = nodes_.find(id);
+  if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
+  NodeRecord& n = it->second;
+  if (!n.alive() || n.incarnation != c.incarnation()) return {};  // It has died, or come back, before.
+  n.state = NodeState::dead;
+  n.since = now_;
+  end_incarnation(id);
+  nodes_changed(id);
+  return {};
+}
+
+Status State::may_leave(NodeId leaver) const {
+  std::uint64_t last_copies = 0;
+  std::uint64_t unwritten_bytes = 0;
+  std::string first_name;
+  for (const RegionId id : region_ids()) {
+    const Region& r = *regions_.at(id);
+    for (const std::uint16_t number : r.placement.used()) {
+      const Placement::Shard& s = *r.placement.shard(ShardNo{number});
+      if (s.in_sync.size() != 1 || s.in_sync[0] != leaver) continue;
+      if (s.written) {
+        if (last_copies == 0) first_name = r.record.name;
+        last_copies += s.pages;
+      } else {
+        unwritten_bytes += r.placement.bytes_of(s);
+      }
+    }
+  }
+  if (last_copies != 0) {
+    return fail(Errc::refused,
+                str("node ", leaver, " holds the last copy of ", last_copies, " pages, first of region ", first_name),
+                "wait until another node has them, free the region, or use --force to give them up");
+  }
+  std::uint64_t free = 0;
+  for (const NodeCapacity& c : capacities()) free += c.node == leaver ? 0 : c.free_bytes;
+  if (unwritten_bytes > free) {
+    return fail(Errc::out_of_memory, str("the other nodes have ", human_bytes(free), " free, and ",
+                                         human_bytes(unwritten_bytes), " are assigned to node ", leaver));
+  }
+  return {};
+}
+
+wire::CommandResult State::node_leave(const wire::NodeLeave& c) {
+  const NodeId id{c.node()};
+  const auto it = nodes_.find(id);
+  if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
+  NodeRecord& n = it->second;
+  if (n.state == NodeState::left) return {};
+  if (!c.force()) {
+    if (const Status ok = may_leave(id); !ok) return refusal(ok.error());
+  }
+  n.state = NodeState::left;
+  n.draining = false;
+  n.voter = false;
+  n.since = now_;
+  end_incarnation(id);
+  // What it alone had, empty or given up, finds a new home when the regions settle.
+  for (const RegionId region : region_ids()) {
+    Placement& p = regions_[region]->placement;
+    for (const std::uint16_t number : p.used()) {
+      Placement::Shard& s = *p.shard(ShardNo{number});
+      if (!s.in_sync.contains(id)) continue;
+      s.in_sync.erase(id);
+      release(id, p.bytes_of(s));
+    }
+  }
+  nodes_changed(id);
+  return {};
+}
+
+wire::CommandResult State::node_update(const wire::NodeUpdate& c) {
+  const NodeId id{c.node()};
+  const auto it = nodes_.find(id);
+  if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
+  NodeRecord& n = it->second;
+  if (n.state == NodeState::left) return refusal(Errc::refused, str("node ", id, " has left the cluster"));
+  if (c.has_info()) {
+    if (const Status ok = check_info(c.info()); !ok) return refusal(ok.error());
+    if (c.info().id() != c.node()) return refusal(Errc::invalid_argument, "an update of one node with facts of another");
+    set_info(n, c.info());
+  }
+  if (c.has_voter()) n.voter = c.voter();
+  if (c.has_draining() && c.draining() != n.draining) {
+    n.draining = c.draining();
+    nodes_changed(id);  // Homes may move: what is staged is void.
+    return {};
+  }
+  for (StateObserver* o : observers_) o->on_nodes_changed(epoch_, id);
+  return {};
+}
+
+// ---- Regions
+
+wire::CommandResult State::create_region(const wire::CreateRegion& c) {
+  Result<RegionRecord> shape = shape_of(c.region(), c.owner_uid());
+  if (!shape) return refusal(shape.error());
+  RegionRecord& record = *shape;
+  if (const RegionRecord* there = region_by_name(record.name)) {
+    const bool same = there->type == record.type && there->count == record.count && there->mode == record.mode &&
+                      (c.region().page_bytes() == 0 || there->page_bytes == record.page_bytes) &&
+                      (c.region().replication() == 0 || there->replication == record.replication);
+    if (!c.region().open_existing()) {
+      return refusal(Errc::already_exists, str("a region named ", record.name, " exists already"));
+    }
+    if (!same) {
+      return refusal(Errc::already_exists,
+                     str("region ", record.name, " exists with another shape: ", there->count, " x ", there->type, ", pages of ",
+                         there->page_bytes, ", replication ", there->replication));
+    }
+    wire::CommandResult r;
+    r.set_region(there->id.value);
+    r.set_existed(true);
+    return r;
+  }
+  if (regions_.size() >= limits::kMaxRegions) {
+    return refusal(Errc::over_limit, str("a cluster has at most ", limits::kMaxRegions, " regions"));
+  }
+  std::vector<NodeCapacity> members = capacities();
+  if (members.size() < record.replication) {
+    return refusal(Errc::under_replicated,
+                   str("region ", record.name, " wants ", record.replication, " copies of each page, and only ", members.size(),
+                       members.size() == 1 ? " node is" : " nodes are", " there to hold them"),
+                   "let more nodes join, or ask for less replication");
+  }
+  const std::uint64_t one_copy = record.pages * record.page_bytes;
+  std::uint64_t free = 0;
+  std::uint64_t usable = 0;  // No node holds a page twice.
+  for (const NodeCapacity& m : members) {
+    free += m.free_bytes;
+    usable += std::min(m.free_bytes, one_copy);
+  }
+  const auto out_of_memory = [&] {
+    return refusal(Errc::out_of_memory,
+                   str("region ", record.name, " needs ", human_bytes(one_copy * record.replication), " in all (",
+                       record.replication, record.replication == 1 ? " copy" : " copies", "), and ", human_bytes(free),
+                       " is free on ", members.size(), members.size() == 1 ? " node" : " nodes"),
+                   "free a region, let a node join, or give the agents more --memory");
+  };
+  if (usable < one_copy * record.replication) return out_of_memory();
+  record.id = RegionId{next_region_};
+  record.block_pages = Placement::choose_block_pages(record.pages, record.page_bytes, members.size());
+  record.blocks = (record.pages + record.block_pages - 1) / record.block_pages;
+  record.created = now_;
+  auto placement = Placement::create({.region = record.id,
+                                      .pages = record.pages,
+                                      .page_bytes = record.page_bytes,
+                                      .block_pages = record.block_pages,
+                                      .replication = record.replication},
+                                     members);
+  if (!placement) return out_of_memory();
+
+  ++next_region_;
+  const RegionId id = record.id;
+  names_[record.name] = id;
+  auto region = std::make_unique<Region>(Region{std::move(record), std::move(*placement), {}});
+  for (const std::uint16_t number : region->placement.used()) {
+    const Placement::Shard& s = *region->placement.shard(ShardNo{number});
+    for (const NodeId n : s.in_sync) reserve(n, region->placement.bytes_of(s));
+  }
+  regions_[id] = std::move(region);
+  for (StateObserver* o : observers_) o->on_region_created(id);
+  wire::CommandResult r;
+  r.set_region(id.value);
+  return r;
+}
+
+wire::CommandResult State::free_region(const wire::FreeRegion& c) {
+  const RegionRecord* record = region_by_name(c.name());
+  if (record == nullptr) {
+    return refusal(Errc::not_found, valid_region_name(c.name()) ? str("there is no region named ", c.name()) : "there is no such region",
+                   "holo regions lists them");
+  }
+  if (c.uid() != 0 && c.uid() != record->owner_uid) {
+    return refusal(Errc::permission_denied, str("region ", record->name, " belongs to user ", record->owner_uid));
+  }
+  const RegionId id = record->id;
+  const Region& region = *regions_[id];
+  for (const std::uint16_t number : region.placement.used()) {
+    const Placement::Shard& s = *region.placement.shard(ShardNo{number});
+    for (const NodeId n : s.in_sync) release(n, region.placement.bytes_of(s));
+    if (s.filling) release(s.filling, region.placement.bytes_of(s));
+  }
+  names_.erase(record->name);
+  regions_.erase(id);
+  for (StateObserver* o : observers_) o->on_region_freed(id);
+
+  // The room may let another region have the copies that it is short of.
+  for (const RegionId other : region_ids()) {
+    bool changed = false;
+    Region& r = *regions_[other];
+    for (const std::uint16_t number : r.placement.used()) {
+      Placement::Shard& s = *r.placement.shard(ShardNo{number});
+      const NodeRecord* home = s.in_sync.empty() ? nullptr : node(s.in_sync[0]);
+      if (s.filling || home == nullptr || !home->alive()) continue;
+      choose_fill(r, ShardNo{number}, s);
+      changed = changed || s.filling;
+    }
+    if (!changed) continue;
+    for (StateObserver* o : observers_) o->on_placement_changed(other);
+  }
+  return {};
+}
+
+// ---- Commits
+
+wire::CommandResult State::commit(const wire::CommitTxns& c) {
+  if (c.epoch() != epoch_.value) {
+    Error e{.code = Errc::stale_epoch, .message = str("staged in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
+    e.retryable = true;
+    return refusal(e);
+  }
+  wire::CommandResult r;
+  for (const wire::TxnCommit& t : c.txns()) *r.add_txns() = commit_one(t);
+  return r;
+}
+
+wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
+  const TxnId txn = txn_id(t.txn());
+  if (!alive(txn.node, txn.incarnation)) {
+    return txn_refusal(Errc::refused, str("the coordinator ", txn.node, " of the transaction is dead"));
+  }
+  if (txn.sequence == 0 || txn.sequence == UINT64_MAX) return txn_refusal(Errc::invalid_argument, "a transaction without a number");
+  Session& session = sessions_[txn.node];
+  if (session.incarnation > txn.incarnation) {
+    return txn_refusal(Errc::refused, str("the coordinator ", txn.node, " has been started again since"));
+  }
+  if (session.incarnation < txn.incarnation) session.start(txn.incarnation);
+  if (session.is_decided(txn.sequence)) {
+    const auto first = session.txns.find(txn.sequence);
+    if (first != session.txns.end()) return first->second;
+    return txn_refusal(Errc::refused, str("transaction ", txn.sequence, " of node ", txn.node, " was decided before"));
+  }
+
+  std::set<RegionId> seen;
+  for (const wire::RegionPages& rp : t.regions()) {
+    const RegionRecord* r = region(RegionId{rp.region()});
+    if (r == nullptr) return txn_refusal(Errc::not_found, str("there is no region ", rp.region(), " any more"));
+    if (!seen.insert(r->id).second) return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
+    std::uint64_t next = 0;
+    for (const wire::PageRange& p : rp.pages()) {
+      if (p.count() == 0 || p.first() < next || p.first() >= r->pages || p.count() > r->pages - p.first()) {
+        return txn_refusal(Errc::invalid_argument, str("pages outside region ", r->name, ", or not in order"));
+      }
+      next = p.first() + p.count();
+    }
+  }
+  for (const std::uint64_t id : t.bump_only()) {
+    if (region(RegionId{id}) == nullptr) return txn_refusal(Errc::not_found, str("there is no region ", id, " any more"));
+    if (!seen.insert(RegionId{id}).second) return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
+  }
+
+  wire::TxnResult result;
+  struct Done {
+    RegionId region;
+    Version version;
+    std::vector<PageRange> pages;
+  };
+  std::vector<Done> done;
+  const auto bump = [&](RegionId id) -> Done& {
+    RegionRecord& r = regions_[id]->record;
+    ++r.version.value;
+    wire::RegionVersion* v = result.add_versions();
+    v->set_region(id.value);
+    v->set_version(r.version.value);
+    return done.emplace_back(Done{id, r.version, {}});
+  };
+  for (const wire::RegionPages& rp : t.regions()) {
+    Done& d = bump(RegionId{rp.region()});
+    Region& r = *regions_[d.region];
+    for (const wire::PageRange& p : rp.pages()) {
+      const PageRange range{p.first(), p.count()};
+      r.directory.write(range, d.version);
+      r.placement.mark_written(range);
+      d.pages.push_back(range);
+    }
+  }
+  for (const std::uint64_t id : t.bump_only()) bump(RegionId{id});
+  session.decide(txn.sequence, result);
+  for (const Done& d : done) {
+    for (StateObserver* o : observers_) o->on_commit(d.region, d.version, txn, d.pages);
+  }
+  return result;
+}
+
+wire::CommandResult State::shards_filled(const wire::ShardsFilled& c) {
+  if (c.epoch() != epoch_.value) {
+    Error e{.code = Errc::stale_epoch, .message = str("filled in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
+    e.retryable = true;
+    return refusal(e);
+  }
+  std::set<RegionId> changed;
+  for (const wire::Fill& f : c.fills()) {
+    const auto it = regions_.find(RegionId{f.region()});
+    if (it == regions_.end() || f.shard() >= limits::kShards) continue;
+    const ShardNo number{static_cast<std::uint16_t>(f.shard())};
+    Placement::Shard* s = it->second->placement.shard(number);
+    if (s == nullptr || !s->filling || s->filling != NodeId{f.node()}) continue;  // Said before, or overtaken.
+    HOLO_ASSERT(s->in_sync.push(s->filling), "choose_fill leaves room");
+    s->filling = {};
+    choose_fill(*it->second, number, *s);
+    changed.insert(it->first);
+  }
+  for (const RegionId id : changed) {
+    for (StateObserver* o : observers_) o->on_placement_changed(id);
+  }
+  return {};
+}
+
+}  // namespace holo::control

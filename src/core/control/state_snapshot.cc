@@ -1,0 +1,268 @@
+// The state as bytes, and back. Bytes from a disk or a peer are checked here before anything is replaced.
+#include <algorithm>
+#include <bit>
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include "base/strings.h"
+#include "core/control/shape.h"
+#include "core/control/state.h"
+
+namespace holo::control {
+namespace {
+
+constexpr std::uint32_t kFormat = 1;
+
+Status bad(std::string what) { return fail(Errc::corrupt, "the snapshot of the control state is corrupt: " + what); }
+
+void write_info(const NodeRecord& n, wire::NodeInfo* out) {
+  out->set_id(n.id.value);
+  out->set_name(n.name);
+  for (const std::string& a : n.addresses) out->add_addresses(a);
+  out->set_cores(n.cores);
+  out->set_memory_bytes(n.memory_bytes);
+  out->set_speed(n.speed);
+  out->set_version(n.version);
+  out->set_incarnation(n.incarnation);
+}
+
+void write_shape(const RegionRecord& r, wire::RegionCreate* out) {
+  out->set_name(r.name);
+  out->set_type(r.type);
+  out->set_element_bytes(r.element_bytes);
+  out->set_count(r.count);
+  out->set_page_bytes(r.page_bytes);
+  out->set_mode(r.mode);
+  out->set_replication(r.replication);
+}
+
+void write_session(NodeId node, const Session& s, wire::SnapshotClient* out) {
+  out->set_node(node.value);
+  out->set_incarnation(s.incarnation);
+  out->set_floor(s.floor);
+  for (const auto& [sequence, result] : s.results) {
+    auto* r = out->add_results();
+    r->set_sequence(sequence);
+    *r->mutable_result() = result;
+  }
+  out->set_decided_floor(s.decided_floor);
+  for (const auto& [first, end] : s.decided) {
+    auto* d = out->add_decided();
+    d->set_first(first);
+    d->set_count(end - first);
+  }
+  for (const std::uint64_t sequence : s.txn_order) {
+    auto* t = out->add_txns();
+    t->set_sequence(sequence);
+    *t->mutable_result() = s.txns.at(sequence);
+  }
+}
+
+}  // namespace
+
+Bytes State::snapshot() const {
+  wire::ControlSnapshot out;
+  out.set_format(kFormat);
+  out.set_cluster(cluster_.value);
+  out.set_name(name_);
+  out.set_epoch(epoch_.value);
+  out.set_now_ms(now_.ms);
+  out.set_next_region(next_region_);
+  for (const auto& [id, n] : nodes_) {
+    auto* sn = out.add_nodes();
+    write_info(n, sn->mutable_info());
+    sn->set_state(static_cast<std::uint32_t>(n.state));
+    sn->set_voter(n.voter);
+    sn->set_draining(n.draining);
+    sn->set_since_ms(n.since.ms);
+  }
+  for (const RegionId id : region_ids()) {
+    const Region& r = *regions_.at(id);
+    auto* sr = out.add_regions();
+    sr->set_id(id.value);
+    write_shape(r.record, sr->mutable_shape());
+    sr->set_owner_uid(r.record.owner_uid);
+    sr->set_version(r.record.version.value);
+    sr->set_block_pages(r.record.block_pages);
+    sr->set_created_ms(r.record.created.ms);
+    for (const NodeCapacity& m : r.placement.members()) {
+      sr->add_members(m.node.value);
+      sr->add_weights(m.weight);
+    }
+    for (const std::uint16_t number : r.placement.used()) {
+      const Placement::Shard& s = *r.placement.shard(ShardNo{number});
+      if (!s.filling && s.in_sync == r.placement.plain_list(ShardNo{number})) continue;
+      auto* d = sr->add_deviations();
+      d->set_shard(number);
+      for (const NodeId n : s.in_sync) d->add_in_sync(n.value);
+      d->set_filling(s.filling.value);
+    }
+    for_each_written(id, [&](PageRange p, Version v) {
+      auto* pages = sr->add_pages();
+      pages->set_first(p.first);
+      pages->set_count(p.count);
+      pages->set_version(v.value);
+    });
+  }
+  for (const auto& [id, s] : sessions_) write_session(id, s, out.add_clients());
+
+  Bytes bytes(out.ByteSizeLong());
+  google::protobuf::io::ArrayOutputStream array(bytes.data(), static_cast<int>(bytes.size()));
+  google::protobuf::io::CodedOutputStream coded(&array);
+  coded.SetSerializationDeterministic(true);
+  out.SerializeWithCachedSizes(&coded);
+  return bytes;
+}
+
+/// Builds what a snapshot says, apart from the state that it will replace.
+struct SnapshotReader {
+  std::map<NodeId, NodeRecord> nodes;
+  std::unordered_map<RegionId, std::unique_ptr<State::Region>> regions;
+  std::map<std::string, RegionId, std::less<>> names;
+  std::map<NodeId, Session> sessions;
+
+  Status read_node(const wire::SnapshotNode& sn) {
+    NodeRecord n;
+    n.id = NodeId{sn.info().id()};
+    n.name = sn.info().name();
+    n.addresses.assign(sn.info().addresses().begin(), sn.info().addresses().end());
+    n.cores = sn.info().cores();
+    n.memory_bytes = sn.info().memory_bytes();
+    n.speed = sn.info().speed();
+    n.version = sn.info().version();
+    n.incarnation = sn.info().incarnation();
+    if (sn.state() < 1 || sn.state() > 3) return bad("a node in no state");
+    n.state = static_cast<NodeState>(sn.state());
+    n.voter = sn.voter();
+    n.draining = sn.draining();
+    n.since = WallTime{sn.since_ms()};
+    if (!n.id || !nodes.emplace(n.id, n).second) return bad("a node without an id, or twice");
+    return {};
+  }
+
+  Status reserve(NodeId node, std::uint64_t bytes) {
+    const auto it = nodes.find(node);
+    if (it == nodes.end()) return bad("a shard on an unknown node");
+    it->second.reserved_bytes += bytes;
+    return {};
+  }
+
+  Status read_region(const wire::SnapshotRegion& sr) {
+    Result<RegionRecord> shape = shape_of(sr.shape(), sr.owner_uid());
+    if (!shape) return bad(shape.error().message);
+    RegionRecord& record = *shape;
+    record.id = RegionId{sr.id()};
+    record.version = Version{sr.version()};
+    record.created = WallTime{sr.created_ms()};
+    record.block_pages = sr.block_pages();
+    const auto count = static_cast<std::size_t>(sr.members_size());
+    if (count < record.replication || sr.members_size() != sr.weights_size() || count > limits::kMaxNodes ||
+        record.block_pages != Placement::choose_block_pages(record.pages, record.page_bytes, count)) {
+      return bad("a region whose placement does not fit its shape");
+    }
+    record.blocks = (record.pages + record.block_pages - 1) / record.block_pages;
+    std::vector<NodeCapacity> members;
+    for (int i = 0; i < sr.members_size(); ++i) {
+      if (i > 0 && sr.members(i) <= sr.members(i - 1)) return bad("members out of order");
+      members.push_back({.node = NodeId{sr.members(i)}, .weight = sr.weights(i), .free_bytes = 0});
+    }
+    if (!record.id || regions.contains(record.id) || !names.emplace(record.name, record.id).second) {
+      return bad("a region without an id, or twice");
+    }
+    Placement placement = Placement::plain({.region = record.id,
+                                            .pages = record.pages,
+                                            .page_bytes = record.page_bytes,
+                                            .block_pages = record.block_pages,
+                                            .replication = record.replication},
+                                           std::move(members));
+    for (const wire::SnapshotShard& d : sr.deviations()) {
+      if (d.shard() >= limits::kShards) return bad("a shard that cannot be");
+      Placement::Shard* s = placement.shard(ShardNo{static_cast<std::uint16_t>(d.shard())});
+      if (s == nullptr) return bad("a shard without pages");
+      s->in_sync = {};
+      for (const std::uint64_t n : d.in_sync()) {
+        if (s->in_sync.contains(NodeId{n}) || !s->in_sync.push(NodeId{n})) return bad("a shard with too many nodes");
+      }
+      s->filling = NodeId{d.filling()};
+      if (s->filling && (s->in_sync.contains(s->filling) || s->in_sync.size() == NodeList::kMax)) {
+        return bad("a shard that fills what it has");
+      }
+    }
+    for (const std::uint16_t number : placement.used()) {
+      const Placement::Shard& s = *placement.shard(ShardNo{number});
+      for (const NodeId n : s.in_sync) HOLO_TRY(reserve(n, placement.bytes_of(s)));
+      if (s.filling) HOLO_TRY(reserve(s.filling, placement.bytes_of(s)));
+    }
+    Directory directory;
+    std::uint64_t next = 0;
+    for (const wire::SnapshotPages& p : sr.pages()) {
+      if (p.count() == 0 || p.first() < next || p.first() >= record.pages || p.count() > record.pages - p.first() ||
+          p.version() == 0 || p.version() > record.version.value) {
+        return bad("pages that cannot be");
+      }
+      next = p.first() + p.count();
+      directory.write({p.first(), p.count()}, Version{p.version()});
+      placement.mark_written({p.first(), p.count()});
+    }
+    const RegionId id = record.id;
+    regions.emplace(id, std::make_unique<State::Region>(
+                            State::Region{std::move(record), std::move(placement), std::move(directory)}));
+    return {};
+  }
+
+  Status read_session(const wire::SnapshotClient& c) {
+    Session s;
+    s.incarnation = c.incarnation();
+    s.floor = c.floor();
+    for (const wire::SnapshotResult& r : c.results()) s.results.emplace(r.sequence(), r.result());
+    s.decided_floor = c.decided_floor();
+    std::uint64_t next = 0;
+    for (const wire::PageRange& d : c.decided()) {
+      if (d.count() == 0 || d.first() < next || d.count() > UINT64_MAX - d.first()) return bad("decided transactions out of order");
+      next = d.first() + d.count();
+      s.decided.emplace(d.first(), next);
+    }
+    for (const wire::SnapshotTxn& t : c.txns()) {
+      if (!s.txns.emplace(t.sequence(), t.result()).second) return bad("a transaction decided twice");
+      s.txn_order.push_back(t.sequence());
+    }
+    if (!nodes.contains(NodeId{c.node()}) || !sessions.emplace(NodeId{c.node()}, std::move(s)).second) {
+      return bad("a client that is no node, or twice");
+    }
+    return {};
+  }
+};
+
+Status State::restore(LogIndex index, ByteSpan snapshot) {
+  wire::ControlSnapshot in;
+  if (snapshot.size() > INT32_MAX || !in.ParseFromArray(snapshot.data(), static_cast<int>(snapshot.size()))) {
+    return bad("it does not decode");
+  }
+  if (in.format() != kFormat) return bad(str("format ", in.format(), " is unknown"));
+  if (static_cast<std::size_t>(in.nodes_size()) > limits::kMaxNodes) return bad("too many nodes");
+  if (static_cast<std::size_t>(in.regions_size()) > limits::kMaxRegions) return bad("too many regions");
+  SnapshotReader reader;
+  for (const wire::SnapshotNode& n : in.nodes()) HOLO_TRY(reader.read_node(n));
+  for (const wire::SnapshotRegion& r : in.regions()) {
+    HOLO_TRY(reader.read_region(r));
+    if (r.id() >= in.next_region()) return bad("a region from the future");
+  }
+  for (const wire::SnapshotClient& c : in.clients()) HOLO_TRY(reader.read_session(c));
+
+  cluster_ = ClusterId{in.cluster()};
+  name_ = in.name();
+  epoch_ = Epoch{in.epoch()};
+  applied_ = index;
+  now_ = WallTime{in.now_ms()};
+  next_region_ = in.next_region();
+  nodes_ = std::move(reader.nodes);
+  regions_ = std::move(reader.regions);
+  names_ = std::move(reader.names);
+  sessions_ = std::move(reader.sessions);
+  count_nodes();
+  for (StateObserver* o : observers_) o->on_restored();
+  return {};
+}
+
+}  // namespace holo::control

@@ -1,0 +1,433 @@
+#include "core/control/state.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "base/random.h"
+#include "core/control/state_test_util.h"
+
+namespace holo::control::testing {
+
+void expect_invariants(const State& s) {
+  std::map<NodeId, std::uint64_t> reserved;
+  for (const RegionId id : s.regions()) {
+    const RegionRecord& r = *s.region(id);
+    std::uint64_t pages = 0;
+    s.for_each_shard(id, [&](const State::ShardView& v) {
+      pages += v.pages;
+      for (const NodeId n : v.in_sync) {
+        ASSERT_NE(s.node(n), nullptr);
+        ASSERT_NE(s.node(n)->state, NodeState::left);
+        ASSERT_TRUE(s.node(n)->alive() || v.in_sync.size() == 1) << "a dead node among living ones";
+        reserved[n] += v.pages * r.page_bytes;
+      }
+      if (v.filling) {
+        ASSERT_TRUE(s.node(v.filling)->alive());
+        ASSERT_FALSE(v.in_sync.contains(v.filling));
+        reserved[v.filling] += v.pages * r.page_bytes;
+      }
+    });
+    ASSERT_EQ(pages, r.pages);
+  }
+  for (const auto& [id, n] : s.nodes()) {
+    ASSERT_EQ(n.reserved_bytes, reserved[id]);
+    ASSERT_LE(n.reserved_bytes, n.memory_bytes) << "more assigned than there is";
+  }
+}
+
+namespace {
+
+struct Recorder : StateObserver {
+  std::vector<std::string> seen;
+  void on_commit(RegionId r, Version v, TxnId t, std::span<const PageRange> pages) override {
+    std::string s = "commit " + std::to_string(r.value) + "@" + std::to_string(v.value) + " txn " + std::to_string(t.sequence);
+    for (const PageRange& p : pages) s += " " + std::to_string(p.first) + "+" + std::to_string(p.count);
+    seen.push_back(s);
+  }
+  void on_region_created(RegionId r) override { seen.push_back("created " + std::to_string(r.value)); }
+  void on_region_freed(RegionId r) override { seen.push_back("freed " + std::to_string(r.value)); }
+  void on_nodes_changed(Epoch e, NodeId n) override {
+    seen.push_back("nodes " + std::to_string(e.value) + " " + std::to_string(n.value));
+  }
+  void on_placement_changed(RegionId r) override { seen.push_back("placed " + std::to_string(r.value)); }
+  void on_restored() override { seen.push_back("restored"); }
+};
+
+TEST(ControlState, ClusterInitOnceAndNodesJoin) {
+  Rig rig;
+  EXPECT_EQ(code(rig.create("x", 10)), Errc::refused);
+  EXPECT_EQ(code(rig.init()), kOk);
+  EXPECT_EQ(code(rig.init()), Errc::already_exists);
+  EXPECT_EQ(rig.state.cluster(), ClusterId{77});
+  EXPECT_EQ(rig.state.epoch(), Epoch{1});
+  EXPECT_EQ(code(rig.join(2)), kOk);
+  EXPECT_EQ(rig.state.epoch(), Epoch{2});
+  EXPECT_EQ(code(rig.join(2)), kOk) << "the answer was lost; asking again changes nothing";
+  EXPECT_EQ(rig.state.epoch(), Epoch{2});
+  EXPECT_EQ(rig.state.live_count(), 2U);
+  EXPECT_TRUE(rig.state.alive(NodeId{2}, 1));
+  EXPECT_FALSE(rig.state.alive(NodeId{2}, 2));
+  wire::CommandBody b;
+  *b.mutable_node_join()->mutable_node() = info(3);
+  b.mutable_node_join()->mutable_node()->set_name("n2");
+  EXPECT_EQ(code(rig.send(b)), Errc::already_exists);
+}
+
+TEST(ControlState, RegionShapesThatAreRefused) {
+  Rig rig;
+  rig.cluster(2);
+  EXPECT_EQ(code(rig.create("", 10)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("a b", 10)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("a\x1b[2J", 10)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create(std::string(129, 'a'), 10)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("zero", 0)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("page", 10, 1, 5000)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("page", 10, 1, 2048)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("page", 10, 1, 4 << 20)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("copies", 10, 4)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.create("copies", 10, 3)), Errc::under_replicated);
+  EXPECT_EQ(code(rig.create("huge", 1ULL << 47)), Errc::over_limit);
+  const auto too_big = rig.create("big", 513 * kMiB);
+  EXPECT_EQ(code(too_big), Errc::out_of_memory);
+  EXPECT_NE(too_big.error().message().find("512.0 MiB"), std::string::npos) << too_big.error().message();
+  wire::CommandBody strict;
+  strict.mutable_create_region()->mutable_region()->set_name("s");
+  strict.mutable_create_region()->mutable_region()->set_count(1);
+  strict.mutable_create_region()->mutable_region()->set_mode("strict");
+  EXPECT_EQ(code(rig.send(strict)), Errc::unsupported);
+  EXPECT_TRUE(rig.state.regions().empty());
+}
+
+TEST(ControlState, NamesAreTakenOpenedAndFreed) {
+  Rig rig;
+  rig.cluster(2);
+  const auto made = rig.create("xs", kMiB, 2);
+  ASSERT_EQ(code(made), kOk);
+  EXPECT_EQ(code(rig.create("xs", kMiB)), Errc::already_exists);
+  wire::CommandBody open;
+  auto* c = open.mutable_create_region()->mutable_region();
+  c->set_name("xs");
+  c->set_type("bytes");
+  c->set_count(kMiB);
+  c->set_open_existing(true);
+  const auto opened = rig.send(open);
+  EXPECT_EQ(code(opened), kOk);
+  EXPECT_TRUE(opened.existed());
+  EXPECT_EQ(opened.region(), made.region());
+  c->set_count(kMiB + 1);
+  EXPECT_EQ(code(rig.send(open)), Errc::already_exists);
+  EXPECT_EQ(code(rig.free("xs", 1001)), Errc::permission_denied);
+  EXPECT_EQ(code(rig.free("ys")), Errc::not_found);
+  EXPECT_EQ(code(rig.free("xs")), kOk);
+  EXPECT_EQ(rig.state.node(NodeId{1})->reserved_bytes, 0U);
+  EXPECT_GT(rig.create("xs", kMiB).region(), made.region()) << "ids are never used again";
+}
+
+TEST(ControlState, CommitsGiveVersionsOnceAndNameThePages) {
+  Rig rig;
+  rig.cluster(2);
+  Recorder rec;
+  rig.state.add_observer(&rec);
+  const RegionId xs{rig.create("xs", 100 * 4096).region()};
+  const auto first = rig.commit({Rig::txn(1, 1, xs.value, {{0, 10}}), Rig::txn(2, 1, xs.value, {{5, 1}, {99, 1}})});
+  ASSERT_EQ(code(first), kOk);
+  ASSERT_EQ(first.txns_size(), 2);
+  EXPECT_EQ(first.txns(0).versions(0).version(), 1U);
+  EXPECT_EQ(first.txns(1).versions(0).version(), 2U);
+  EXPECT_EQ(rig.state.version_of(xs, PageNo{4}), Version{1});
+  EXPECT_EQ(rig.state.version_of(xs, PageNo{5}), Version{2});
+  EXPECT_EQ(rig.state.version_of(xs, PageNo{50}), Version{0});
+  const auto again = rig.commit({Rig::txn(1, 1, xs.value, {{0, 10}})});
+  EXPECT_EQ(code(again.txns(0)), kOk);
+  EXPECT_EQ(again.txns(0).versions(0).version(), 1U) << "decided before: the first answer";
+  EXPECT_EQ(rig.state.region(xs)->version, Version{2});
+  EXPECT_EQ(code(rig.commit({Rig::txn(1, 2, xs.value, {{100, 1}})}).txns(0)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.commit({Rig::txn(1, 2, xs.value, {{5, 1}, {4, 1}})}).txns(0)), Errc::invalid_argument);
+  EXPECT_EQ(code(rig.commit({Rig::txn(1, 2, 99, {{5, 1}})}).txns(0)), Errc::not_found);
+  EXPECT_EQ(code(rig.commit({Rig::txn(1, 2, xs.value, {{5, 1}})}, 1)), Errc::stale_epoch);
+  EXPECT_EQ(rig.state.region(xs)->version, Version{2});
+  wire::TxnCommit bump;
+  bump.mutable_txn()->set_node(1);
+  bump.mutable_txn()->set_incarnation(1);
+  bump.mutable_txn()->set_sequence(3);
+  bump.add_bump_only(xs.value);
+  EXPECT_EQ(rig.commit({bump}).txns(0).versions(0).version(), 3U);
+  const std::vector<std::string> want{"created 1", "commit 1@1 txn 1 0+10", "commit 1@2 txn 1 5+1 99+1", "commit 1@3 txn 3"};
+  EXPECT_EQ(rec.seen, want);
+}
+
+TEST(ControlState, DeadCoordinatorsAreFenced) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 100 * 4096, 2).region()};
+  rig.dead(3);
+  EXPECT_EQ(code(rig.commit({Rig::txn(3, 1, xs.value, {{0, 1}})}).txns(0)), Errc::refused);
+  EXPECT_EQ(code(rig.back(3, 1)), Errc::refused) << "it can come back only as someone new";
+  EXPECT_EQ(code(rig.back(3, 2)), kOk);
+  EXPECT_EQ(code(rig.commit({Rig::txn(3, 1, xs.value, {{0, 1}})}).txns(0)), Errc::refused);
+  EXPECT_EQ(code(rig.commit({Rig::txn(3, 1, xs.value, {{0, 1}}, 2)}).txns(0)), kOk);
+}
+
+TEST(ControlState, RepeatedCommandsActOnceAndGivenUpOnesNotAtAll) {
+  Rig rig;
+  rig.cluster(1);
+  wire::Command c;
+  c.set_client(1);
+  c.set_incarnation(2);
+  c.set_sequence(10);
+  c.set_outstanding(10);
+  c.mutable_body()->mutable_create_region()->mutable_region()->set_name("once");
+  c.mutable_body()->mutable_create_region()->mutable_region()->set_count(5);
+  const auto first = rig.feed(encode(c));
+  ASSERT_EQ(code(first), kOk);
+  EXPECT_EQ(rig.feed(encode(c)).SerializeAsString(), first.SerializeAsString());
+  EXPECT_EQ(rig.state.result_of(NodeId{1}, 2, 10)->region(), first.region());
+  EXPECT_FALSE(rig.state.result_of(NodeId{1}, 2, 11));
+  wire::Command later = c;
+  later.set_sequence(12);
+  later.set_outstanding(12);
+  later.mutable_body()->mutable_create_region()->mutable_region()->set_name("later");
+  EXPECT_EQ(code(rig.feed(encode(later))), kOk);
+  later.set_sequence(11);
+  EXPECT_EQ(code(rig.feed(encode(later))), Errc::refused);
+  later.set_incarnation(1);
+  later.set_sequence(99);
+  EXPECT_EQ(code(rig.feed(encode(later))), Errc::refused) << "an earlier incarnation";
+}
+
+TEST(ControlState, DeathPromotesFillsAndKeepsSoleHolders) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId one{rig.create("one", 512 * 4096, 1).region()};
+  const RegionId two{rig.create("two", 512 * 4096, 2).region()};
+  rig.commit({Rig::txn(1, 1, one.value, {{0, 512}}), Rig::txn(1, 2, two.value, {{0, 512}})});
+  std::map<std::uint64_t, NodeId> home_before;
+  for (std::uint64_t p = 0; p < 512; ++p) home_before[p] = rig.state.home(two, PageNo{p});
+  rig.dead(2);
+  expect_invariants(rig.state);
+  bool sole = false;
+  for (std::uint64_t p = 0; p < 512; ++p) {
+    sole = sole || rig.state.sole_holder(one, PageNo{p}) == NodeId{2};
+    EXPECT_NE(rig.state.home(two, PageNo{p}), NodeId{2});
+    if (home_before[p] != NodeId{2}) {
+      EXPECT_EQ(rig.state.home(two, PageNo{p}), home_before[p]) << "nothing else moves";
+    }
+    const NodeList in_sync = rig.state.replicas(two, PageNo{p});
+    EXPECT_TRUE(in_sync.size() == 2 || rig.state.filling(two, PageNo{p}));
+  }
+  EXPECT_TRUE(sole);
+  EXPECT_EQ(rig.state.wanted_copies(two), 2U);
+  EXPECT_TRUE(rig.fill_all());
+  EXPECT_FALSE(rig.fill_all());
+  for (std::uint64_t p = 0; p < 512; ++p) EXPECT_EQ(rig.state.replicas(two, PageNo{p}).size(), 2U);
+  rig.back(2, 2);
+  for (std::uint64_t p = 0; p < 512; ++p) EXPECT_FALSE(rig.state.sole_holder(one, PageNo{p}));
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, ShardsNeverWrittenMoveAtOnce) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 512 * 4096, 1).region()};
+  rig.dead(3);
+  for (std::uint64_t p = 0; p < 512; ++p) EXPECT_FALSE(rig.state.sole_holder(xs, PageNo{p}));
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, LeaveIsRefusedWhileItHoldsALastCopy) {
+  Rig rig;
+  rig.cluster(2);
+  const RegionId xs{rig.create("xs", 64 * 4096, 1).region()};
+  EXPECT_EQ(code(rig.leave(2)), kOk) << "nothing was written";
+  EXPECT_EQ(rig.state.node(NodeId{2})->state, NodeState::left);
+  EXPECT_EQ(code(rig.back(2, 2)), Errc::refused);
+  EXPECT_EQ(code(rig.join(2, 256 * kMiB, 2)), kOk);
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
+  EXPECT_EQ(code(rig.leave(1)), Errc::refused);
+  rig.drain(1);
+  EXPECT_EQ(rig.state.home(xs, PageNo{0}), NodeId{1}) << "it stays home until it leaves";
+  EXPECT_EQ(rig.state.filling(xs, PageNo{0}), NodeId{2});
+  EXPECT_TRUE(rig.fill_all());
+  EXPECT_EQ(code(rig.leave(1)), kOk);
+  for (std::uint64_t p = 0; p < 64; ++p) EXPECT_EQ(rig.state.home(xs, PageNo{p}), NodeId{2});
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, ForcedLeaveGivesUpWhatOnlyItHad) {
+  Rig rig;
+  rig.cluster(2);
+  const RegionId xs{rig.create("xs", 64 * 4096, 1).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
+  rig.dead(2);
+  EXPECT_EQ(code(rig.leave(2)), Errc::refused);
+  EXPECT_EQ(code(rig.leave(2, true)), kOk);
+  for (std::uint64_t p = 0; p < 64; ++p) {
+    EXPECT_EQ(rig.state.home(xs, PageNo{p}), NodeId{1});
+    EXPECT_EQ(rig.state.version_of(xs, PageNo{p}), Version{1}) << "lost, and known to be lost";
+  }
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, AStaleFillIsIgnored) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 64 * 4096, 2).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
+  rig.dead(3);
+  wire::CommandBody b;
+  b.mutable_shards_filled()->set_epoch(rig.state.epoch().value - 1);
+  EXPECT_EQ(code(rig.send(b)), Errc::stale_epoch);
+  b.mutable_shards_filled()->set_epoch(rig.state.epoch().value);
+  auto* f = b.mutable_shards_filled()->add_fills();
+  f->set_region(xs.value);
+  f->set_shard(rig.state.shard_of(xs, PageNo{0}).value);
+  f->set_node(3);
+  const NodeList before = rig.state.replicas(xs, PageNo{0});
+  EXPECT_EQ(code(rig.send(b)), kOk);
+  EXPECT_EQ(rig.state.replicas(xs, PageNo{0}), before);
+}
+
+TEST(ControlState, GarbageChangesNothing) {
+  Rig rig;
+  rig.cluster(2);
+  const Bytes before = rig.state.snapshot();
+  for (const char* text : {"", "x", "\xff\xff\xff\xff", "holo"}) {
+    const ByteSpan b = as_bytes(text);
+    rig.feed(Bytes(b.begin(), b.end()));
+  }
+  State fresh;
+  ASSERT_TRUE(fresh.restore(LogIndex{1}, before));
+  EXPECT_EQ(rig.state.nodes().size(), fresh.nodes().size());
+  EXPECT_EQ(rig.state.epoch(), fresh.epoch());
+}
+
+// ---- Any sequence of commands
+
+wire::CommandBody random_body(Random& rnd, const State& s) {
+  wire::CommandBody b;
+  const std::uint64_t node = 1 + rnd.below(6);
+  const std::uint64_t memory = (node <= 2 ? 64 : node) * kMiB;  // A node that returned with less could hold too much.
+  const NodeRecord* known = s.node(NodeId{node});
+  const std::uint64_t incarnation = known == nullptr ? 1 : known->incarnation + rnd.below(2);
+  const auto any_region = [&]() -> std::uint64_t {
+    const auto ids = s.regions();
+    return ids.empty() || rnd.chance(1, 10) ? rnd.below(8) : ids[rnd.below(ids.size())].value;
+  };
+  switch (rnd.below(12)) {
+    case 0: *b.mutable_node_join()->mutable_node() = info(node, memory, incarnation); break;
+    case 1: *b.mutable_node_alive()->mutable_node() = info(node, memory, incarnation); break;
+    case 2:
+      b.mutable_node_dead()->set_node(node);
+      b.mutable_node_dead()->set_incarnation(known == nullptr ? 1 : known->incarnation);
+      break;
+    case 3:
+      b.mutable_node_leave()->set_node(node);
+      b.mutable_node_leave()->set_force(rnd.chance(1, 4));
+      break;
+    case 4:
+      b.mutable_node_update()->set_node(node);
+      if (rnd.chance(1, 2)) b.mutable_node_update()->set_draining(rnd.chance(1, 2));
+      if (rnd.chance(1, 2)) b.mutable_node_update()->set_voter(rnd.chance(1, 2));
+      break;
+    case 5:
+    case 6: {
+      auto* c = b.mutable_create_region()->mutable_region();
+      c->set_name("r" + std::to_string(rnd.below(6)));
+      c->set_count(1 + rnd.below(6 * kMiB));
+      c->set_page_bytes(4096ULL << rnd.below(4));
+      c->set_replication(static_cast<std::uint32_t>(rnd.below(4)));
+      c->set_open_existing(rnd.chance(1, 2));
+      break;
+    }
+    case 7: b.mutable_free_region()->set_name("r" + std::to_string(rnd.below(6))); break;
+    case 8: {
+      b.mutable_shards_filled()->set_epoch(s.epoch().value);
+      s.for_each_fill([&](const State::ShardView& v) {
+        if (rnd.chance(1, 3)) return;
+        auto* f = b.mutable_shards_filled()->add_fills();
+        f->set_region(v.region.value);
+        f->set_shard(v.shard.value);
+        f->set_node(v.filling.value);
+      });
+      break;
+    }
+    default: {
+      b.mutable_commit()->set_epoch(rnd.chance(1, 10) ? 1 : s.epoch().value);
+      for (std::uint64_t n = 0; n < 1 + rnd.below(3); ++n) {
+        const std::uint64_t region = any_region();
+        const RegionRecord* r = s.region(RegionId{region});
+        const std::uint64_t pages = r == nullptr ? 10 : r->pages;
+        const std::uint64_t first = rnd.below(pages);
+        *b.mutable_commit()->add_txns() =
+            Rig::txn(node, 1 + rnd.below(200), region, {{first, 1 + rnd.below(pages - first)}}, incarnation);
+      }
+    }
+  }
+  return b;
+}
+
+class RandomCommands : public ::testing::TestWithParam<std::uint64_t> {};
+
+TEST_P(RandomCommands, SameLogSameBytesAlsoAcrossASnapshot) {
+  Random rnd(GetParam());
+  Rig rig;
+  rig.init(64 * kMiB);
+  rig.join(2, 64 * kMiB);
+  const std::size_t steps = 150;
+  const std::size_t cut = rnd.below(steps);
+  Bytes middle;
+  std::size_t middle_index = 0;
+  for (std::size_t i = 0; i < steps; ++i) {
+    if (i == cut) {
+      middle = rig.state.snapshot();
+      middle_index = rig.log.size();
+    }
+    const wire::CommandBody body = random_body(rnd, rig.state);
+    rig.send(body);
+    if (rnd.chance(1, 8)) rig.feed(rig.log.back());  // Sent twice.
+    expect_invariants(rig.state);
+    if (::testing::Test::HasFatalFailure()) FAIL() << "after command " << i << " of kind " << body.kind_case();
+  }
+  const Bytes want = rig.state.snapshot();
+
+  const auto replay = [&](State& s, std::size_t from) {
+    for (std::size_t i = from; i < rig.log.size(); ++i) {
+      s.apply(LogIndex{i + 1}, WallTime{static_cast<std::int64_t>(1001 + i)}, rig.log[i]);
+    }
+  };
+  State again;
+  replay(again, 0);
+  EXPECT_EQ(again.snapshot(), want);
+
+  State resumed;
+  ASSERT_TRUE(resumed.restore(LogIndex{middle_index}, middle));
+  EXPECT_EQ(resumed.snapshot(), middle);
+  expect_invariants(resumed);
+  replay(resumed, middle_index);
+  EXPECT_EQ(resumed.snapshot(), want);
+}
+
+INSTANTIATE_TEST_SUITE_P(Seeds, RandomCommands, ::testing::Range<std::uint64_t>(1, 61));
+
+TEST(ControlState, EveryCutOrFlippedSnapshotIsRefusedOrHarmless) {
+  Rig rig;
+  rig.cluster(3, 64 * kMiB);
+  rig.create("xs", kMiB, 2);
+  rig.commit({Rig::txn(1, 1, 1, {{0, 100}})});
+  rig.dead(2);
+  const Bytes good = rig.state.snapshot();
+  Random rnd(7);
+  for (int i = 0; i < 2000; ++i) {
+    Bytes bad = good;
+    if (rnd.chance(1, 3)) bad.resize(rnd.below(bad.size()));
+    else bad[rnd.below(bad.size())] ^= static_cast<std::byte>(1U << rnd.below(8));
+    State s;
+    if (!s.restore(LogIndex{1}, bad)) continue;
+    s.for_each_fill([](const State::ShardView&) {});
+    s.snapshot();
+  }
+}
+
+}  // namespace
+}  // namespace holo::control::testing
