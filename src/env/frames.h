@@ -29,7 +29,7 @@ class RegionFrames {
   virtual Status read(std::uint64_t offset, MutableByteSpan out) const = 0;
 
   /// The agent's own mapping of filled slots, for reading without a copy. Touching a slot that is not filled would fill it
-  /// with zeros: callers know which are. Valid until punch or write of the range. Empty where there is no mapping (tests).
+  /// with zeros: callers know which are. Valid until punch or write of the range.
   [[nodiscard]] virtual ByteSpan mapped(std::uint64_t offset, std::size_t length) const = 0;
 
   /// Frees the frames of the range and takes them out of every mapping: the next access faults as missing, in every
