@@ -89,13 +89,39 @@ class LocalClient::Impl {
     closing_ = true;
     ::shutdown(socket_.get(), SHUT_RDWR);  // Wakes the reader and every writer.
     reader_.join();
+    std::unique_lock lock(mutex_);
+    unused_.wait(lock, [this] { return users_ == 0; });
   }
 
-  Result<Reply> call(const Call& call);
-  Status send(LocalFrame frame, const Call& call, Clock::time_point deadline);
+  Result<Reply> call(const Call& call) {
+    const Use use(*this);
+    return wait_for_answer(call);
+  }
+  Status send(LocalFrame frame, const Call& call, Duration timeout) {
+    const Use use(*this);
+    return write_call(frame, call, after(timeout));
+  }
   bool connected() const { return !ended_; }
 
  private:
+  /// A call on its way through this object, which must not go before it has left.
+  class Use {
+   public:
+    explicit Use(Impl& impl) : impl_(impl) {
+      std::lock_guard lock(impl_.mutex_);
+      ++impl_.users_;
+    }
+    ~Use() {
+      std::lock_guard lock(impl_.mutex_);
+      if (--impl_.users_ == 0) impl_.unused_.notify_all();
+    }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    Impl& impl_;
+  };
+
   struct Waiting {
     std::condition_variable done_or_failed;
     MutableByteSpan into;
@@ -104,6 +130,8 @@ class LocalClient::Impl {
     Result<Reply> result = std::unexpected(Error{});
   };
 
+  Result<Reply> wait_for_answer(const Call& call);
+  Status write_call(LocalFrame frame, const Call& call, Clock::time_point deadline);
   void read();
   Status read_some();
   void on_message(LocalMessage message);
@@ -118,7 +146,9 @@ class LocalClient::Impl {
   LocalReceiver receiver_;    // the reader thread's
   Bytes payload_;             // the reader thread's: of the reply that is arriving, unless it goes into the caller's memory
   std::timed_mutex writing_;  // one frame at a time
-  std::mutex mutex_;          // guards waiting_, next_id_, why_ and the Waiting objects
+  std::mutex mutex_;          // guards users_, waiting_, next_id_, why_ and the Waiting objects
+  std::condition_variable unused_;
+  std::size_t users_ = 0;
   std::unordered_map<std::uint32_t, std::shared_ptr<Waiting>> waiting_;
   std::uint32_t next_id_ = 0;
   std::optional<Error> why_;  // set once the connection has ended
@@ -156,14 +186,14 @@ Status LocalClient::Impl::write(LocalOutgoing frame, Clock::time_point deadline)
   return {};
 }
 
-Status LocalClient::Impl::send(LocalFrame frame, const Call& call, Clock::time_point deadline) {
+Status LocalClient::Impl::write_call(LocalFrame frame, const Call& call, Clock::time_point deadline) {
   std::size_t payload_bytes = 0;
   for (ByteSpan p : call.payload) payload_bytes += p.size();
   HOLO_TRY(check_local_limits(call.header.size(), payload_bytes, call.fds.size()));
   return write(LocalOutgoing(frame, call.header, call.payload, call.fds), deadline);
 }
 
-Result<LocalClient::Reply> LocalClient::Impl::call(const Call& call) {
+Result<LocalClient::Reply> LocalClient::Impl::wait_for_answer(const Call& call) {
   const auto deadline = after(call.timeout);
   auto waiting = std::make_shared<Waiting>();
   waiting->into = call.into;
@@ -174,7 +204,7 @@ Result<LocalClient::Reply> LocalClient::Impl::call(const Call& call) {
     while (id == 0 || waiting_.contains(id)) id = ++next_id_;
     waiting_.emplace(id, waiting);
   }
-  const auto sent = send(LocalFrame{.type = call.type, .kind = LocalKind::request, .id = id}, call, deadline);
+  const auto sent = write_call(LocalFrame{.type = call.type, .kind = LocalKind::request, .id = id}, call, deadline);
 
   std::unique_lock lock(mutex_);
   // Also when the agent closed while we wrote: it may have said why, and the reader will know in a moment.
@@ -306,21 +336,21 @@ Result<std::unique_ptr<LocalClient>> LocalClient::adopt(env::Fd socket, Options 
 Result<LocalClient::Reply> LocalClient::call(const Call& call) { return impl_->call(call); }
 
 Status LocalClient::notify(const Call& call) {
-  return impl_->send(LocalFrame{.type = call.type, .kind = LocalKind::one_way, .id = 0}, call, after(call.timeout));
+  return impl_->send(LocalFrame{.type = call.type, .kind = LocalKind::one_way, .id = 0}, call, call.timeout);
 }
 
 Status LocalClient::reply(std::uint32_t id, Result<env::LocalReply> result) {
   if (id == 0) return {};  // Nobody waits for the answer to a one-way message.
   if (!result) {
     const std::string header = wire::encode_local_error(result.error());
-    return impl_->send(LocalFrame{.kind = LocalKind::error, .id = id}, Call{.header = header}, after(kReplyTimeout));
+    return impl_->send(LocalFrame{.kind = LocalKind::error, .id = id}, Call{.header = header}, kReplyTimeout);
   }
   std::vector<ByteSpan> payload;
   for (const auto& b : result->payload) payload.push_back(b.span());
   std::vector<int> fds;
   for (const auto& fd : result->fds) fds.push_back(fd.get());
   return impl_->send(LocalFrame{.kind = LocalKind::reply, .id = id},
-                     Call{.header = result->header, .payload = payload, .fds = fds}, after(kReplyTimeout));
+                     Call{.header = result->header, .payload = payload, .fds = fds}, kReplyTimeout);
 }
 
 bool LocalClient::connected() const { return impl_->connected(); }

@@ -33,7 +33,8 @@ class LocalClient {
                                                       Duration timeout = seconds(5));
   /// Over a connected stream socket (a socketpair, or one inherited from the agent).
   static Result<std::unique_ptr<LocalClient>> adopt(env::Fd socket, Options options);
-  /// Closes the connection and joins the reader thread; waiting calls fail with `cancelled`.
+  /// Closes the connection and joins the reader thread; calls under way fail with `cancelled`, and are waited for.
+  /// Not from a callback.
   ~LocalClient();
   LocalClient(const LocalClient&) = delete;
   LocalClient& operator=(const LocalClient&) = delete;

@@ -100,7 +100,8 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
     handlers_ = std::move(handlers);
     watch_->want_read(!paused_);
     loop_.post([weak = weak_from_this()] {
-      if (auto self = weak.lock(); self && self->watch_) self->tell_writable();
+      auto self = weak.lock();
+      if (self && self->watch_ && self->backlog_ <= env::ByteStream::kLowWater) self->tell_writable();
     });
   }
 
