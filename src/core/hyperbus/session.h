@@ -107,9 +107,9 @@ class Session {
   /// The carrier broke or was closed by the other side. Nothing more will be written.
   void broken(Instant now, Error error);
 
-  /// Appends encrypted bytes for the carrier to `out`, in order, about `max_bytes` at most (a record may go over by 72 KiB
-  /// only when max_bytes is smaller than one). What is asked for late is prioritised late: ask only for what the carrier
-  /// takes soon. The buffers stay valid as long as they are held.
+  /// Appends encrypted bytes for the carrier to `out`, in order: `max_bytes`, plus at most 72 KiB. What is asked for late is
+  /// prioritised late, so ask only for what the carrier takes soon. The buffers stay valid while they are held, also after
+  /// the session is gone; release them on the session's thread. Makes no events.
   void output(Instant now, std::size_t max_bytes, std::vector<Buffer>& out);
   /// True when output() would give something.
   [[nodiscard]] bool wants_output() const;
@@ -136,13 +136,13 @@ class Session {
   void close(Error error);
 
   [[nodiscard]] bool established() const;
-  [[nodiscard]] NodeId peer() const;  ///< 0 until established
+  [[nodiscard]] NodeId peer() const;  ///< 0 before the handshake proved it
   [[nodiscard]] std::uint64_t bytes_in() const;
   [[nodiscard]] std::uint64_t bytes_out() const;
   /// Time from the last ping to its answer; 0 before the first.
   [[nodiscard]] Duration round_trip() const;
   /// Sends a ping now; round_trip() changes when it is answered.
-  void ping();
+  void ping(Instant now);
   [[nodiscard]] ClassStatus class_status(StreamClass klass) const;
 
   /// Request bytes that may wait in one class for credit; above: overloaded.

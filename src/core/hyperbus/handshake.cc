@@ -1,0 +1,278 @@
+#include "core/hyperbus/handshake.h"
+
+#include <algorithm>
+
+#include "base/assert.h"
+#include "base/strings.h"
+#include "crypto/hash.h"
+
+namespace holo::hyperbus {
+namespace {
+
+constexpr std::string_view kInitiatorTraffic = "holo hyperbus v1: traffic of the initiator";
+constexpr std::string_view kResponderTraffic = "holo hyperbus v1: traffic of the responder";
+
+const noise::Protocol& protocol_of(Suite suite) {
+  switch (suite) {
+    case Suite::hybrid_psk: return noise::kXXhfsPsk0;
+    case Suite::hybrid: return noise::kXXhfs;
+    case Suite::classical_psk: return noise::kXXpsk0;
+    case Suite::classical: return noise::kXX;
+  }
+  HOLO_ASSERT(false, "a suite from the configuration");
+}
+
+bool has_psk(Suite suite) { return suite == Suite::hybrid_psk || suite == Suite::classical_psk; }
+
+std::vector<noise::Psk> psks_for(Suite suite, const ClusterKey* key) {
+  if (!has_psk(suite)) return {};
+  return {key->psk()};
+}
+
+void add_identity(const Identity& identity, Payload& payload) {
+  payload.node = identity.node();
+  payload.key = identity.public_key();
+  payload.signature = identity.static_signature();
+}
+
+std::string version_range(const HandshakeConfig& config) {
+  return config.oldest_version == config.newest_version
+             ? str(config.newest_version)
+             : str(config.oldest_version, " to ", config.newest_version);
+}
+
+}  // namespace
+
+Handshake::Handshake(Role role, std::shared_ptr<const HandshakeConfig> config, env::Entropy& entropy, NodeId expected)
+    : role_(role), config_(std::move(config)), entropy_(&entropy), expected_(expected) {
+  HOLO_ASSERT(!has_psk(config_->suite) || !config_->keys.empty(), "a psk suite needs a cluster key");
+  HOLO_ASSERT(config_->oldest_version <= config_->newest_version &&
+              std::size_t{config_->newest_version} - config_->oldest_version < kMaxListed);
+}
+
+std::unexpected<HandshakeFailure> Handshake::refuse(RefusalKind kind, Error error) const {
+  HandshakeFailure failure{.error = std::move(error), .kind = kind, .refusal = {}};
+  // Who does not speak our protocol at all gets no answer.
+  if (kind != RefusalKind::garbage && kind != RefusalKind::none) {
+    encode_refusal({.kind = kind,
+                    .protocol = kHandshakeProtocol,
+                    .newest_version = config_->newest_version,
+                    .oldest_version = config_->oldest_version},
+                   failure.refusal);
+  }
+  return std::unexpected(std::move(failure));
+}
+
+/// `error` is what Noise or a decoder said about a message of the peer.
+std::unexpected<HandshakeFailure> Handshake::refuse_message(Error error, std::string_view what) const {
+  if (error.code == Errc::corrupt) {
+    return refuse(RefusalKind::wrong_key,
+                  Error{.code = Errc::wrong_key,
+                        .message = str(what, " does not authenticate: another cluster key, or bytes altered on the way"),
+                        .hint = "check that both nodes were given the same cluster key"});
+  }
+  if (error.code == Errc::malformed) return refuse(RefusalKind::garbage, std::move(error));
+  if (error.code == Errc::wrong_version) return refuse(RefusalKind::wrong_version, std::move(error));
+  if (error.code == Errc::refused) return refuse(RefusalKind::none, std::move(error));
+  return refuse(RefusalKind::wrong_key, std::move(error));
+}
+
+Handshake::Outcome<Bytes> Handshake::start() {
+  HOLO_ASSERT(role_ == Role::initiator && !noise_);
+  const bool psk = has_psk(config_->suite);
+  Bytes out;
+  encode_preamble({.suite = config_->suite, .key_id = config_->keys.empty() ? 0 : config_->keys.front().id()}, out);
+  noise_.emplace(protocol_of(config_->suite), role_, out, config_->identity.noise_static(),
+                 psks_for(config_->suite, psk ? &config_->keys.front() : nullptr));
+  Payload payload;
+  for (int v = config_->newest_version; v >= config_->oldest_version; --v) {
+    payload.versions.push_back(static_cast<std::uint16_t>(v));
+  }
+  payload.features = config_->features;
+  if (config_->has_aes) payload.aeads.push_back(crypto::AeadAlgorithm::aes_256_gcm);
+  payload.aeads.push_back(crypto::AeadAlgorithm::xchacha20_poly1305);
+  payload.transport_parameters = config_->transport_parameters;
+  Bytes encoded;
+  encode_payload(payload, encoded);
+  const Status written = noise_->write_message(*entropy_, encoded, out);
+  HOLO_ASSERT(written.has_value(), "the first message depends on no peer");
+  return out;
+}
+
+Handshake::Outcome<Bytes> Handshake::on_message(ByteSpan message) {
+  HOLO_ASSERT(!done());
+  if (message.size() > kMaxHandshakeMessageBytes) {
+    return refuse(RefusalKind::garbage, {.code = Errc::malformed, .message = "a handshake message is too long"});
+  }
+  ++received_;
+  if (role_ == Role::initiator) return on_second(message);
+  return received_ == 1 ? on_first(message) : on_third(message);
+}
+
+Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
+  const ByteSpan head = message.first(std::min(message.size(), kPreambleBytes));
+  const auto preamble = decode_preamble(head);
+  if (!preamble) return refuse_message(preamble.error(), "the first message");
+  if (preamble->protocol != kHandshakeProtocol) {
+    return refuse(RefusalKind::wrong_version,
+                  {.code = Errc::wrong_version,
+                   .message = str("a peer speaks handshake protocol ", preamble->protocol, ", this node speaks ",
+                                  kHandshakeProtocol),
+                   .hint = "run neighbouring releases of holo on all nodes"});
+  }
+  if (preamble->suite != config_->suite) {
+    return refuse(RefusalKind::wrong_version,
+                  {.code = Errc::wrong_version,
+                   .message = str("a peer uses handshake suite ", static_cast<unsigned>(preamble->suite),
+                                  ", this node uses ", static_cast<unsigned>(config_->suite)),
+                   .hint = "give both nodes the same trust mode"});
+  }
+  const auto key = std::ranges::find(config_->keys, preamble->key_id, &ClusterKey::id);
+  if (has_psk(config_->suite) && key == config_->keys.end()) {
+    return refuse(RefusalKind::wrong_key, {.code = Errc::wrong_key,
+                                           .message = "a peer holds another cluster key",
+                                           .hint = "join with the line that `holo init` printed for this cluster"});
+  }
+  noise_.emplace(protocol_of(config_->suite), role_, head, config_->identity.noise_static(),
+                 psks_for(config_->suite, key == config_->keys.end() ? nullptr : &*key));
+  const auto bytes = noise_->read_message(message.subspan(kPreambleBytes));
+  if (!bytes) return refuse_message(bytes.error(), "the first message");
+  const auto offered = decode_payload(*bytes);
+  if (!offered) return refuse_message(offered.error(), "the first message");
+  if (const Status chosen = choose(*offered); !chosen) return refuse_message(chosen.error(), "the first message");
+
+  Payload payload;
+  payload.versions = {agreed_.version};
+  payload.features = config_->features;
+  payload.aeads = {agreed_.aead};
+  payload.transport_parameters = config_->transport_parameters;
+  add_identity(config_->identity, payload);
+  Bytes encoded;
+  encode_payload(payload, encoded);
+  Bytes out;
+  if (const Status written = noise_->write_message(*entropy_, encoded, out); !written) {
+    return refuse_message(written.error(), "the first message");
+  }
+  return out;
+}
+
+/// The responder's choice from what message 1 offers.
+Status Handshake::choose(const Payload& offered) {
+  bool found = false;
+  for (const std::uint16_t version : offered.versions) {
+    if (version < config_->oldest_version || version > config_->newest_version) continue;
+    agreed_.version = found ? std::max(agreed_.version, version) : version;
+    found = true;
+  }
+  if (!found) {
+    return fail(Errc::wrong_version, str("a peer speaks no version that this node does (", version_range(*config_), ")"),
+                "run neighbouring releases of holo on all nodes");
+  }
+  const auto offers = [&offered](crypto::AeadAlgorithm aead) {
+    return std::ranges::find(offered.aeads, aead) != offered.aeads.end();
+  };
+  if (config_->has_aes && offers(crypto::AeadAlgorithm::aes_256_gcm)) {
+    agreed_.aead = crypto::AeadAlgorithm::aes_256_gcm;
+  } else if (offers(crypto::AeadAlgorithm::xchacha20_poly1305)) {
+    agreed_.aead = crypto::AeadAlgorithm::xchacha20_poly1305;
+  } else {
+    return fail(Errc::wrong_version, "a peer offers no cipher that this node has");
+  }
+  agreed_.features = offered.features & config_->features;
+  agreed_.peer_transport_parameters = offered.transport_parameters;
+  return {};
+}
+
+Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
+  HOLO_ASSERT(noise_, "start() comes first");
+  const auto bytes = noise_->read_message(message);
+  if (!bytes) return refuse_message(bytes.error(), "the second message");
+  const auto payload = decode_payload(*bytes);
+  if (!payload) return refuse_message(payload.error(), "the second message");
+  if (const Status accepted = accept_choice(*payload); !accepted) {
+    return refuse_message(accepted.error(), "the second message");
+  }
+  if (const Status accepted = accept_identity(*payload); !accepted) {
+    return refuse_message(accepted.error(), "the second message");
+  }
+  if (expected_ && agreed_.peer != expected_) {
+    return refuse(RefusalKind::none, {.code = Errc::unavailable,
+                                      .message = str("node ", agreed_.peer, " answers where node ", expected_,
+                                                     " was expected"),
+                                      .retryable = true});
+  }
+  Payload ours;
+  add_identity(config_->identity, ours);
+  Bytes encoded;
+  encode_payload(ours, encoded);
+  Bytes out;
+  if (const Status written = noise_->write_message(*entropy_, encoded, out); !written) {
+    return refuse_message(written.error(), "the second message");
+  }
+  finish();
+  return out;
+}
+
+/// The initiator checks that the responder chose from what was offered.
+Status Handshake::accept_choice(const Payload& chosen) {
+  if (chosen.versions.size() != 1 || chosen.aeads.size() != 1) {
+    return fail(Errc::malformed, "a handshake answer without one version and one cipher");
+  }
+  agreed_.version = chosen.versions.front();
+  agreed_.aead = chosen.aeads.front();
+  if (agreed_.version < config_->oldest_version || agreed_.version > config_->newest_version) {
+    return fail(Errc::wrong_version, "a peer chose a version that was not offered");
+  }
+  if (agreed_.aead == crypto::AeadAlgorithm::aes_256_gcm && !config_->has_aes) {
+    return fail(Errc::malformed, "a peer chose a cipher that was not offered");
+  }
+  agreed_.features = chosen.features & config_->features;
+  agreed_.peer_transport_parameters = chosen.transport_parameters;
+  return {};
+}
+
+Handshake::Outcome<Bytes> Handshake::on_third(ByteSpan message) {
+  HOLO_ASSERT(noise_);
+  const auto bytes = noise_->read_message(message);
+  if (!bytes) return refuse_message(bytes.error(), "the third message");
+  const auto payload = decode_payload(*bytes);
+  if (!payload) return refuse_message(payload.error(), "the third message");
+  if (const Status accepted = accept_identity(*payload); !accepted) {
+    return refuse_message(accepted.error(), "the third message");
+  }
+  finish();
+  return Bytes{};
+}
+
+Status Handshake::accept_identity(const Payload& payload) {
+  if (!payload.node || !payload.key || !payload.signature) {
+    return fail(Errc::malformed, "a handshake without an identity");
+  }
+  HOLO_TRY(verify_identity(*payload.node, *payload.key, *noise_->remote_static(), *payload.signature));
+  if (*payload.node == config_->identity.node()) {
+    return fail(Errc::refused, "the peer has this node's own identity",
+                "a node dialled itself, or two nodes run on copies of one state directory");
+  }
+  if (config_->trust) HOLO_TRY(config_->trust->decide(*payload.node, *payload.key));
+  agreed_.peer = *payload.node;
+  agreed_.peer_key = *payload.key;
+  return {};
+}
+
+void Handshake::finish() {
+  const auto derive = [this](std::string_view label) {
+    TrafficSecret secret;
+    const Status derived =
+        crypto::hkdf_sha256(noise_->chaining_key().span(), noise_->hash(), as_bytes(label), secret.writable());
+    HOLO_ASSERT(derived.has_value());
+    return secret;
+  };
+  const bool initiator = role_ == Role::initiator;
+  agreed_.send_secret = derive(initiator ? kInitiatorTraffic : kResponderTraffic);
+  agreed_.receive_secret = derive(initiator ? kResponderTraffic : kInitiatorTraffic);
+  agreed_.handshake_hash = noise_->hash();
+  result_ = std::move(agreed_);
+  noise_.reset();  // Ephemeral keys go now: what was said stays secret even if this node is taken later.
+}
+
+}  // namespace holo::hyperbus
