@@ -43,6 +43,7 @@ IMPURE = set(
 )
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 CLOCK = re.compile(r"\b(system|steady|high_resolution)_clock::now\b")
+LONGEST_FILE = 1100
 CODE = (".h", ".hpp", ".cc", ".c")
 
 
@@ -150,6 +151,8 @@ def check(root):
     for path in files_under(root / "src"):
         if path.suffix in CODE:
             breaches += check_source(root, path)
+            if (lines := path.read_text(errors="replace").count("\n")) > LONGEST_FILE:
+                breaches.append(f"{path.relative_to(root)}:{LONGEST_FILE}: {lines} lines are too many for one file")
     for path in files_under(root / "include") + files_under(root / "examples"):
         if path.suffix in CODE:
             breaches += check_public(root, path)

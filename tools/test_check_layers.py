@@ -95,3 +95,8 @@ def test_the_map_names_what_is_there_and_nothing_else(tree):
         "the map lacks src/env/",
         "every module says what it is, how it is driven, its invariants, its limits",
     ]
+
+
+def test_a_file_that_has_grown_too_long_is_named(tree):
+    (breach,) = check_layers.check(tree({"src/base/a.cc": "//\n" * 1101}))
+    assert breach.startswith("src/base/a.cc:1100: 1101 lines")
