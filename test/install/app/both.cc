@@ -4,6 +4,4 @@
 
 extern "C" const char* OpenSSL_version(int what);  // The system's, linked after libholo.
 
-int main() {
-  std::printf("%s, %s\n", holo::errc_name(holo::Errc::not_found), OpenSSL_version(0));
-}
+int main() { std::printf("%s, %s\n", holo::errc_name(holo::Errc::not_found), OpenSSL_version(0)); }
