@@ -107,7 +107,9 @@ TEST(Task, ManyAwaitsDoNotGrowTheStack) {
 
 TEST(Task, AnUnstartedTaskFreesItsFrame) {
   auto shot = std::make_shared<OneShot<int>>();
-  { auto t = answer(shot); }
+  {
+    auto t = answer(shot);
+  }
   EXPECT_EQ(shot.use_count(), 1);
 }
 

@@ -18,19 +18,21 @@ struct Id {
   [[nodiscard]] constexpr explicit operator bool() const { return value != 0; }
 };
 
-using NodeId = Id<struct NodeTag>;        ///< First 64 bits of BLAKE3 of the node's first Ed25519 key; also its Raft id. 0: none.
-using ClusterId = Id<struct ClusterTag>;  ///< Random, drawn by `holo init`.
-using RegionId = Id<struct RegionTag>;    ///< Dense, never reused within a cluster. 0: none.
-using PageNo = Id<struct PageTag>;        ///< Index of a page within its region.
+using NodeId =
+    Id<struct NodeTag>;  ///< First 64 bits of BLAKE3 of the node's first Ed25519 key; also its Raft id. 0: none.
+using ClusterId = Id<struct ClusterTag>;             ///< Random, drawn by `holo init`.
+using RegionId = Id<struct RegionTag>;               ///< Dense, never reused within a cluster. 0: none.
+using PageNo = Id<struct PageTag>;                   ///< Index of a page within its region.
 using ShardNo = Id<struct ShardTag, std::uint16_t>;  ///< 0 .. kShards-1.
-using Epoch = Id<struct EpochTag>;        ///< Moves whenever a node joins, leaves or is declared dead.
-using Version = Id<struct VersionTag>;    ///< A region's commit count. 0: as allocated, all zero bytes.
-using LogIndex = Id<struct LogIndexTag>;  ///< Position in the replicated command log.
-using ViewId = Id<struct ViewTag>;        ///< One mapping of a region by one process; unique per agent run.
+using Epoch = Id<struct EpochTag>;                   ///< Moves whenever a node joins, leaves or is declared dead.
+using Version = Id<struct VersionTag>;               ///< A region's commit count. 0: as allocated, all zero bytes.
+using LogIndex = Id<struct LogIndexTag>;             ///< Position in the replicated command log.
+using ViewId = Id<struct ViewTag>;                   ///< One mapping of a region by one process; unique per agent run.
 using SessionId = Id<struct SessionTag>;  ///< One connection of a local process to its agent; unique per agent run.
 using JobId = Id<struct JobTag>;          ///< Unique in the cluster: node id mixed with a local counter.
 
-/// Names a set of writes that commit together, once. `node` coordinates it; `sequence` grows per incarnation of that node.
+/// Names a set of writes that commit together, once. `node` coordinates it; `sequence` grows per incarnation of that
+/// node.
 struct TxnId {
   NodeId node;
   std::uint64_t incarnation = 0;

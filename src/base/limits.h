@@ -9,28 +9,28 @@
 namespace holo::limits {
 
 // Memory
-inline constexpr std::uint64_t kMinPageBytes = 4 << 10;      // below: invalid_argument
-inline constexpr std::uint64_t kMaxPageBytes = 2 << 20;      // above: invalid_argument
+inline constexpr std::uint64_t kMinPageBytes = 4 << 10;  // below: invalid_argument
+inline constexpr std::uint64_t kMaxPageBytes = 2 << 20;  // above: invalid_argument
 inline constexpr std::uint64_t kDefaultPageBytes = 64 << 10;
 inline constexpr std::uint32_t kShards = 4096;
-inline constexpr std::uint32_t kMaxReplication = 3;          // above: invalid_argument
-inline constexpr std::uint64_t kMaxRegionBytes = 1ULL << 46; // above: over_limit
-inline constexpr std::size_t kMaxRegions = 4096;             // above: over_limit
-inline constexpr std::size_t kMaxRegionName = 128;           // above, or outside [A-Za-z0-9._/-]: invalid_argument
-inline constexpr std::size_t kMaxViewsPerSession = 256;      // above: over_limit
+inline constexpr std::uint32_t kMaxReplication = 3;           // above: invalid_argument
+inline constexpr std::uint64_t kMaxRegionBytes = 1ULL << 46;  // above: over_limit
+inline constexpr std::size_t kMaxRegions = 4096;              // above: over_limit
+inline constexpr std::size_t kMaxRegionName = 128;            // above, or outside [A-Za-z0-9._/-]: invalid_argument
+inline constexpr std::size_t kMaxViewsPerSession = 256;       // above: over_limit
 
 // Wire
-inline constexpr std::size_t kMaxHeaderBytes = 1 << 20;      // above: malformed, the connection is closed
-inline constexpr std::size_t kMaxPayloadBytes = 16 << 20;    // above: malformed, the connection is closed
-inline constexpr std::size_t kMaxLocalSessions = 1024;       // above: the new local connection is answered over_limit
-inline constexpr std::size_t kMaxHalfOpen = 256;             // inbound handshakes at once; above: closed at once, counted
-inline constexpr Duration kHandshakeDeadline = seconds(5);   // then closed, counted
-inline constexpr std::size_t kMaxCallsPerPeer = 4096;        // above: overloaded
+inline constexpr std::size_t kMaxHeaderBytes = 1 << 20;    // above: malformed, the connection is closed
+inline constexpr std::size_t kMaxPayloadBytes = 16 << 20;  // above: malformed, the connection is closed
+inline constexpr std::size_t kMaxLocalSessions = 1024;     // above: the new local connection is answered over_limit
+inline constexpr std::size_t kMaxHalfOpen = 256;           // inbound handshakes at once; above: closed at once, counted
+inline constexpr Duration kHandshakeDeadline = seconds(5);  // then closed, counted
+inline constexpr std::size_t kMaxCallsPerPeer = 4096;       // above: overloaded
 
 // Control
-inline constexpr std::size_t kMaxNodes = 1024;               // above: over_limit
-inline constexpr std::size_t kMaxCommandBytes = 8 << 20;     // above: over_limit
-inline constexpr std::size_t kMaxPendingCommands = 4096;     // above: overloaded
+inline constexpr std::size_t kMaxNodes = 1024;            // above: over_limit
+inline constexpr std::size_t kMaxCommandBytes = 8 << 20;  // above: over_limit
+inline constexpr std::size_t kMaxPendingCommands = 4096;  // above: overloaded
 
 // Compute
 inline constexpr std::size_t kMaxCaptureBytes = 4096;        // above: compile-time error

@@ -12,10 +12,12 @@ namespace holo {
 
 enum class LogLevel : std::uint8_t { debug, info, warn, error };
 
-/// Receives every record at or above the level. Called from any thread. `area` is the module ("hyperbus", "memory", ...).
+/// Receives every record at or above the level. Called from any thread. `area` is the module ("hyperbus", "memory",
+/// ...).
 using LogSink = std::function<void(LogLevel, std::string_view area, std::string_view text)>;
 
-/// Replaces the process-wide sink. Thread: call once, before threads start. Without a sink, warnings and errors go to stderr.
+/// Replaces the process-wide sink. Thread: call once, before threads start. Without a sink, warnings and errors go to
+/// stderr.
 void set_log_sink(LogSink sink, LogLevel level);
 bool log_enabled(LogLevel level) noexcept;
 void log_text(LogLevel level, std::string_view area, std::string_view text);
@@ -26,12 +28,20 @@ void log(LogLevel level, std::string_view area, const Parts&... parts) {
   if (log_enabled(level)) log_text(level, area, str(parts...));
 }
 template <class... Parts>
-void log_debug(std::string_view area, const Parts&... parts) { log(LogLevel::debug, area, parts...); }
+void log_debug(std::string_view area, const Parts&... parts) {
+  log(LogLevel::debug, area, parts...);
+}
 template <class... Parts>
-void log_info(std::string_view area, const Parts&... parts) { log(LogLevel::info, area, parts...); }
+void log_info(std::string_view area, const Parts&... parts) {
+  log(LogLevel::info, area, parts...);
+}
 template <class... Parts>
-void log_warn(std::string_view area, const Parts&... parts) { log(LogLevel::warn, area, parts...); }
+void log_warn(std::string_view area, const Parts&... parts) {
+  log(LogLevel::warn, area, parts...);
+}
 template <class... Parts>
-void log_error(std::string_view area, const Parts&... parts) { log(LogLevel::error, area, parts...); }
+void log_error(std::string_view area, const Parts&... parts) {
+  log(LogLevel::error, area, parts...);
+}
 
 }  // namespace holo

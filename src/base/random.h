@@ -1,4 +1,5 @@
-// Deterministic pseudo-random numbers, and the mixing function used for placement. Not for secrets: those come from env::Entropy.
+// Deterministic pseudo-random numbers, and the mixing function used for placement. Not for secrets: those come from
+// env::Entropy.
 #pragma once
 
 #include <cstdint>

@@ -1,9 +1,10 @@
 // Coroutines for one event loop: Task<T>, and OneShot<T> to wait for a value that arrives later.
 //
 // Thread: everything here belongs to the loop thread that runs it; nothing is locked.
-// House rules (they also keep clear of g++ 12's coroutine defects): parameters of coroutines are taken by value; arguments
-// of a call inside a co_await expression are named variables or plain values, never braced temporaries; no co_await inside
-// a conditional operator or an initialiser list; a lambda that is a coroutine captures nothing (pass state as parameters).
+// House rules (they also keep clear of g++ 12's coroutine defects): parameters of coroutines are taken by value;
+// arguments of a call inside a co_await expression are named variables or plain values, never braced temporaries; no
+// co_await inside a conditional operator or an initialiser list; a lambda that is a coroutine captures nothing (pass
+// state as parameters).
 #pragma once
 
 #include <coroutine>

@@ -21,7 +21,8 @@ class ByteStream {
   struct Handlers {
     /// Bytes in order; the span is valid during the call only.
     std::function<void(ByteSpan)> on_bytes;
-    /// The backlog fell to kLowWater or below after having been above it, or start() was called: there is room to write.
+    /// The backlog fell to kLowWater or below after having been above it, or start() was called: there is room to
+    /// write.
     std::function<void()> on_writable;
     /// The other side closed, or the stream broke. Once; nothing follows. Not called after close() or destruction.
     std::function<void(Error)> on_closed;
@@ -41,8 +42,8 @@ class ByteStream {
   /// Stops and resumes on_bytes: what the peer sends then waits in the network, and at last in the peer.
   virtual void pause() = 0;
   virtual void resume() = 0;
-  /// Writes what is queued (for at most a second), then closes. No callback follows. The object may be destroyed at once
-  /// after this; the flush goes on behind it.
+  /// Writes what is queued (for at most a second), then closes. No callback follows. The object may be destroyed at
+  /// once after this; the flush goes on behind it.
   virtual void close() = 0;
   /// "host:port" of the other side, numeric.
   [[nodiscard]] virtual std::string peer_address() const = 0;
@@ -62,8 +63,8 @@ class Carrier {
  public:
   virtual ~Carrier() = default;
   /// Opens a stream to "host:port" ("[v6]:port" for IPv6 literals). All addresses of a name are tried in turn.
-  /// Errors: `invalid_argument` (not of that form), `unavailable` (refused, no route, unknown name), `deadline_exceeded`,
-  /// `cancelled` (the loop is stopping). Thread: loop.
+  /// Errors: `invalid_argument` (not of that form), `unavailable` (refused, no route, unknown name),
+  /// `deadline_exceeded`, `cancelled` (the loop is stopping). Thread: loop.
   virtual Task<Result<std::unique_ptr<ByteStream>>> dial(std::string address, Instant deadline) = 0;
   /// Listens on "address:port"; port 0 picks a free one. `on_accept` runs on the loop thread for each newcomer.
   /// Errors: `invalid_argument`, `already_exists` (the port is in use), `permission_denied`, `io_error`. Thread: loop.

@@ -23,7 +23,9 @@ class HeapFrames final : public RegionFrames {
     std::memcpy(out.data(), bytes_.data() + offset, out.size());
     return {};
   }
-  ByteSpan mapped(std::uint64_t offset, std::size_t length) const override { return ByteSpan(bytes_).subspan(offset, length); }
+  ByteSpan mapped(std::uint64_t offset, std::size_t length) const override {
+    return ByteSpan(bytes_).subspan(offset, length);
+  }
   Status punch(std::uint64_t offset, std::uint64_t length) override {
     std::fill_n(bytes_.begin() + static_cast<std::ptrdiff_t>(offset), length, std::byte{0});
     return {};

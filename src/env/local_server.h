@@ -19,8 +19,9 @@
 
 namespace holo::env {
 
-/// `type` selects the handler; `header` is an encoded protobuf message; `payload` raw bytes, gathered on send and delivered
-/// as one contiguous buffer (or none). Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes, kMaxLocalFds.
+/// `type` selects the handler; `header` is an encoded protobuf message; `payload` raw bytes, gathered on send and
+/// delivered as one contiguous buffer (or none). Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes,
+/// kMaxLocalFds.
 struct LocalRequest {
   std::uint16_t type = 0;
   std::string header;
@@ -53,8 +54,8 @@ class LocalConnection {
   [[nodiscard]] virtual bool closed() const = 0;
 
   /// Sends a request to the process and waits for its answer (run a task, drop a page, ...).
-  /// Errors: `unavailable` (the process is gone; the effect is unknown), `deadline_exceeded`, `overloaded` (its queue is
-  /// full), `invalid_argument` (limits), or what the process answered.
+  /// Errors: `unavailable` (the process is gone; the effect is unknown), `deadline_exceeded`, `overloaded` (its queue
+  /// is full), `invalid_argument` (limits), or what the process answered.
   virtual Task<Result<LocalReply>> call(LocalRequest request, Instant deadline) = 0;
   /// Sends without waiting for an answer. Errors: `unavailable`, `overloaded`, `invalid_argument`.
   virtual Status notify(LocalRequest request) = 0;

@@ -1,4 +1,5 @@
-// The port to time and execution: one event loop, one thread. Production runs it on Asio, the simulator on a virtual clock.
+// The port to time and execution: one event loop, one thread. Production runs it on Asio, the simulator on a virtual
+// clock.
 #pragma once
 
 #include <cstdint>
@@ -76,9 +77,8 @@ template <class T>
 Task<Result<T>> await_until(Loop& loop, std::shared_ptr<OneShot<Result<T>>> shot, Instant deadline, std::string what) {
   Loop::TimerId timer = 0;
   if (!shot->is_set() && deadline < kNever) {
-    timer = loop.call_at(deadline, [shot, what] {
-      shot->set(fail(Errc::deadline_exceeded, "no answer in time: " + what));
-    });
+    timer = loop.call_at(deadline,
+                         [shot, what] { shot->set(fail(Errc::deadline_exceeded, "no answer in time: " + what)); });
   }
   auto result = co_await *shot;
   if (timer) loop.cancel(timer);

@@ -15,7 +15,8 @@ namespace holo::env {
 /// What this machine lets an agent and its applications do.
 enum class FaultMode : std::uint8_t {
   full,            ///< System calls that touch an unresolved page wait for it like any load.
-  user_mode_only,  ///< They fail with EFAULT instead: ranges are populated before they are handed to read(2) and friends.
+  user_mode_only,  ///< They fail with EFAULT instead: ranges are populated before they are handed to read(2) and
+                   ///< friends.
   none,            ///< No userfaultfd: views are read whole when they are mapped.
 };
 
@@ -32,8 +33,8 @@ struct PageFault {
 class FaultedView {
  public:
   virtual ~FaultedView() = default;
-  /// Maps filled slots: shared and read-only; a store makes the process's own copy. Slots of the range that are not filled
-  /// are skipped, and fault again. Errors: `io_error`.
+  /// Maps filled slots: shared and read-only; a store makes the process's own copy. Slots of the range that are not
+  /// filled are skipped, and fault again. Errors: `io_error`.
   virtual Status install(std::uint64_t offset, std::uint64_t length) = 0;
   /// Gives the process its own copy of `bytes`. Errors: `out_of_memory`, `io_error`.
   virtual Status copy(std::uint64_t offset, ByteSpan bytes) = 0;

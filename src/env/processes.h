@@ -27,15 +27,15 @@ struct ExitStatus {
 enum class OutputStream : std::uint8_t { out = 1, err = 2 };
 
 struct ProcessSpec {
-  std::string program;             ///< Path; not searched for in PATH.
-  std::vector<std::string> args;   ///< argv, with argv[0].
-  std::vector<std::string> env;    ///< The whole environment, "NAME=value".
-  std::string directory;           ///< Working directory; empty: as the parent's.
+  std::string program;            ///< Path; not searched for in PATH.
+  std::vector<std::string> args;  ///< argv, with argv[0].
+  std::vector<std::string> env;   ///< The whole environment, "NAME=value".
+  std::string directory;          ///< Working directory; empty: as the parent's.
   struct GivenFd {
-    int number = 0;                ///< The number it gets in the child, 3 to 63.
+    int number = 0;  ///< The number it gets in the child, 3 to 63.
     Fd fd;
   };
-  std::vector<GivenFd> fds;        ///< All other descriptors are closed in the child; stdin is /dev/null.
+  std::vector<GivenFd> fds;  ///< All other descriptors are closed in the child; stdin is /dev/null.
 };
 
 struct ProcessEvents {
@@ -47,7 +47,8 @@ struct ProcessEvents {
 
 inline constexpr std::size_t kMaxLineBytes = 4096;
 
-/// A running child in its own process group. Destroying the object kills the whole group (SIGKILL); no callback follows.
+/// A running child in its own process group. Destroying the object kills the whole group (SIGKILL); no callback
+/// follows.
 class Process {
  public:
   virtual ~Process() = default;

@@ -1,5 +1,6 @@
-// The port to other nodes: authenticated, encrypted calls. TCP carries it today, QUIC next, the simulator in tests; nothing
-// above this line can tell. One request is one bidirectional stream; one connection serves a pair of nodes, whoever dialled.
+// The port to other nodes: authenticated, encrypted calls. TCP carries it today, QUIC next, the simulator in tests;
+// nothing above this line can tell. One request is one bidirectional stream; one connection serves a pair of nodes,
+// whoever dialled.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ namespace holo::env {
 /// Control always goes first on the wire; bulk never delays the other two by more than one frame.
 enum class StreamClass : std::uint8_t { control, data, bulk };
 
-/// `type` selects the handler; `header` is an encoded protobuf message; `payload` are raw bytes (pages), gathered on send
-/// and delivered as one contiguous buffer. Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes in sum.
+/// `type` selects the handler; `header` is an encoded protobuf message; `payload` are raw bytes (pages), gathered on
+/// send and delivered as one contiguous buffer. Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes in sum.
 struct Request {
   std::uint16_t type = 0;
   std::string header;
@@ -57,10 +58,12 @@ class Transport {
 
   /// Sends `request` to `peer` and waits for its answer, dialling first when there is no connection.
   /// Errors: `unavailable` (not reachable, or the connection broke; the effect is unknown), `deadline_exceeded`,
-  /// `overloaded`, `wrong_key`, `wrong_version`, `cancelled` (shutdown), or whatever the handler returned. Thread: loop.
+  /// `overloaded`, `wrong_key`, `wrong_version`, `cancelled` (shutdown), or whatever the handler returned. Thread:
+  /// loop.
   virtual Task<Result<Reply>> call(NodeId peer, Request request, CallOptions options) = 0;
 
-  /// Registers the handler of one request type. Unknown types are answered `unsupported`. Thread: loop, before listening.
+  /// Registers the handler of one request type. Unknown types are answered `unsupported`. Thread: loop, before
+  /// listening.
   virtual void serve(std::uint16_t type, Handler handler) = 0;
 
   /// Where `peer` can be dialled. Replaces what was known. Thread: loop.

@@ -32,7 +32,8 @@ class LocalSession {
   virtual uid_t uid() const = 0;
   virtual pid_t pid() const = 0;
   virtual const wire::Hello& hello() const = 0;
-  /// Asks the process (a worker) and waits. Errors: `unavailable` when it is gone, `deadline_exceeded`, or its own answer.
+  /// Asks the process (a worker) and waits. Errors: `unavailable` when it is gone, `deadline_exceeded`, or its own
+  /// answer.
   virtual Task<Result<LocalReply>> call(LocalRequest request, Instant deadline) = 0;
   /// One-way. Dropped when the process is gone. A process that does not read is disconnected once its queue is full.
   virtual void notify(LocalRequest message) = 0;
@@ -45,7 +46,9 @@ class LocalApi {
   using Handler = std::function<Task<Result<LocalReply>>(std::shared_ptr<LocalSession> session, LocalRequest request)>;
 
   /// Registers the handler of one wire::LocalMessage. One handler per type. Before the socket opens.
-  void serve(wire::LocalMessage type, Handler handler) { handlers_[static_cast<std::uint16_t>(type)] = std::move(handler); }
+  void serve(wire::LocalMessage type, Handler handler) {
+    handlers_[static_cast<std::uint16_t>(type)] = std::move(handler);
+  }
   /// Called when a session's socket has closed, in the order registered: release what it held.
   void on_closed(std::function<void(LocalSession&)> f) { closed_.push_back(std::move(f)); }
   /// Called after a session's Hello was accepted; may refuse it.

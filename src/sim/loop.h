@@ -1,4 +1,5 @@
-// A virtual clock and one thread for a whole simulated cluster. Nothing here depends on real time, so a seed replays exactly.
+// A virtual clock and one thread for a whole simulated cluster. Nothing here depends on real time, so a seed replays
+// exactly.
 #pragma once
 
 #include <deque>

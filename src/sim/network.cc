@@ -50,9 +50,8 @@ Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, e
   const bool own = peer == self_;
   const bool request_lost = !own && network_.lost(self_, peer);
   if (request_lost || network_.find(peer) == nullptr) {
-    world.at(world.now() + network_.faults().break_after, [shot, peer] {
-      shot->set(fail(Errc::unavailable, str("no connection to node ", peer)));
-    });
+    world.at(world.now() + network_.faults().break_after,
+             [shot, peer] { shot->set(fail(Errc::unavailable, str("no connection to node ", peer))); });
   } else {
     auto wire = std::make_shared<env::Request>(std::move(request));
     wire->payload = own ? std::move(wire->payload) : on_the_wire(wire->payload, network_);
@@ -68,9 +67,8 @@ Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, e
       auto answer = [network, shot, self, peer, own](Result<env::Reply> reply) {
         World& w = network->world();
         if (!own && network->lost(peer, self)) {
-          w.at(w.now() + network->faults().break_after, [shot, peer] {
-            shot->set(fail(Errc::unavailable, str("the connection to node ", peer, " broke")));
-          });
+          w.at(w.now() + network->faults().break_after,
+               [shot, peer] { shot->set(fail(Errc::unavailable, str("the connection to node ", peer, " broke"))); });
           return;
         }
         if (reply && !own) reply->payload = on_the_wire(reply->payload, *network);

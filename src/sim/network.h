@@ -1,4 +1,5 @@
-// A simulated network of calls: delay, loss, duplication of the effect's uncertainty, partitions, kills; all from one seed.
+// A simulated network of calls: delay, loss, duplication of the effect's uncertainty, partitions, kills; all from one
+// seed.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,8 @@ class SimTransport;
 struct NetworkFaults {
   Duration min_delay = microseconds(50);
   Duration max_delay = microseconds(500);
-  std::uint32_t loss_per_thousand = 0;     ///< of messages, each way
-  std::uint32_t flip_per_thousand = 0;     ///< of payloads: one bit flips (the layer above must find it)
+  std::uint32_t loss_per_thousand = 0;  ///< of messages, each way
+  std::uint32_t flip_per_thousand = 0;  ///< of payloads: one bit flips (the layer above must find it)
   Duration break_after = milliseconds(300);
 };
 
@@ -49,9 +50,7 @@ class Network {
     const auto span = static_cast<std::uint64_t>((faults_.max_delay - faults_.min_delay).ns) + 1;
     return faults_.min_delay + nanoseconds(static_cast<std::int64_t>(random_.below(span)));
   }
-  bool lost(NodeId from, NodeId to) {
-    return !connected(from, to) || random_.chance(faults_.loss_per_thousand, 1000);
-  }
+  bool lost(NodeId from, NodeId to) { return !connected(from, to) || random_.chance(faults_.loss_per_thousand, 1000); }
 
   World& world_;
   Random random_;

@@ -57,7 +57,8 @@ class Run {
     for (int side = 0; side < 2; ++side) pump(side);
     for (std::uint64_t i = 0; i < requests; ++i) {
       const int side = static_cast<int>(random_.below(2));
-      world_.at(world_.now() + microseconds(static_cast<std::int64_t>(random_.below(200'000))), [this, side] { ask(side); });
+      world_.at(world_.now() + microseconds(static_cast<std::int64_t>(random_.below(200'000))),
+                [this, side] { ask(side); });
     }
     world_.run_until(world_.now() + seconds(30));
     for (int side = 0; side < 2; ++side) {
@@ -82,8 +83,8 @@ class Run {
       auto config = std::make_shared<hyperbus::SessionConfig>();
       config->handshake = handshake;
       if (random_.chance(1, 2)) config->records_per_key = 1 + random_.below(20);
-      sides_[side].session = std::make_unique<Session>(side == 0 ? hyperbus::Role::initiator : hyperbus::Role::responder,
-                                                       config, entropy_, world_.now());
+      sides_[side].session = std::make_unique<Session>(
+          side == 0 ? hyperbus::Role::initiator : hyperbus::Role::responder, config, entropy_, world_.now());
     }
   }
 
@@ -144,10 +145,11 @@ class Run {
     auto held = std::make_shared<Result<env::Reply>>(std::move(reply));
     if (random_.chance(1, 8)) *held = fail(Errc::refused, "not today");
     const hyperbus::StreamId stream = arrived.stream;
-    world_.at(world_.now() + microseconds(static_cast<std::int64_t>(random_.below(20'000))), [this, side, stream, held] {
-      sides_[side].session->reply(stream, std::move(*held));
-      pump(side);
-    });
+    world_.at(world_.now() + microseconds(static_cast<std::int64_t>(random_.below(20'000))),
+              [this, side, stream, held] {
+                sides_[side].session->reply(stream, std::move(*held));
+                pump(side);
+              });
   }
 
   void check_echo(const Call& call, const env::Reply& reply) {
@@ -183,7 +185,8 @@ class Run {
   void send(int side, const Buffer& buffer) {
     Bytes bytes(buffer.span().begin(), buffer.span().end());
     Side& s = sides_[side];
-    if (side == 0 && faults_.kind != StreamFaults::Kind::none && !struck_ && s.sent_bytes + bytes.size() > faults_.at_byte) {
+    if (side == 0 && faults_.kind != StreamFaults::Kind::none && !struck_ &&
+        s.sent_bytes + bytes.size() > faults_.at_byte) {
       struck_ = true;
       const std::uint64_t offset = faults_.at_byte - std::min(faults_.at_byte, s.sent_bytes);
       if (faults_.kind == StreamFaults::Kind::flip) {
@@ -202,7 +205,8 @@ class Run {
     auto& arrival = arrival_[side];
     std::size_t at = 0;
     while (at < bytes.size()) {
-      const std::size_t n = std::min<std::size_t>(bytes.size() - at, 1 + random_.below(random_.chance(1, 20) ? 100 : 60'000));
+      const std::size_t n =
+          std::min<std::size_t>(bytes.size() - at, 1 + random_.below(random_.chance(1, 20) ? 100 : 60'000));
       auto portion = std::make_shared<Bytes>(bytes.begin() + static_cast<std::ptrdiff_t>(at),
                                              bytes.begin() + static_cast<std::ptrdiff_t>(at + n));
       at += n;

@@ -2,6 +2,7 @@
 
 #include "sim/loop.h"
 #include "sim/network.h"
+#include "sim/scenario.h"
 
 namespace holo::sim {
 namespace {
@@ -82,6 +83,27 @@ TEST(SimLoop, StoppingFiresEveryTimer) {
   loop.begin_stop();
   world.run_until(world.now() + seconds(1));
   EXPECT_EQ(fired, 2);
+}
+
+// Each scenario over its first seeds; `./dev sim --seeds N` goes further.
+TEST(Scenarios, KeepTheirPromises) {
+  for (const Scenario& scenario : scenarios()) {
+    Tally tally;
+    for (std::uint64_t seed = 1; seed <= 150; ++seed) {
+      const Status verdict = scenario.run(seed, tally);
+      ASSERT_TRUE(verdict) << scenario.name << ", seed " << seed << ": " << verdict.error().to_string();
+    }
+    EXPECT_FALSE(tally.empty()) << scenario.name << " did nothing";
+  }
+}
+
+TEST(Scenarios, ASeedReplaysExactly) {
+  for (const Scenario& scenario : scenarios()) {
+    Tally first, second;
+    (void)scenario.run(7, first);
+    (void)scenario.run(7, second);
+    EXPECT_EQ(first, second) << scenario.name;
+  }
 }
 
 }  // namespace
