@@ -127,7 +127,8 @@ bool agent_answers(const std::string& socket) {
 }
 
 AgentChoice AgentChoice::from_environment() {
-  return {environment("HOLO_SOCKET"), environment("HOLO_STATE_DIR"), environment("HOLO_CLUSTER")};
+  return {environment("HOLO_SOCKET"), environment("HOLO_STATE_DIR"), environment("HOLO_CLUSTER"),
+          environment("HOLO_NODE")};
 }
 
 Result<AgentRecord> choose_agent(const AgentChoice& choice) {
@@ -169,6 +170,10 @@ Result<AgentRecord> choose_agent(const AgentChoice& choice) {
     for (const auto& name : shown) list += (list.empty() ? "" : ", ") + name;
     return fail(Errc::invalid_argument, str("agents of several clusters run on this machine: ", list),
                 "choose one with --cluster or HOLO_CLUSTER");
+  }
+  if (!choice.node.empty()) {
+    std::erase_if(live, [&](const AgentRecord& r) { return r.node_name != choice.node && r.node_id != choice.node; });
+    if (live.empty()) return fail(Errc::not_found, str("no agent of a node \"", choice.node, "\" runs on this machine"));
   }
   return live.front();
 }

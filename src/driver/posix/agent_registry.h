@@ -40,7 +40,8 @@ struct AgentChoice {
   std::string socket;     ///< This socket, and no other.
   std::string state_dir;  ///< The agent of this state directory.
   std::string cluster;    ///< Name or id of the cluster; any live agent of it.
-  /// HOLO_SOCKET, HOLO_STATE_DIR, HOLO_CLUSTER.
+  std::string node;       ///< Name or id of the node, within the cluster.
+  /// HOLO_SOCKET, HOLO_STATE_DIR, HOLO_CLUSTER, HOLO_NODE.
   static AgentChoice from_environment();
 };
 

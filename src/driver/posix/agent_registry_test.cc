@@ -22,7 +22,7 @@ class AgentRegistry : public ::testing::Test {
     char name[] = "/tmp/holo-registry-XXXXXX";
     ASSERT_NE(::mkdtemp(name), nullptr);
     root_ = name;
-    for (const char* v : {"HOLO_SOCKET", "HOLO_STATE_DIR", "HOLO_CLUSTER", "RUNTIME_DIRECTORY"}) ::unsetenv(v);
+    for (const char* v : {"HOLO_SOCKET", "HOLO_STATE_DIR", "HOLO_CLUSTER", "HOLO_NODE", "RUNTIME_DIRECTORY"}) ::unsetenv(v);
     ::setenv("XDG_RUNTIME_DIR", (root_ + "/run").c_str(), 1);
     ::setenv("XDG_STATE_HOME", (root_ + "/state").c_str(), 1);
   }
@@ -67,6 +67,8 @@ TEST_F(AgentRegistry, TheFirstLiveAgentOfTheOnlyClusterIsChosen) {
   EXPECT_EQ(*choose_agent({}), b) << "node1 does not answer";
   auto socket_a = listen_at(a.socket);
   EXPECT_EQ(*choose_agent({}), a);
+  EXPECT_EQ(*choose_agent({.node = "node2"}), b);
+  EXPECT_EQ(choose_agent({.node = "node3"}).error().code, Errc::not_found);
   ASSERT_TRUE(withdraw_agent(a));
   EXPECT_EQ(published_agents().size(), 1u);
 }

@@ -17,8 +17,6 @@ struct HostPort {
 /// "host:port" or "[v6]:port". Error: `invalid_argument`.
 Result<HostPort> parse_host_port(const std::string& address);
 
-struct TcpShared;
-
 /// Thread: loop. The loop outlives it, its streams and its listeners.
 class TcpCarrier final : public env::Carrier {
  public:
@@ -31,7 +29,7 @@ class TcpCarrier final : public env::Carrier {
 
  private:
   AsioLoop& loop_;
-  std::shared_ptr<TcpShared> shared_;
+  std::shared_ptr<Bytes> scratch_;  // One read buffer for all streams: delivery is synchronous, so a silent stream costs none.
 };
 
 }  // namespace holo::driver
