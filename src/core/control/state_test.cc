@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/random.h"
-#include "core/control/state_test_util.h"
+#include "core/control/state_testing.h"
 
 namespace holo::control::testing {
 
