@@ -28,7 +28,6 @@ using env::LocalReply;
 using env::LocalRequest;
 using Connection = std::shared_ptr<LocalConnection>;
 
-constexpr Duration kLimit = seconds(20);
 enum : std::uint16_t { kEcho = 1, kFail, kSilent, kFds, kSum, kBig, kNote, kCallBack };
 
 Bytes noise(std::size_t n) {
