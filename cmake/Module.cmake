@@ -1,4 +1,4 @@
-# holo_module(<folder under src> [DEPS <lower folders>...] [LIBS <libraries>...] [PROGRAM <name>])
+# holo_module(<folder under src> [DEPS <lower folders>...] [LIBS <libraries>...] [TEST_DEPS <folders>...] [PROGRAM <name>])
 #
 # src/core/memory becomes the static library holo_core_memory out of its *.cc and *.proto, and its *_test.cc become the
 # program holo_core_memory_test. A folder of headers alone is an interface library; one without code yet is skipped.
@@ -62,7 +62,7 @@ function(holo_test_program name sources)
 endfunction()
 
 function(holo_module folder)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "PROGRAM" "DEPS;LIBS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "PROGRAM" "DEPS;LIBS;TEST_DEPS")
   set(dir "${CMAKE_SOURCE_DIR}/src/${folder}")
   string(REPLACE "/" "_" target "holo_${folder}")
   file(GLOB sources CONFIGURE_DEPENDS "${dir}/*.cc")
@@ -102,6 +102,8 @@ function(holo_module folder)
     target_link_libraries(${arg_PROGRAM} PRIVATE ${target} ${lower} ${arg_LIBS} holo_flags)
   endif()
   if(HOLO_TESTS AND tests)
-    holo_test_program(${target}_test "${tests}" ${target} ${lower} ${arg_LIBS})
+    list(TRANSFORM arg_TEST_DEPS REPLACE "/" "_")
+    list(TRANSFORM arg_TEST_DEPS PREPEND "holo_")
+    holo_test_program(${target}_test "${tests}" ${target} ${arg_TEST_DEPS} ${lower} ${arg_LIBS})
   endif()
 endfunction()

@@ -142,7 +142,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void accept(std::unique_ptr<env::ByteStream> stream);
   void make_room_for_newcomer();
   void pump(const LinkPtr& link);
-  void write_output(const LinkPtr& link);
+  bool write_output(const LinkPtr& link);
   void rearm(const LinkPtr& link);
   void on_timer(const LinkPtr& link);
   void end_link(const LinkPtr& link, const Error& why);
@@ -159,7 +159,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void on_event(const LinkPtr& link, hyperbus::ReplyArrived event);
   void on_event(const LinkPtr&, hyperbus::RequestCancelled) {}  // Handlers run to their end; the session drops the answer.
   void on_event(const LinkPtr& link, hyperbus::Closed event);
-  void count_refusal(RefusalKind kind, const std::string& address, const Error& why);
+  void count_refusal(RefusalKind kind, const Link& link, const Error& why);
   static Task<void> run_handler(std::shared_ptr<Impl> self, LinkPtr link, StreamId stream, std::shared_ptr<Handler> handler,
                                 env::Request request);
 
@@ -216,7 +216,7 @@ void Bus::Impl::make_room_for_newcomer() {
   auto silent = std::find_if(half_open_.begin(), half_open_.end(), [](const LinkPtr& l) { return !l->heard; });
   const LinkPtr victim = silent == half_open_.end() ? half_open_.front() : *silent;
   const Error why = overloaded("too many connections that have not finished their handshake");
-  count_refusal(RefusalKind::garbage, victim->address, why);
+  count_refusal(RefusalKind::garbage, *victim, why);
   end_link(victim, why);
 }
 
@@ -269,19 +269,21 @@ void Bus::Impl::pump(const LinkPtr& link) {
     }
     again = false;
     if (!l->over && l->session->wants_output() && l->stream->backlog() < env::ByteStream::kHighWater) {
-      write_output(l);
-      again = true;
+      again = write_output(l);
     }
   }
   l->pumping = false;
   if (!l->over) rearm(l);
 }
 
-void Bus::Impl::write_output(const LinkPtr& link) {
+/// False when there was nothing to write after all.
+bool Bus::Impl::write_output(const LinkPtr& link) {
   const std::size_t room = env::ByteStream::kHighWater - link->stream->backlog();
   std::vector<Buffer> out;
   link->session->output(loop_.now(), std::min(room, kOutputStep), out);
+  if (out.empty()) return false;
   link->stream->write(std::move(out));
+  return true;
 }
 
 void Bus::Impl::rearm(const LinkPtr& link) {
@@ -437,11 +439,11 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::ReplyArrived event) {
 }
 
 void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Closed event) {
-  if (event.kind != RefusalKind::none) count_refusal(event.kind, link->address, event.error);
+  if (event.kind != RefusalKind::none) count_refusal(event.kind, *link, event.error);
   end_link(link, event.error);
 }
 
-void Bus::Impl::count_refusal(RefusalKind kind, const std::string& address, const Error& why) {
+void Bus::Impl::count_refusal(RefusalKind kind, const Link& link, const Error& why) {
   switch (kind) {
     case RefusalKind::none: return;
     case RefusalKind::wrong_key: ++refused_.wrong_key; break;
@@ -455,7 +457,8 @@ void Bus::Impl::count_refusal(RefusalKind kind, const std::string& address, cons
     return;
   }
   const std::string more = quiet.unsaid ? str(" (and ", quiet.unsaid, " more like it)") : std::string();
-  log_warn("bus", "refused ", address, ": ", why.message, more);
+  const char* what = link.role == Role::responder ? "refused " : "no handshake with ";
+  log_warn("bus", what, link.address, ": ", why.message, more);
   quiet = {.until = now + kLogEvery, .unsaid = 0};
 }
 

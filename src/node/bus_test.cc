@@ -1,0 +1,498 @@
+// The bus over real TCP on the loopback: several nodes on one loop.
+#include "node/bus.h"
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "base/random.h"
+#include "base/strings.h"
+#include "core/hyperbus/test_support.h"
+#include "driver/posix/asio_loop.h"
+#include "driver/posix/os_entropy.h"
+#include "driver/posix/tcp.h"
+#include "env/fd.h"
+
+namespace holo::node {
+namespace {
+
+using hyperbus::testing::config_of;
+using hyperbus::testing::pattern;
+using hyperbus::testing::session_config;
+
+constexpr Duration kLimit = seconds(30);
+enum : std::uint16_t { kEcho = 1, kFail, kSilent, kWho };
+
+Task<Result<env::Reply>> echo(NodeId, env::Request request) {
+  co_return env::Reply{.header = request.header, .payload = request.payload};
+}
+Task<Result<env::Reply>> refuse(NodeId, env::Request) {
+  co_return std::unexpected(
+      Error{.code = Errc::page_lost, .message = "page 7 is gone", .hint = "restore it", .node = 42, .retryable = true});
+}
+Task<Result<env::Reply>> who(NodeId from, env::Request) { co_return env::Reply{.header = to_hex(from.value), .payload = {}}; }
+Task<Result<env::Reply>> never(env::Loop& loop) {
+  (void)co_await env::sleep_for(loop, seconds(10'000));
+  co_return fail(Errc::cancelled, "stopping");
+}
+
+/// One node: a bus with the handlers above, listening.
+struct TestNode {
+  TestNode(env::Loop& loop, env::Carrier& carrier, std::uint8_t seed, std::uint8_t key = 77, BusOptions options = {}) {
+    options.session = session_config(config_of(seed, key));
+    bus = std::make_unique<Bus>(loop, carrier, entropy, std::move(options));
+    bus->serve(kEcho, echo);
+    bus->serve(kFail, refuse);
+    bus->serve(kWho, who);
+    bus->serve(kSilent, [&loop](NodeId, env::Request) { return never(loop); });
+    bus->on_peer_lost([this](NodeId peer, const Error&) { lost.push_back(peer); });
+    auto bound = bus->listen("127.0.0.1:0");
+    EXPECT_TRUE(bound) << bound.error().to_string();
+    address = bound.value_or("");
+  }
+  NodeId id() const { return bus->self(); }
+
+  driver::OsEntropy entropy;
+  std::unique_ptr<Bus> bus;
+  std::string address;
+  std::vector<NodeId> lost;
+};
+
+using Outcome = std::shared_ptr<std::optional<Result<env::Reply>>>;
+
+Task<void> call_into(Bus& bus, NodeId peer, env::Request request, env::CallOptions options, Outcome out) {
+  *out = co_await bus.call(peer, std::move(request), options);
+}
+Task<void> connect_into(Bus& bus, std::string address, Instant deadline, std::optional<Result<env::PeerIdentity>>& out) {
+  out = co_await bus.connect(address, deadline);
+}
+
+class BusTest : public testing::Test {
+ protected:
+  ~BusTest() override {
+    nodes_.clear();
+    loop_.begin_stop();
+    EXPECT_TRUE(loop_.run_until([&] { return loop_.running() == 0; }, kLimit)) << "a task never ended";
+  }
+  TestNode& add(std::uint8_t seed, std::uint8_t key = 77, BusOptions options = {}) {
+    nodes_.push_back(std::make_unique<TestNode>(loop_, carrier_, seed, key, std::move(options)));
+    return *nodes_.back();
+  }
+  static void introduce(TestNode& a, TestNode& b) {
+    a.bus->set_addresses(b.id(), {b.address});
+    b.bus->set_addresses(a.id(), {a.address});
+  }
+  Outcome begin(TestNode& from, NodeId to, env::Request request, Duration limit = seconds(20),
+                env::StreamClass klass = env::StreamClass::control) {
+    auto out = std::make_shared<std::optional<Result<env::Reply>>>();
+    const env::CallOptions options{.klass = klass, .deadline = loop_.now() + limit};
+    loop_.spawn(call_into(*from.bus, to, std::move(request), options, out));
+    return out;
+  }
+  Result<env::Reply> finish(const Outcome& out) {
+    EXPECT_TRUE(loop_.run_until([&] { return out->has_value(); }, kLimit)) << "a call never ended";
+    return out->has_value() ? **out : fail(Errc::internal, "never ended");
+  }
+  Result<env::Reply> call(TestNode& from, NodeId to, env::Request request, Duration limit = seconds(20)) {
+    return finish(begin(from, to, std::move(request), limit));
+  }
+  Result<env::PeerIdentity> connect(TestNode& from, const std::string& address, Duration limit = seconds(20)) {
+    std::optional<Result<env::PeerIdentity>> out;
+    loop_.spawn(connect_into(*from.bus, address, loop_.now() + limit, out));
+    EXPECT_TRUE(loop_.run_until([&] { return out.has_value(); }, kLimit)) << "connect never ended";
+    return out ? *out : fail(Errc::internal, "never ended");
+  }
+
+  driver::AsioLoop loop_;
+  driver::TcpCarrier carrier_{loop_};
+  std::vector<std::unique_ptr<TestNode>> nodes_;
+};
+
+TEST_F(BusTest, CallsAnswersAndErrors) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  const auto reply = call(a, b.id(), {.type = kEcho, .header = "hello", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
+  ASSERT_TRUE(reply) << reply.error().to_string();
+  EXPECT_EQ(reply->header, "hello");
+  EXPECT_EQ(as_text(hyperbus::testing::joined(reply->payload)), "abc");
+  EXPECT_EQ(call(a, b.id(), {.type = kWho})->header, to_hex(a.id().value));
+  EXPECT_EQ(call(b, a.id(), {.type = kWho})->header, to_hex(b.id().value)) << "back over the same connection";
+  EXPECT_EQ(a.bus->links().size(), 1U);
+  EXPECT_EQ(b.bus->links().size(), 1U);
+  EXPECT_TRUE(a.bus->links()[0].dialled);
+  EXPECT_FALSE(b.bus->links()[0].dialled);
+  EXPECT_GT(b.bus->links()[0].bytes_in, 0U);
+  EXPECT_TRUE(a.bus->connected(b.id()) && b.bus->connected(a.id()));
+
+  EXPECT_EQ(call(a, b.id(), {.type = kFail}).error(),
+            (Error{.code = Errc::page_lost, .message = "page 7 is gone", .hint = "restore it", .node = 42, .retryable = true}));
+  EXPECT_EQ(call(a, b.id(), {.type = 999}).error().code, Errc::unsupported);
+  const Instant start = loop_.now();
+  EXPECT_EQ(call(a, b.id(), {.type = kSilent}, milliseconds(50)).error().code, Errc::deadline_exceeded);
+  EXPECT_GE(loop_.now(), start + milliseconds(50));
+  EXPECT_TRUE(call(a, b.id(), {.type = kEcho})) << "the connection goes on";
+}
+
+TEST_F(BusTest, CallsToOneselfTakeTheSamePath) {
+  auto& a = add(1);
+  const auto reply = call(a, a.id(), {.type = kEcho, .header = "me", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
+  ASSERT_TRUE(reply);
+  ASSERT_EQ(reply->payload.size(), 1U) << "one buffer, as from the network";
+  EXPECT_EQ(as_text(reply->payload[0].span()), "abc");
+  EXPECT_EQ(call(a, a.id(), {.type = kWho})->header, to_hex(a.id().value));
+  EXPECT_EQ(call(a, a.id(), {.type = kFail}).error().code, Errc::page_lost);
+  EXPECT_EQ(call(a, a.id(), {.type = 999}).error().code, Errc::unsupported);
+  EXPECT_EQ(call(a, a.id(), {.type = kSilent}, milliseconds(20)).error().code, Errc::deadline_exceeded);
+  EXPECT_EQ(call(a, a.id(), {.type = kEcho, .header = std::string(limits::kMaxHeaderBytes + 1, 'x')}).error().code,
+            Errc::invalid_argument);
+  EXPECT_TRUE(a.bus->links().empty());
+}
+
+TEST_F(BusTest, LargestPayload) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  const Bytes sent = pattern(limits::kMaxPayloadBytes);
+  const auto out = begin(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(sent))}}, seconds(25), env::StreamClass::bulk);
+  const auto reply = finish(out);
+  ASSERT_TRUE(reply) << reply.error().to_string();
+  EXPECT_EQ(hyperbus::testing::joined(reply->payload), sent);
+  EXPECT_EQ(call(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(limits::kMaxPayloadBytes + 1))}}).error().code,
+            Errc::invalid_argument);
+}
+
+TEST_F(BusTest, ManyCallsAtOnceOverOneConnection) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  const Buffer page(pattern(64 << 10));
+  std::vector<Outcome> calls;
+  for (int i = 0; i < 400; ++i) {
+    const auto klass = static_cast<env::StreamClass>(i % 3);
+    calls.push_back(begin(i % 2 ? a : b, i % 2 ? b.id() : a.id(), {.type = kEcho, .header = std::to_string(i), .payload = {page}},
+                          seconds(25), klass));
+  }
+  for (int i = 0; i < 400; ++i) {
+    const auto reply = finish(calls[static_cast<std::size_t>(i)]);
+    ASSERT_TRUE(reply) << i << ": " << reply.error().to_string();
+    EXPECT_EQ(reply->header, std::to_string(i));
+    EXPECT_EQ(reply->payload.at(0).size(), page.size());
+  }
+}
+
+TEST_F(BusTest, SimultaneousDialsLeaveTheOneOfTheSmallerId) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  std::vector<Outcome> calls;
+  for (int i = 0; i < 50; ++i) {
+    calls.push_back(begin(a, b.id(), {.type = kWho}));
+    calls.push_back(begin(b, a.id(), {.type = kWho}));
+  }
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    const auto reply = finish(calls[i]);
+    ASSERT_TRUE(reply) << reply.error().to_string();
+    EXPECT_EQ(reply->header, to_hex((i % 2 == 0 ? a : b).id().value));
+  }
+  // Traffic goes on while the other connection is taken down; none of it may be lost.
+  const Instant until = loop_.now() + seconds(10);
+  while ((a.bus->links().size() != 1 || b.bus->links().size() != 1) && loop_.now() < until) {
+    ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+    ASSERT_TRUE(call(b, a.id(), {.type = kEcho}));
+  }
+  ASSERT_EQ(a.bus->links().size(), 1U);
+  ASSERT_EQ(b.bus->links().size(), 1U);
+  EXPECT_EQ(a.bus->links()[0].dialled, a.id() < b.id());
+  EXPECT_EQ(b.bus->links()[0].dialled, b.id() < a.id());
+  EXPECT_TRUE(a.lost.empty() && b.lost.empty());
+}
+
+TEST_F(BusTest, ConnectFindsOutWhoIsThere) {
+  auto& a = add(1);
+  auto& b = add(2);
+  const auto found = connect(a, b.address);
+  ASSERT_TRUE(found) << found.error().to_string();
+  EXPECT_EQ(found->node, b.id());
+  EXPECT_TRUE(call(a, b.id(), {.type = kEcho}));
+  EXPECT_TRUE(call(b, a.id(), {.type = kEcho})) << "over the connection that stands; b has no address of a";
+  EXPECT_EQ(connect(a, a.address).error().code, Errc::refused) << "itself";
+  EXPECT_EQ(connect(a, "nonsense").error().code, Errc::invalid_argument);
+}
+
+TEST_F(BusTest, WrongKeyIsToldToBothSidesWithinASecond) {
+  auto& a = add(1);
+  auto& stranger = add(9, 78);
+  const Instant start = loop_.now();
+  const auto refused = connect(stranger, a.address);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::wrong_key) << refused.error().to_string();
+  EXPECT_LT(loop_.now() - start, seconds(1));
+  EXPECT_TRUE(loop_.run_until([&] { return a.bus->refused().wrong_key == 1; }, kLimit));
+  EXPECT_EQ(a.bus->refused().garbage, 0U);
+  EXPECT_TRUE(a.bus->links().empty());
+  stranger.bus->set_addresses(a.id(), {a.address});
+  EXPECT_EQ(call(stranger, a.id(), {.type = kEcho}).error().code, Errc::wrong_key) << "also for a call";
+}
+
+TEST_F(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
+  auto& a = add(1);
+  auto& b = add(2);
+  auto& c = add(3);
+  a.bus->set_addresses(b.id(), {c.address});
+  EXPECT_FALSE(call(a, b.id(), {.type = kEcho}));
+  EXPECT_FALSE(a.bus->connected(b.id()));
+}
+
+TEST_F(BusTest, AddressesAreTriedInTurn) {
+  auto& a = add(1);
+  auto& b = add(2);
+  std::string dead;
+  {
+    auto listener = carrier_.listen("127.0.0.1:0", [](auto) {});
+    dead = (*listener)->address();
+  }
+  a.bus->set_addresses(b.id(), {dead, b.address});
+  EXPECT_TRUE(call(a, b.id(), {.type = kEcho}));
+}
+
+/// Counts dials.
+class CountingCarrier final : public env::Carrier {
+ public:
+  explicit CountingCarrier(env::Carrier& inner) : inner_(inner) {}
+  Task<Result<std::unique_ptr<env::ByteStream>>> dial(std::string address, Instant deadline) override {
+    ++dials;
+    return inner_.dial(std::move(address), deadline);
+  }
+  Result<std::unique_ptr<env::Listener>> listen(
+      std::string address, std::function<void(std::unique_ptr<env::ByteStream>)> on_accept) override {
+    return inner_.listen(std::move(address), std::move(on_accept));
+  }
+  int dials = 0;
+
+ private:
+  env::Carrier& inner_;
+};
+
+TEST_F(BusTest, AnAbsentPeerCostsLittle) {
+  CountingCarrier counting(carrier_);
+  TestNode a(loop_, counting, 1);
+  TestNode b(loop_, counting, 2);
+  EXPECT_EQ(call(a, b.id(), {.type = kEcho}).error().code, Errc::unavailable) << "no address";
+  const std::string address = b.address;
+  const NodeId id = b.id();
+  b.bus.reset();
+  a.bus->set_addresses(id, {address});
+  std::vector<Outcome> calls;
+  for (int i = 0; i < 100; ++i) calls.push_back(begin(a, id, {.type = kEcho}));
+  for (const auto& c : calls) {
+    const auto reply = finish(c);
+    EXPECT_EQ(reply.error().code, Errc::unavailable);
+    EXPECT_TRUE(reply.error().retryable);
+  }
+  EXPECT_EQ(counting.dials, 1) << "one dial for all that waited";
+  EXPECT_EQ(call(a, id, {.type = kEcho}).error().code, Errc::unavailable);
+  EXPECT_EQ(counting.dials, 1) << "none while it backs off";
+  // The peer returns, at the same port: it is found without being told.
+  driver::OsEntropy entropy;
+  Bus again(loop_, carrier_, entropy, {.session = session_config(config_of(2))});
+  again.serve(kEcho, echo);
+  ASSERT_TRUE(again.listen(address));
+  Result<env::Reply> reply = fail(Errc::unavailable, "");
+  const Instant until = loop_.now() + seconds(20);
+  while (!reply && loop_.now() < until) reply = call(a, id, {.type = kEcho});
+  EXPECT_TRUE(reply) << reply.error().to_string();
+  a.bus.reset();
+}
+
+TEST_F(BusTest, ASilentHostIsGivenUpAtTheDeadline) {
+  auto& a = add(1);
+  std::vector<std::unique_ptr<env::ByteStream>> held;
+  auto listener = carrier_.listen("127.0.0.1:0", [&](auto s) { held.push_back(std::move(s)); });
+  ASSERT_TRUE(listener);
+  EXPECT_EQ(connect(a, (*listener)->address(), milliseconds(200)).error().code, Errc::deadline_exceeded);
+  const NodeId id(12345);
+  a.bus->set_addresses(id, {(*listener)->address()});
+  EXPECT_EQ(call(a, id, {.type = kEcho}, milliseconds(200)).error().code, Errc::deadline_exceeded);
+  held.clear();
+}
+
+TEST_F(BusTest, APeerThatClosesFailsItsCallsAndIsReported) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+  const NodeId id = b.id();
+  const auto pending = begin(a, id, {.type = kSilent});
+  ASSERT_TRUE(loop_.run_until([&] { return b.bus->links()[0].classes[0].serving == 1; }, kLimit));
+  b.bus.reset();
+  EXPECT_EQ(finish(pending).error().code, Errc::unavailable);
+  ASSERT_TRUE(loop_.run_until([&] { return a.lost.size() == 1; }, kLimit));
+  EXPECT_EQ(a.lost[0], id);
+  EXPECT_FALSE(a.bus->connected(id));
+}
+
+TEST(BusProcess, AKilledPeerFailsItsCallsAtOnce) {
+  // The peer is a process of its own, so that it can be killed without a last word. Forked before there are threads.
+  int port_pipe[2];
+  ASSERT_EQ(::pipe(port_pipe), 0);
+  const env::Fd read_end(port_pipe[0]);
+  env::Fd write_end(port_pipe[1]);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    driver::AsioLoop loop;
+    driver::TcpCarrier carrier(loop);
+    TestNode peer(loop, carrier, 2);
+    (void)!::write(write_end.get(), peer.address.data(), peer.address.size());
+    write_end.reset();
+    loop.run();
+    ::_exit(0);
+  }
+  write_end.reset();
+  std::string address(64, '\0');
+  const ssize_t n = ::read(read_end.get(), address.data(), address.size());
+  ASSERT_GT(n, 0);
+  address.resize(static_cast<std::size_t>(n));
+
+  driver::AsioLoop loop;
+  driver::TcpCarrier carrier(loop);
+  TestNode a(loop, carrier, 1);
+  std::optional<Result<env::PeerIdentity>> found;
+  loop.spawn(connect_into(*a.bus, address, loop.now() + seconds(20), found));
+  ASSERT_TRUE(loop.run_until([&] { return found.has_value(); }, kLimit));
+  ASSERT_TRUE(*found) << found->error().to_string();
+  auto pending = std::make_shared<std::optional<Result<env::Reply>>>();
+  auto proof = std::make_shared<std::optional<Result<env::Reply>>>();
+  const env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop.now() + seconds(100)};
+  loop.spawn(call_into(*a.bus, (*found)->node, {.type = kSilent}, options, pending));
+  loop.spawn(call_into(*a.bus, (*found)->node, {.type = kEcho}, options, proof));
+  ASSERT_TRUE(loop.run_until([&] { return proof->has_value(); }, kLimit));
+  ASSERT_EQ(::kill(child, SIGKILL), 0);
+  const Instant killed = loop.now();
+  ASSERT_TRUE(loop.run_until([&] { return pending->has_value(); }, kLimit));
+  EXPECT_EQ((*pending)->error().code, Errc::unavailable);
+  EXPECT_LT(loop.now() - killed, seconds(1));
+  EXPECT_EQ(a.lost.size(), 1U);
+  ::waitpid(child, nullptr, 0);
+  a.bus.reset();
+  loop.begin_stop();
+  EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit));
+}
+
+TEST_F(BusTest, DisconnectEndsCallsAndReportsNothingHere) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  const auto pending = begin(a, b.id(), {.type = kSilent});
+  ASSERT_TRUE(loop_.run_until([&] { return a.bus->connected(b.id()) && b.bus->connected(a.id()); }, kLimit));
+  a.bus->disconnect(b.id());
+  EXPECT_EQ(finish(pending).error().code, Errc::unavailable);
+  EXPECT_TRUE(a.lost.empty());
+  EXPECT_TRUE(loop_.run_until([&] { return b.lost.size() == 1; }, kLimit));
+  EXPECT_TRUE(call(a, b.id(), {.type = kEcho})) << "dialled anew";
+}
+
+TEST_F(BusTest, ShutdownCancelsEverything) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+  std::vector<std::unique_ptr<env::ByteStream>> held;
+  auto silent = carrier_.listen("127.0.0.1:0", [&](auto s) { held.push_back(std::move(s)); });
+  a.bus->set_addresses(NodeId(99), {(*silent)->address()});
+  const auto remote = begin(a, b.id(), {.type = kSilent});
+  const auto own = begin(a, a.id(), {.type = kSilent});
+  const auto dialling = begin(a, NodeId(99), {.type = kEcho});
+  ASSERT_TRUE(loop_.run_until([&] { return !held.empty(); }, kLimit));
+  a.bus->close();
+  for (const auto& c : {remote, own, dialling}) EXPECT_EQ(finish(c).error().code, Errc::cancelled);
+  EXPECT_EQ(call(a, b.id(), {.type = kEcho}).error().code, Errc::cancelled);
+  EXPECT_EQ(connect(a, b.address).error().code, Errc::cancelled);
+  EXPECT_TRUE(loop_.run_until([&] { return b.bus->links().empty(); }, kLimit));
+}
+
+TEST_F(BusTest, HandlersAreBounded) {
+  auto& a = add(1);
+  auto& b = add(2, 77, {.session = nullptr, .max_serving = 2});
+  introduce(a, b);
+  const auto first = begin(a, b.id(), {.type = kSilent});
+  const auto second = begin(a, b.id(), {.type = kSilent});
+  const auto third = call(a, b.id(), {.type = kEcho});
+  EXPECT_EQ(third.error().code, Errc::overloaded);
+  EXPECT_TRUE(third.error().retryable);
+}
+
+env::Fd raw_connection(const std::string& address) {
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(driver::parse_host_port(address)->port);
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  env::Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd || ::connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof to) != 0) return {};
+  return fd;
+}
+
+TEST_F(BusTest, ACrowdOfSilentAndRudeConnectionsKeepsNobodyOut) {
+  rlimit files{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &files), 0);
+  if (files.rlim_cur < 2000 && files.rlim_max >= 2000) {
+    rlimit more = files;
+    more.rlim_cur = 2000;
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &more), 0);
+  }
+  auto& a = add(1, 77, {.session = nullptr, .max_half_open = 64});
+  auto& b = add(2);
+  b.bus->set_addresses(a.id(), {a.address});
+  std::vector<env::Fd> crowd;
+  Random random(5);
+  for (int i = 0; i < 1000; ++i) {
+    env::Fd fd = raw_connection(a.address);
+    ASSERT_TRUE(fd) << i;
+    if (i % 2 == 0) {
+      const Bytes garbage = pattern(1 + random.below(3000), static_cast<std::uint64_t>(i));
+      (void)!::send(fd.get(), garbage.data(), garbage.size(), MSG_NOSIGNAL);
+    }
+    crowd.push_back(std::move(fd));
+    if (i % 50 == 0) loop_.run_until([] { return false; }, milliseconds(1));
+    EXPECT_LE(a.bus->half_open(), 64U);
+  }
+  const Instant start = loop_.now();
+  EXPECT_TRUE(call(b, a.id(), {.type = kEcho})) << "a node gets in through the crowd";
+  EXPECT_LT(loop_.now() - start, seconds(2));
+  ASSERT_TRUE(loop_.run_until([&] { return a.bus->refused().garbage >= 900; }, kLimit)) << a.bus->refused().garbage;
+  EXPECT_LE(a.bus->half_open(), 64U);
+  crowd.clear();
+  EXPECT_TRUE(loop_.run_until([&] { return a.bus->half_open() == 0; }, kLimit));
+  EXPECT_TRUE(call(b, a.id(), {.type = kEcho}));
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &files), 0);
+}
+
+TEST_F(BusTest, ManyNodesTalkToEachOther) {
+  for (std::uint8_t i = 1; i <= 6; ++i) add(i);
+  for (auto& x : nodes_) {
+    for (auto& y : nodes_) {
+      if (x != y) x->bus->set_addresses(y->id(), {y->address});
+    }
+  }
+  std::vector<std::pair<Outcome, NodeId>> calls;
+  for (int round = 0; round < 20; ++round) {
+    for (auto& x : nodes_) {
+      for (auto& y : nodes_) calls.emplace_back(begin(*x, y->id(), {.type = kWho}), x->id());
+    }
+  }
+  for (auto& [out, from] : calls) {
+    const auto reply = finish(out);
+    ASSERT_TRUE(reply) << reply.error().to_string();
+    EXPECT_EQ(reply->header, to_hex(from.value));
+  }
+}
+
+}  // namespace
+}  // namespace holo::node
