@@ -39,8 +39,8 @@ struct Aead::Impl {
   EVP_AEAD_CTX context;
 
   Impl(AeadAlgorithm algorithm, const AeadKey& key) {
-    const int ok = EVP_AEAD_CTX_init(&context, library_aead(algorithm), raw(key.span()), kAeadKeyBytes, kAeadTagBytes,
-                                     nullptr);
+    const int ok =
+        EVP_AEAD_CTX_init(&context, library_aead(algorithm), raw(key.span()), kAeadKeyBytes, kAeadTagBytes, nullptr);
     HOLO_ASSERT(ok == 1, "an AEAD refused a key of its own size");
   }
   Impl(const Impl&) = delete;
@@ -60,8 +60,8 @@ Aead::~Aead() = default;
 void Aead::seal(ByteSpan nonce, ByteSpan associated, ByteSpan plain, MutableByteSpan out) const {
   HOLO_ASSERT(nonce.size() == aead_nonce_bytes(algorithm_) && out.size() == plain.size() + kAeadTagBytes);
   std::size_t written = 0;
-  const int ok = EVP_AEAD_CTX_seal(&impl_->context, raw(out), &written, out.size(), raw(nonce), nonce.size(), raw(plain),
-                                   plain.size(), raw(associated), associated.size());
+  const int ok = EVP_AEAD_CTX_seal(&impl_->context, raw(out), &written, out.size(), raw(nonce), nonce.size(),
+                                   raw(plain), plain.size(), raw(associated), associated.size());
   HOLO_ASSERT(ok == 1 && written == out.size());
 }
 

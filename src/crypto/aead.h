@@ -39,8 +39,8 @@ class Aead {
 
   [[nodiscard]] AeadAlgorithm algorithm() const { return algorithm_; }
 
-  /// Encrypts `plain` into `out` (exactly plain.size() + kAeadTagBytes; may begin at plain.data(), else must not overlap).
-  /// `nonce` has aead_nonce_bytes() and is never used twice with one key.
+  /// Encrypts `plain` into `out` (exactly plain.size() + kAeadTagBytes; may begin at plain.data(), else must not
+  /// overlap). `nonce` has aead_nonce_bytes() and is never used twice with one key.
   void seal(ByteSpan nonce, ByteSpan associated, ByteSpan plain, MutableByteSpan out) const;
 
   /// Decrypts `sealed` into `out` (exactly sealed.size() - kAeadTagBytes; may begin at sealed.data(), else must not

@@ -74,7 +74,8 @@ void check_aead(AeadAlgorithm algorithm, const std::string& file, std::size_t at
   std::size_t checked = 0;
   each(file, [&](const json& group, const json& test) {
     // Other key, nonce and tag sizes cannot even be written down with these wrappers.
-    if (group["keySize"] != 256 || group["ivSize"] != aead_nonce_bytes(algorithm) * 8 || group["tagSize"] != 128) return;
+    if (group["keySize"] != 256 || group["ivSize"] != aead_nonce_bytes(algorithm) * 8 || group["tagSize"] != 128)
+      return;
     ++checked;
     const Aead aead(algorithm, secret<kAeadKeyBytes>(unhex(test["key"])));
     const Bytes nonce = unhex(test["iv"]), associated = unhex(test["aad"]), plain = unhex(test["msg"]);
@@ -272,7 +273,8 @@ TEST(Base64, RoundTripsAndRefusesEverySecondSpelling) {
     ASSERT_TRUE(decoded);
     EXPECT_EQ(as_text(*decoded), plain);
   }
-  for (const char* bad : {"Z", "Zg", "Zg=", "Zh==", "Zm9=", "Zg==Zg==", "Z===", "====", "Zm 9", "Zm9v\n", "Zm9-", "=m9v"}) {
+  for (const char* bad :
+       {"Z", "Zg", "Zg=", "Zh==", "Zm9=", "Zg==Zg==", "Z===", "====", "Zm 9", "Zm9v\n", "Zm9-", "=m9v"}) {
     EXPECT_FALSE(base64_decode(bad)) << bad;
   }
 }

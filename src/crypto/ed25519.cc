@@ -9,7 +9,8 @@ namespace holo::crypto {
 
 Ed25519KeyPair Ed25519KeyPair::from_seed(const Ed25519Seed& seed) {
   Ed25519KeyPair pair;
-  ED25519_keypair_from_seed(raw(MutableByteSpan(pair.public_key_)), raw(pair.private_key_.writable()), raw(seed.span()));
+  ED25519_keypair_from_seed(raw(MutableByteSpan(pair.public_key_)), raw(pair.private_key_.writable()),
+                            raw(seed.span()));
   return pair;
 }
 

@@ -31,7 +31,8 @@ class Ed25519KeyPair {
   Ed25519PublicKey public_key_{};
 };
 
-/// True when `signature` is `key`'s over `message`. Any sizes may be passed; wrong ones are simply false. Cost: about 60 us.
+/// True when `signature` is `key`'s over `message`. Any sizes may be passed; wrong ones are simply false. Cost: about
+/// 60 us.
 [[nodiscard]] bool ed25519_verify(ByteSpan key, ByteSpan message, ByteSpan signature);
 
 }  // namespace holo::crypto

@@ -70,7 +70,8 @@ Result<MlKemEncapsulated> mlkem_encapsulate(ByteSpan public_key, const Secret<kM
   std::size_t shared_bytes = kMlKemSharedBytes;
   std::size_t seed_bytes = kMlKemEncapsSeedBytes;
   if (EVP_PKEY_encapsulate_deterministic(context.get(), raw(MutableByteSpan(out.ciphertext)), &ciphertext_bytes,
-                                         raw(out.shared.writable()), &shared_bytes, raw(seed.span()), &seed_bytes) != 1) {
+                                         raw(out.shared.writable()), &shared_bytes, raw(seed.span()),
+                                         &seed_bytes) != 1) {
     return bad();
   }
   return out;

@@ -30,8 +30,8 @@ class MlKemKeyPair {
 
   [[nodiscard]] std::array<std::byte, kMlKemPublicBytes> public_key() const;
 
-  /// The shared secret in `ciphertext`. A ciphertext of the right size that was altered gives an unrelated secret (implicit
-  /// rejection), never an error. Errors: `malformed` (wrong size). Cost: about 26 us.
+  /// The shared secret in `ciphertext`. A ciphertext of the right size that was altered gives an unrelated secret
+  /// (implicit rejection), never an error. Errors: `malformed` (wrong size). Cost: about 26 us.
   [[nodiscard]] Result<MlKemShared> decapsulate(ByteSpan ciphertext) const;
 
  private:

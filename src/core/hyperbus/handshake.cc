@@ -36,9 +36,8 @@ void add_identity(const Identity& identity, Payload& payload) {
 }
 
 std::string version_range(const HandshakeConfig& config) {
-  return config.oldest_version == config.newest_version
-             ? str(config.newest_version)
-             : str(config.oldest_version, " to ", config.newest_version);
+  return config.oldest_version == config.newest_version ? str(config.newest_version)
+                                                        : str(config.oldest_version, " to ", config.newest_version);
 }
 
 }  // namespace
@@ -66,10 +65,11 @@ std::unexpected<HandshakeFailure> Handshake::refuse(RefusalKind kind, Error erro
 /// `error` is what Noise or a decoder said about a message of the peer.
 std::unexpected<HandshakeFailure> Handshake::refuse_message(Error error, std::string_view what) const {
   if (error.code == Errc::corrupt) {
-    return refuse(RefusalKind::wrong_key,
-                  Error{.code = Errc::wrong_key,
-                        .message = str(what, " does not authenticate: another cluster key, or bytes altered on the way"),
-                        .hint = "check that both nodes were given the same cluster key"});
+    return refuse(
+        RefusalKind::wrong_key,
+        Error{.code = Errc::wrong_key,
+              .message = str(what, " does not authenticate: another cluster key, or bytes altered on the way"),
+              .hint = "check that both nodes were given the same cluster key"});
   }
   if (error.code == Errc::malformed) return refuse(RefusalKind::garbage, std::move(error));
   if (error.code == Errc::wrong_version) return refuse(RefusalKind::wrong_version, std::move(error));
@@ -114,11 +114,10 @@ Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
   const auto preamble = decode_preamble(head);
   if (!preamble) return refuse_message(preamble.error(), "the first message");
   if (preamble->protocol != kHandshakeProtocol) {
-    return refuse(RefusalKind::wrong_version,
-                  {.code = Errc::wrong_version,
-                   .message = str("a peer speaks handshake protocol ", preamble->protocol, ", this node speaks ",
-                                  kHandshakeProtocol),
-                   .hint = "run neighbouring releases of holo on all nodes"});
+    return refuse(RefusalKind::wrong_version, {.code = Errc::wrong_version,
+                                               .message = str("a peer speaks handshake protocol ", preamble->protocol,
+                                                              ", this node speaks ", kHandshakeProtocol),
+                                               .hint = "run neighbouring releases of holo on all nodes"});
   }
   if (preamble->suite != config_->suite) {
     return refuse(RefusalKind::wrong_version,
@@ -165,7 +164,8 @@ Status Handshake::choose(const Payload& offered) {
     found = true;
   }
   if (!found) {
-    return fail(Errc::wrong_version, str("a peer speaks no version that this node does (", version_range(*config_), ")"),
+    return fail(Errc::wrong_version,
+                str("a peer speaks no version that this node does (", version_range(*config_), ")"),
                 "run neighbouring releases of holo on all nodes");
   }
   const auto offers = [&offered](crypto::AeadAlgorithm aead) {
@@ -196,10 +196,10 @@ Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
     return refuse_message(accepted.error(), "the second message");
   }
   if (expected_ && agreed_.peer != expected_) {
-    return refuse(RefusalKind::none, {.code = Errc::unavailable,
-                                      .message = str("node ", agreed_.peer, " answers where node ", expected_,
-                                                     " was expected"),
-                                      .retryable = true});
+    return refuse(RefusalKind::none,
+                  {.code = Errc::unavailable,
+                   .message = str("node ", agreed_.peer, " answers where node ", expected_, " was expected"),
+                   .retryable = true});
   }
   Payload ours;
   add_identity(config_->identity, ours);

@@ -148,11 +148,11 @@ Result<Preamble> decode_preamble(ByteSpan bytes);
 
 /// The encrypted payload of each message: type-length-value fields in ascending order, unknown ones skipped.
 struct Payload {
-  std::vector<std::uint16_t> versions;                // message 1: offered; message 2: the one chosen
-  std::uint64_t features = 0;                         // messages 1 and 2
-  std::vector<crypto::AeadAlgorithm> aeads;           // message 1: offered; message 2: the one chosen
-  Bytes transport_parameters;                         // messages 1 and 2
-  std::optional<NodeId> node;                         // messages 2 and 3, like the two that follow
+  std::vector<std::uint16_t> versions;       // message 1: offered; message 2: the one chosen
+  std::uint64_t features = 0;                // messages 1 and 2
+  std::vector<crypto::AeadAlgorithm> aeads;  // message 1: offered; message 2: the one chosen
+  Bytes transport_parameters;                // messages 1 and 2
+  std::optional<NodeId> node;                // messages 2 and 3, like the two that follow
   std::optional<crypto::Ed25519PublicKey> key;
   std::optional<crypto::Ed25519Signature> signature;
   friend bool operator==(const Payload&, const Payload&) = default;
@@ -161,8 +161,8 @@ void encode_payload(const Payload& payload, Bytes& out);
 /// Errors: `malformed`.
 Result<Payload> decode_payload(ByteSpan bytes);
 
-/// What a side that refuses says in clear before it closes. Nobody vouches for it: it tells people why, and changes nothing
-/// else (a connection that sees one is closed, and would fail without it too).
+/// What a side that refuses says in clear before it closes. Nobody vouches for it: it tells people why, and changes
+/// nothing else (a connection that sees one is closed, and would fail without it too).
 struct Refusal {
   RefusalKind kind = RefusalKind::wrong_key;
   std::uint16_t protocol = kHandshakeProtocol;

@@ -51,7 +51,8 @@ Status read_field(Field field, ByteSpan value, Payload& out) {
       if (value.size() > kMaxListed) return bad_payload("a bad list of ciphers");
       for (const std::byte b : value) {
         const auto aead = static_cast<crypto::AeadAlgorithm>(b);
-        const bool known = aead == crypto::AeadAlgorithm::aes_256_gcm || aead == crypto::AeadAlgorithm::xchacha20_poly1305;
+        const bool known =
+            aead == crypto::AeadAlgorithm::aes_256_gcm || aead == crypto::AeadAlgorithm::xchacha20_poly1305;
         if (known) out.aeads.push_back(aead);  // A later release may offer more.
       }
       return {};
@@ -90,7 +91,8 @@ Result<Preamble> decode_preamble(ByteSpan bytes) {
   out.key_id = reader.number<std::uint64_t>();
   if (!reader.done()) return fail(Errc::malformed, "a handshake that is cut short");
   // A later protocol may use the reserved byte; it must still be told which one we speak.
-  if (out.protocol == kHandshakeProtocol && reserved != 0) return fail(Errc::malformed, "a handshake with a bad preamble");
+  if (out.protocol == kHandshakeProtocol && reserved != 0)
+    return fail(Errc::malformed, "a handshake with a bad preamble");
   return out;
 }
 

@@ -18,7 +18,8 @@ std::uint64_t step(std::uint64_t window) { return std::max<std::uint64_t>(1, win
 
 }  // namespace
 
-// --- content -----------------------------------------------------------------------------------------------------------
+// --- content
+// -----------------------------------------------------------------------------------------------------------
 
 Mux::Incoming::Incoming(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in)
     : header_bytes(header_bytes_in), payload_bytes(payload_bytes_in) {
@@ -28,8 +29,8 @@ Mux::Incoming::Incoming(std::uint64_t header_bytes_in, std::uint64_t payload_byt
 
 Status Mux::Incoming::add(ByteSpan content) {
   const std::size_t for_header = std::min<std::size_t>(content.size(), header_bytes - header_got);
-  std::copy_n(content.begin(), for_header, std::as_writable_bytes(std::span(header)).begin() +
-                                               static_cast<std::ptrdiff_t>(header_got));
+  std::copy_n(content.begin(), for_header,
+              std::as_writable_bytes(std::span(header)).begin() + static_cast<std::ptrdiff_t>(header_got));
   header_got += for_header;
   content = content.subspan(for_header);
   if (content.size() > payload_bytes - payload_got) return broken_protocol("more content than announced");
@@ -47,7 +48,8 @@ std::vector<Buffer> Mux::Incoming::take_payload() {
   return out;
 }
 
-// --- construction, requests, replies -----------------------------------------------------------------------------------
+// --- construction, requests, replies
+// -----------------------------------------------------------------------------------
 
 Mux::Mux(const std::array<ClassWindow, kStreamClasses>& windows, std::deque<Event>& events) : events_(&events) {
   for (std::size_t i = 0; i < kStreamClasses; ++i) {
@@ -81,7 +83,8 @@ Result<StreamId> Mux::request(Instant now, StreamClass klass, env::Request reque
   ++state.queued;
   state.queued_bytes += out.size();
   content_left_ += out.size();
-  calls_.emplace(stream, Call{.klass = klass, .type = request.type, .deadline = deadline, .out = std::move(out), .reply = {}});
+  calls_.emplace(stream,
+                 Call{.klass = klass, .type = request.type, .deadline = deadline, .out = std::move(out), .reply = {}});
   state.waiting_requests.push_back(stream);
   if (deadline < kNever) {
     due_.push_back({deadline, stream});
@@ -204,7 +207,8 @@ void Mux::close(const Error& error, TellPeer tell) {
   put(close_frame_, as_bytes(text));
 }
 
-// --- time --------------------------------------------------------------------------------------------------------------
+// --- time
+// --------------------------------------------------------------------------------------------------------------
 
 Instant Mux::next_deadline() {
   if (due_.size() > 2 * calls_.size() + 64) {  // Mostly calls that ended long before their deadline.
@@ -220,7 +224,8 @@ Instant Mux::next_deadline() {
 
 void Mux::on_time(Instant now) {
   while (next_deadline() <= now) {
-    abandon_call(due_.front().stream, {.code = Errc::deadline_exceeded, .message = "no answer in time", .retryable = true});
+    abandon_call(due_.front().stream,
+                 {.code = Errc::deadline_exceeded, .message = "no answer in time", .retryable = true});
   }
 }
 
@@ -240,7 +245,8 @@ ClassStatus Mux::status(StreamClass klass) const {
           .byte_credit = ours.limit.request_bytes - ours.used.request_bytes};
 }
 
-// --- what the peer says ------------------------------------------------------------------------------------------------
+// --- what the peer says
+// ------------------------------------------------------------------------------------------------
 
 Status Mux::on_frames(Instant now, ByteSpan plain) {
   while (!plain.empty() && !closed_) {
@@ -269,11 +275,11 @@ Status Mux::on_frame(Instant now, const Frame& frame, ByteSpan rest) {
       if (!reader.ok()) return broken_protocol("a close without a code");
       if (code < Errc::invalid_argument || code > Errc::internal) code = Errc::internal;
       peer_closed_ = true;
-      return std::unexpected(Error{.code = Errc::unavailable,
-                                   .message = str("the peer closed the connection: ",
-                                                  as_text(reader.rest()).substr(0, kMaxErrorText), " [", errc_name(code),
-                                                  "]"),
-                                   .retryable = true});
+      return std::unexpected(
+          Error{.code = Errc::unavailable,
+                .message = str("the peer closed the connection: ", as_text(reader.rest()).substr(0, kMaxErrorText),
+                               " [", errc_name(code), "]"),
+                .retryable = true});
     }
   }
   return {};  // A later release's frame.
@@ -403,11 +409,11 @@ void Mux::deliver_request(std::uint64_t stream, Served& served) {
   served.delivered = true;
   constexpr std::uint64_t kMost = std::numeric_limits<std::int64_t>::max() / 1000;
   env::Request request{.type = served.type, .header = std::move(served.in.header), .payload = served.in.take_payload()};
-  events_->push_back(RequestArrived{
-      .stream = StreamId(stream),
-      .klass = served.klass,
-      .request = std::move(request),
-      .time_left = microseconds(static_cast<std::int64_t>(std::min(served.time_left_us, kMost)))});
+  events_->push_back(
+      RequestArrived{.stream = StreamId(stream),
+                     .klass = served.klass,
+                     .request = std::move(request),
+                     .time_left = microseconds(static_cast<std::int64_t>(std::min(served.time_left_us, kMost)))});
 }
 
 void Mux::on_cancel(std::uint64_t stream) {

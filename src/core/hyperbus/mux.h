@@ -1,5 +1,5 @@
-// Requests and replies as frames: the state of a session above encryption. Frames of the peer go in, frames for the peer
-// and events come out. It knows records only as "this many plain bytes at once".
+// Requests and replies as frames: the state of a session above encryption. Frames of the peer go in, frames for the
+// peer and events come out. It knows records only as "this many plain bytes at once".
 #pragma once
 
 #include <array>
@@ -23,8 +23,8 @@ class Mux {
 
   // What the peer says.
 
-  /// Takes the plain bytes of a record of frames. Errors: `malformed` (the peer broke the protocol), or what the peer said
-  /// when it closed (then peer_closed() is true).
+  /// Takes the plain bytes of a record of frames. Errors: `malformed` (the peer broke the protocol), or what the peer
+  /// said when it closed (then peer_closed() is true).
   Status on_frames(Instant now, ByteSpan plain);
   /// Not 0: the next record must be raw, and has exactly as many bytes.
   [[nodiscard]] std::size_t raw_expected() const { return raw_expected_; }
@@ -41,8 +41,8 @@ class Mux {
   /// About how many bytes wait to be written, those without credit included; for sizing buffers. Never less than is so.
   [[nodiscard]] std::size_t output_estimate() const;
   /// Fills `record` (at least kMinRecordRoom) with frames, most urgent first; returns how many bytes. When `raw` is not
-  /// empty afterwards, it must follow as a record of its own; it has at most `raw_room` bytes less what was returned, and
-  /// stays valid until the next call. Makes no events.
+  /// empty afterwards, it must follow as a record of its own; it has at most `raw_room` bytes less what was returned,
+  /// and stays valid until the next call. Makes no events.
   std::size_t write(Instant now, MutableByteSpan record, std::size_t raw_room, ByteSpan& raw);
   static constexpr std::size_t kMinRecordRoom = 10 << 10;
 
@@ -179,7 +179,8 @@ class Mux {
     bool done = false;     // the message is out
     bool no_room = false;  // nothing was written because the record is too full
   };
-  Piece write_piece(Instant now, ClassState::Active active, MutableByteSpan record, std::size_t raw_room, ByteSpan& raw);
+  Piece write_piece(Instant now, ClassState::Active active, MutableByteSpan record, std::size_t raw_room,
+                    ByteSpan& raw);
   std::size_t write_first(Instant now, ClassState::Active active, Outgoing& out, MutableByteSpan record);
   std::size_t write_error(std::uint64_t stream, const Served& served, MutableByteSpan record);
 

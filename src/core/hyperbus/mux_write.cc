@@ -20,13 +20,14 @@ constexpr std::size_t kTokenFrameBytes = kFrameHeaderBytes + 8;
 /// Below this a record takes no further content.
 constexpr std::size_t kMinPiece = 256;
 static_assert(kMinPiece >= kFrameHeaderBytes + RequestHead::kBytes + kRawFrameBytes);
-static_assert(Mux::kMinRecordRoom >= kStreamClasses * kCreditFrameBytes + 2 * kTokenFrameBytes + kFrameHeaderBytes + 16 +
-                                         2 * kMaxErrorText + kMinPiece,
+static_assert(Mux::kMinRecordRoom >= kStreamClasses * kCreditFrameBytes + 2 * kTokenFrameBytes + kFrameHeaderBytes +
+                                         16 + 2 * kMaxErrorText + kMinPiece,
               "what cannot be split fits in a fresh record");
 
 }  // namespace
 
-// --- content -----------------------------------------------------------------------------------------------------------
+// --- content
+// -----------------------------------------------------------------------------------------------------------
 
 Mux::Outgoing::Outgoing(std::string header_in, std::vector<Buffer> payload_in)
     : header(std::move(header_in)), payload(std::move(payload_in)) {
@@ -66,7 +67,8 @@ std::size_t Mux::Outgoing::copy_some(MutableByteSpan to) {
   return done;
 }
 
-// --- what waits --------------------------------------------------------------------------------------------------------
+// --- what waits
+// --------------------------------------------------------------------------------------------------------
 
 bool Mux::request_may_start(const ClassState& state, const Call& call) const {
   const Credit& limit = state.ours.limit;
@@ -104,10 +106,12 @@ std::size_t Mux::output_estimate() const {
   for (const ClassState& state : classes_) {
     messages += state.active.size() + state.waiting_replies.size() + state.waiting_requests.size();
   }
-  return kMinRecordRoom + close_frame_.size() + cancels_.size() * kFrameHeaderBytes + content_left_ + messages * kMinPiece;
+  return kMinRecordRoom + close_frame_.size() + cancels_.size() * kFrameHeaderBytes + content_left_ +
+         messages * kMinPiece;
 }
 
-/// Moves waiting messages of one class among those that take turns, as far as credit goes. True when one may be written.
+/// Moves waiting messages of one class among those that take turns, as far as credit goes. True when one may be
+/// written.
 bool Mux::admit(Instant now, ClassState& state) {
   while (state.active.size() < kMaxActive && !state.waiting_replies.empty()) {
     const std::uint64_t stream = state.waiting_replies.front();
@@ -157,7 +161,8 @@ Mux::ClassState* Mux::pick(Instant now) {
   return nullptr;
 }
 
-// --- writing -----------------------------------------------------------------------------------------------------------
+// --- writing
+// -----------------------------------------------------------------------------------------------------------
 
 std::size_t Mux::write(Instant now, MutableByteSpan record, std::size_t raw_room, ByteSpan& raw) {
   HOLO_ASSERT(record.size() >= kMinRecordRoom && raw_room >= record.size());
@@ -218,7 +223,8 @@ Mux::Outgoing* Mux::outgoing_of(std::uint64_t stream, bool is_reply) {
   return out ? &*out : nullptr;
 }
 
-/// Writes one turn of a message: its first frame or more content, and at its end perhaps the announcement of a raw record.
+/// Writes one turn of a message: its first frame or more content, and at its end perhaps the announcement of a raw
+/// record.
 Mux::Piece Mux::write_piece(Instant now, ClassState::Active active, MutableByteSpan record, std::size_t raw_room,
                             ByteSpan& raw) {
   Outgoing* out = outgoing_of(active.stream, active.is_reply);

@@ -50,7 +50,8 @@ HandshakeState::HandshakeState(const Protocol& protocol, Role role, ByteSpan pro
                                crypto::X25519KeyPair static_keys, std::vector<Psk> psks)
     : protocol_(&protocol), role_(role), static_(std::move(static_keys)), psks_(std::move(psks)) {
   std::size_t needed = 0;
-  for (const TokenList message : protocol.messages) needed += static_cast<std::size_t>(std::ranges::count(message, psk));
+  for (const TokenList message : protocol.messages)
+    needed += static_cast<std::size_t>(std::ranges::count(message, psk));
   HOLO_ASSERT(needed == psks_.size(), "one key for each psk token");
   uses_psk_ = needed > 0;
   // Section 5.2: a name that fits is padded with zeros, a longer one is hashed.
@@ -151,27 +152,22 @@ Status HandshakeState::write_token(Token token, env::Entropy& entropy, Bytes& ou
       append(out, ephemeral_->public_key);
       mix_ephemeral(ephemeral_->public_key);
       return {};
-    case s:
-      encrypt_and_hash(static_.public_key, out);
-      return {};
+    case s: encrypt_and_hash(static_.public_key, out); return {};
     case e1:
       kem_ = crypto::MlKemKeyPair::from_seed(crypto::random_secret<crypto::kMlKemKeySeedBytes>(entropy));
       encrypt_and_hash(kem_->public_key(), out);
       return {};
     case ekem1: {
-      HOLO_ASSIGN(made, crypto::mlkem_encapsulate(remote_kem_,
-                                                  crypto::random_secret<crypto::kMlKemEncapsSeedBytes>(entropy)));
+      HOLO_ASSIGN(
+          made, crypto::mlkem_encapsulate(remote_kem_, crypto::random_secret<crypto::kMlKemEncapsSeedBytes>(entropy)));
       encrypt_and_hash(made.ciphertext, out);
       mix_key(made.shared.span());
       return {};
     }
-    case psk:
-      mix_key_and_hash(psks_[next_psk_++].span());
-      return {};
+    case psk: mix_key_and_hash(psks_[next_psk_++].span()); return {};
     case ee:
     case es:
-    case se:
-      return mix_dh(token);
+    case se: return mix_dh(token);
   }
   HOLO_ASSERT(false, "no such token");
 }
@@ -201,13 +197,10 @@ Status HandshakeState::read_token(Token token, ByteSpan& rest) {
       mix_key(shared.span());
       return {};
     }
-    case psk:
-      mix_key_and_hash(psks_[next_psk_++].span());
-      return {};
+    case psk: mix_key_and_hash(psks_[next_psk_++].span()); return {};
     case ee:
     case es:
-    case se:
-      return mix_dh(token);
+    case se: return mix_dh(token);
   }
   HOLO_ASSERT(false, "no such token");
 }

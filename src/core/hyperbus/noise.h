@@ -50,12 +50,12 @@ class HandshakeState {
   [[nodiscard]] bool my_turn() const;
   [[nodiscard]] bool done() const { return next_ == protocol_->messages.size(); }
 
-  /// Appends the next message to `out`; ephemeral keys come from `entropy`. Errors: `malformed` (the peer's point was of low
-  /// order, or its KEM key is none). Cost: up to four X25519 operations and one of ML-KEM, about 200 us.
+  /// Appends the next message to `out`; ephemeral keys come from `entropy`. Errors: `malformed` (the peer's point was
+  /// of low order, or its KEM key is none). Cost: up to four X25519 operations and one of ML-KEM, about 200 us.
   Status write_message(env::Entropy& entropy, ByteSpan payload, Bytes& out);
 
-  /// Reads the next message; returns its payload. Errors: `malformed` (too short, or a bad key), `corrupt` (not authentic:
-  /// altered, or made with another key or prologue).
+  /// Reads the next message; returns its payload. Errors: `malformed` (too short, or a bad key), `corrupt` (not
+  /// authentic: altered, or made with another key or prologue).
   Result<Bytes> read_message(ByteSpan message);
 
   /// h: the hash of everything said so far. After done() it names this handshake and no other (channel binding).

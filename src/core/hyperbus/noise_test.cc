@@ -76,9 +76,11 @@ TEST(Noise, PublishedVectors) {
     SCOPED_TRACE(vector["protocol_name"].get<std::string>());
     const Parsed parsed(vector["protocol_name"].get<std::string>());
     HandshakeState initiator(parsed.protocol, Role::initiator, unhex(vector["init_prologue"]),
-                             crypto::x25519_key_pair(secret(unhex(vector["init_static"]))), psks_of(vector, "init_psks"));
+                             crypto::x25519_key_pair(secret(unhex(vector["init_static"]))),
+                             psks_of(vector, "init_psks"));
     HandshakeState responder(parsed.protocol, Role::responder, unhex(vector["resp_prologue"]),
-                             crypto::x25519_key_pair(secret(unhex(vector["resp_static"]))), psks_of(vector, "resp_psks"));
+                             crypto::x25519_key_pair(secret(unhex(vector["resp_static"]))),
+                             psks_of(vector, "resp_psks"));
     FixedEntropy initiator_entropy(unhex(vector["init_ephemeral"]));
     FixedEntropy responder_entropy(unhex(vector["resp_ephemeral"]));
 
@@ -139,10 +141,10 @@ struct Pair {
     return needs ? std::vector<Psk>{secret(Bytes(32, std::byte{9}))} : std::vector<Psk>{};
   }
   explicit Pair(const Protocol& protocol)
-      : initiator(protocol, Role::initiator, as_bytes("prologue"), crypto::x25519_key_pair(secret(Bytes(32, std::byte{1}))),
-                  psks(protocol)),
-        responder(protocol, Role::responder, as_bytes("prologue"), crypto::x25519_key_pair(secret(Bytes(32, std::byte{2}))),
-                  psks(protocol)) {}
+      : initiator(protocol, Role::initiator, as_bytes("prologue"),
+                  crypto::x25519_key_pair(secret(Bytes(32, std::byte{1}))), psks(protocol)),
+        responder(protocol, Role::responder, as_bytes("prologue"),
+                  crypto::x25519_key_pair(secret(Bytes(32, std::byte{2}))), psks(protocol)) {}
   env::Entropy& entropy(std::size_t side) { return side == 0 ? initiator_entropy : responder_entropy; }
 };
 

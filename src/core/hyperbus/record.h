@@ -35,13 +35,14 @@ void write_record_header(std::byte* out, RecordKind kind, std::size_t length);
 /// `bytes`: at least kRecordHeaderBytes. Nothing is judged.
 RecordHeader read_record_header(ByteSpan bytes);
 
-/// Keys of one direction. The nonce is an IV xor the record's number. After `records_per_key` records key, IV and secret
-/// move on by themselves on both sides, and the old ones are wiped. A resource.
+/// Keys of one direction. The nonce is an IV xor the record's number. After `records_per_key` records key, IV and
+/// secret move on by themselves on both sides, and the old ones are wiped. A resource.
 class RecordKey {
  public:
   RecordKey(crypto::AeadAlgorithm algorithm, TrafficSecret secret, std::uint64_t records_per_key);
 
-  /// Writes header and sealed `plain` to `out` (plain.size() + kRecordOverhead). `plain` may lie at out + kRecordHeaderBytes.
+  /// Writes header and sealed `plain` to `out` (plain.size() + kRecordOverhead). `plain` may lie at out +
+  /// kRecordHeaderBytes.
   void seal(RecordKind kind, ByteSpan plain, MutableByteSpan out);
   /// Opens the record `bytes` (header included) into `out` (bytes.size() - kRecordOverhead). False: not authentic; the
   /// session cannot go on.

@@ -15,16 +15,15 @@ namespace {
 constexpr std::size_t kMaxRefusalBytes = 64;
 /// Sealed bytes made at once: four pages of 64 KiB and what announces them.
 constexpr std::size_t kBlockBytes = 272 << 10;
-constexpr std::size_t kLeastBlockBytes = 72 << 10;  // room for one full raw record, so that large payloads are not chopped
+constexpr std::size_t kLeastBlockBytes = 72
+                                         << 10;  // room for one full raw record, so that large payloads are not chopped
 /// Blocks above this come from the pool, where they keep their pages.
 constexpr std::size_t kPooledBytes = 32 << 10;
 constexpr std::size_t kMaxPooledBlocks = 4;
 
 using Block = std::shared_ptr<std::byte[]>;
 
-Error closed_error() {
-  return {.code = Errc::unavailable, .message = "the connection is closed", .retryable = true};
-}
+Error closed_error() { return {.code = Errc::unavailable, .message = "the connection is closed", .retryable = true}; }
 
 }  // namespace
 
@@ -32,8 +31,12 @@ struct Session::Impl {
   /// handshaking, then (initiators only) confirming until the first record of the peer proves that it has the keys too.
   enum class State : std::uint8_t { handshaking, confirming, running, over };
 
-  Impl(Role role_in, std::shared_ptr<const SessionConfig> config_in, env::Entropy& entropy, Instant now, NodeId expected)
-      : role(role_in), config(std::move(config_in)), mux(config->windows, events), last_received(now),
+  Impl(Role role_in, std::shared_ptr<const SessionConfig> config_in, env::Entropy& entropy, Instant now,
+       NodeId expected)
+      : role(role_in),
+        config(std::move(config_in)),
+        mux(config->windows, events),
+        last_received(now),
         handshake_until(now + config->handshake_deadline) {
     handshake.emplace(role, config->handshake, entropy, expected);
     if (role == Role::initiator) {
@@ -87,7 +90,8 @@ struct Session::Impl {
   std::uint64_t bytes_out = 0;
 };
 
-// --- in ----------------------------------------------------------------------------------------------------------------
+// --- in
+// ----------------------------------------------------------------------------------------------------------------
 
 void Session::Impl::feed(Instant now, ByteSpan bytes) {
   bytes_in += bytes.size();
@@ -101,9 +105,8 @@ void Session::Impl::feed_some(Instant now, ByteSpan& bytes) {
   if (partial.empty()) {
     // The usual case: a whole record lies in the carrier's buffer, and is opened from there.
     if (!acceptable(bytes)) return;
-    const std::size_t whole = bytes.size() < kRecordHeaderBytes
-                                  ? kRecordHeaderBytes
-                                  : kRecordHeaderBytes + read_record_header(bytes).length;
+    const std::size_t whole =
+        bytes.size() < kRecordHeaderBytes ? kRecordHeaderBytes : kRecordHeaderBytes + read_record_header(bytes).length;
     if (bytes.size() >= kRecordHeaderBytes && bytes.size() >= whole) return on_record(now, take(whole));
     partial.reserve(whole);
   }
@@ -121,8 +124,8 @@ void Session::Impl::feed_some(Instant now, ByteSpan& bytes) {
   partial.clear();
 }
 
-/// Judges the first bytes of a record as early as they can be judged, so that garbage ends at once and nobody can make us
-/// wait for, or keep, more than a record.
+/// Judges the first bytes of a record as early as they can be judged, so that garbage ends at once and nobody can make
+/// us wait for, or keep, more than a record.
 bool Session::Impl::acceptable(ByteSpan start) {
   const auto kind = static_cast<RecordKind>(start[0]);
   const bool sealed = kind == RecordKind::frames || kind == RecordKind::raw;
@@ -198,22 +201,23 @@ void Session::Impl::on_refusal(ByteSpan body) {
              .message = "the other node refused this node's key",
              .hint = "give this node the key of the cluster it shall join, as `holo init` printed it"};
   } else if (refusal->kind == RefusalKind::wrong_version) {
-    error = {.code = Errc::wrong_version,
-             .message = str("the other node speaks protocol ", refusal->protocol, ", versions ", refusal->oldest_version,
-                            " to ", refusal->newest_version, "; this node speaks protocol ", kHandshakeProtocol,
-                            ", versions ", config->handshake->oldest_version, " to ", config->handshake->newest_version),
-             .hint = "run neighbouring releases of holo, and one trust mode, on all nodes"};
+    error = {
+        .code = Errc::wrong_version,
+        .message = str("the other node speaks protocol ", refusal->protocol, ", versions ", refusal->oldest_version,
+                       " to ", refusal->newest_version, "; this node speaks protocol ", kHandshakeProtocol,
+                       ", versions ", config->handshake->oldest_version, " to ", config->handshake->newest_version),
+        .hint = "run neighbouring releases of holo, and one trust mode, on all nodes"};
   }
   over(std::move(error), refusal->kind, Mux::TellPeer::no);
 }
 
 void Session::Impl::on_sealed(Instant now, RecordKind kind, ByteSpan record) {
   const std::size_t expected = mux.raw_expected();
-  const bool in_place = (kind == RecordKind::raw) == (expected != 0) &&
-                        (expected == 0 || record.size() == expected + kRecordOverhead);
+  const bool in_place =
+      (kind == RecordKind::raw) == (expected != 0) && (expected == 0 || record.size() == expected + kRecordOverhead);
   if (!in_place) {
-    return over({.code = Errc::malformed, .message = str(peer_name(), " sent a record out of place")}, RefusalKind::none,
-                Mux::TellPeer::yes);
+    return over({.code = Errc::malformed, .message = str(peer_name(), " sent a record out of place")},
+                RefusalKind::none, Mux::TellPeer::yes);
   }
   const MutableByteSpan target = kind == RecordKind::raw ? mux.raw_target() : MutableByteSpan();
   MutableByteSpan plain = target;
@@ -234,7 +238,8 @@ void Session::Impl::on_sealed(Instant now, RecordKind kind, ByteSpan record) {
   }
 }
 
-// --- out ---------------------------------------------------------------------------------------------------------------
+// --- out
+// ---------------------------------------------------------------------------------------------------------------
 
 void Session::Impl::send_handshake(RecordKind kind, ByteSpan body) {
   const std::size_t at = clear_out.size();
@@ -272,7 +277,8 @@ std::size_t Session::Impl::fill(Instant now, MutableByteSpan block) {
   return at;
 }
 
-// --- the end -----------------------------------------------------------------------------------------------------------
+// --- the end
+// -----------------------------------------------------------------------------------------------------------
 
 std::string Session::Impl::peer_name() const {
   return agreed.peer ? str("node ", agreed.peer) : std::string("the other node");
@@ -298,7 +304,8 @@ void Session::Impl::over(Error error, RefusalKind kind, Mux::TellPeer tell) {
   events.push_back(Closed{.error = std::move(error), .kind = kind});
 }
 
-// --- the interface -----------------------------------------------------------------------------------------------------
+// --- the interface
+// -----------------------------------------------------------------------------------------------------
 
 Session::Session(Role role, std::shared_ptr<const SessionConfig> config, env::Entropy& entropy, Instant now,
                  NodeId expected)

@@ -29,9 +29,9 @@ using StreamId = Id<struct StreamTag>;
 
 /// What one class may have under way towards us. A sender beyond it waits; one that does not wait is cut off.
 struct ClassWindow {
-  std::uint32_t requests = 1024;            ///< arrived and not yet answered; at least 1
-  std::uint64_t request_bytes = 64 << 20;   ///< header and payload bytes of those; at least 32 MiB
-  std::uint64_t reply_bytes = 64 << 20;     ///< of replies that are arriving; at least 32 MiB
+  std::uint32_t requests = 1024;           ///< arrived and not yet answered; at least 1
+  std::uint64_t request_bytes = 64 << 20;  ///< header and payload bytes of those; at least 32 MiB
+  std::uint64_t reply_bytes = 64 << 20;    ///< of replies that are arriving; at least 32 MiB
 };
 
 struct SessionConfig {
@@ -40,10 +40,11 @@ struct SessionConfig {
       ClassWindow{.requests = 1024, .request_bytes = 32 << 20, .reply_bytes = 32 << 20},
       ClassWindow{.requests = 1024, .request_bytes = 64 << 20, .reply_bytes = 64 << 20},
       ClassWindow{.requests = 64, .request_bytes = 64 << 20, .reply_bytes = 64 << 20}};
-  Duration handshake_deadline = limits::kHandshakeDeadline;  ///< then closed, counted as garbage when the peer was silent
-  Duration keep_alive = seconds(2);                          ///< silence after which a ping is sent
-  Duration idle_timeout = seconds(8);                        ///< silence after which the peer counts as gone
-  std::uint64_t records_per_key = 1ULL << 23;                ///< then the key moves on; part of the protocol, tests lower it
+  Duration handshake_deadline =
+      limits::kHandshakeDeadline;              ///< then closed, counted as garbage when the peer was silent
+  Duration keep_alive = seconds(2);            ///< silence after which a ping is sent
+  Duration idle_timeout = seconds(8);          ///< silence after which the peer counts as gone
+  std::uint64_t records_per_key = 1ULL << 23;  ///< then the key moves on; part of the protocol, tests lower it
 };
 
 /// The handshake is over; requests flow. First event of a session that works.
@@ -63,8 +64,8 @@ struct RequestArrived {
   env::Request request;  ///< payload: at most one buffer
   Duration time_left;    ///< of the caller's deadline, as it was when the request left
 };
-/// One of our requests ended: answered, failed by the peer, cancelled, timed out, or lost with the connection. Exactly one
-/// for each stream that request() returned.
+/// One of our requests ended: answered, failed by the peer, cancelled, timed out, or lost with the connection. Exactly
+/// one for each stream that request() returned.
 struct ReplyArrived {
   StreamId stream;
   Result<env::Reply> result;
@@ -82,16 +83,17 @@ using Event = std::variant<Established, RequestArrived, ReplyArrived, RequestCan
 
 /// For `holo status --links`: one class of one direction.
 struct ClassStatus {
-  std::uint64_t queued = 0;           ///< requests waiting for credit or their turn
-  std::uint64_t in_flight = 0;        ///< our requests not yet answered, queued ones included
-  std::uint64_t serving = 0;          ///< the peer's requests not yet answered
-  std::uint64_t request_credit = 0;   ///< requests we may still start
-  std::uint64_t byte_credit = 0;      ///< request bytes we may still send
+  std::uint64_t queued = 0;          ///< requests waiting for credit or their turn
+  std::uint64_t in_flight = 0;       ///< our requests not yet answered, queued ones included
+  std::uint64_t serving = 0;         ///< the peer's requests not yet answered
+  std::uint64_t request_credit = 0;  ///< requests we may still start
+  std::uint64_t byte_credit = 0;     ///< request bytes we may still send
 };
 
 /// A resource; not movable. Thread: one at a time, the loop's. How to drive it:
 ///   - bytes from the carrier: feed(); the carrier's end: broken();
-///   - after any call below: next_event() until empty, then output() while the carrier has room, then rearm next_timer();
+///   - after any call below: next_event() until empty, then output() while the carrier has room, then rearm
+///   next_timer();
 ///   - when finished() and nothing is left to write: close the carrier.
 class Session {
  public:
@@ -107,9 +109,9 @@ class Session {
   /// The carrier broke or was closed by the other side. Nothing more will be written.
   void broken(Instant now, Error error);
 
-  /// Appends encrypted bytes for the carrier to `out`, in order: `max_bytes`, plus at most 72 KiB. What is asked for late is
-  /// prioritised late, so ask only for what the carrier takes soon. The buffers stay valid while they are held, also after
-  /// the session is gone; release them on the session's thread. Makes no events.
+  /// Appends encrypted bytes for the carrier to `out`, in order: `max_bytes`, plus at most 72 KiB. What is asked for
+  /// late is prioritised late, so ask only for what the carrier takes soon. The buffers stay valid while they are held,
+  /// also after the session is gone; release them on the session's thread. Makes no events.
   void output(Instant now, std::size_t max_bytes, std::vector<Buffer>& out);
   /// True when output() would give something.
   [[nodiscard]] bool wants_output() const;
@@ -122,14 +124,15 @@ class Session {
 
   [[nodiscard]] std::optional<Event> next_event();
 
-  /// Sends a request; may be called before Established (it then waits). Its end is one ReplyArrived, at `deadline` at the
-  /// latest. Errors, when nothing was sent and no event follows: `invalid_argument` (over limits::kMaxHeaderBytes or
-  /// kMaxPayloadBytes), `overloaded` (limits::kMaxCallsPerPeer of its class, or kMaxQueuedBytes, are waiting), `deadline_exceeded`
-  /// (already past), `unavailable` (the session is over).
+  /// Sends a request; may be called before Established (it then waits). Its end is one ReplyArrived, at `deadline` at
+  /// the latest. Errors, when nothing was sent and no event follows: `invalid_argument` (over limits::kMaxHeaderBytes
+  /// or kMaxPayloadBytes), `overloaded` (limits::kMaxCallsPerPeer of its class, or kMaxQueuedBytes, are waiting),
+  /// `deadline_exceeded` (already past), `unavailable` (the session is over).
   Result<StreamId> request(Instant now, StreamClass klass, env::Request request, Instant deadline);
   /// Ends one of our requests with ReplyArrived{`error`} and tells the peer. Unknown or ended streams are ignored.
   void cancel(StreamId stream, Error error);
-  /// Answers a request of the peer, once. Content over the limits goes out as the error `over_limit`. Ignored when the session is over.
+  /// Answers a request of the peer, once. Content over the limits goes out as the error `over_limit`. Ignored when the
+  /// session is over.
   void reply(StreamId stream, Result<env::Reply> result);
 
   /// Ends the session: open requests end with `error`, the peer is told its code and message. Idempotent.

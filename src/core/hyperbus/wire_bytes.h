@@ -17,7 +17,8 @@ void store(std::byte* out, T v) {
 template <std::unsigned_integral T>
 T load(const std::byte* in) {
   T v = 0;
-  for (std::size_t i = 0; i < sizeof(T); ++i) v = static_cast<T>(v | static_cast<T>(std::to_integer<T>(in[i]) << (8 * i)));
+  for (std::size_t i = 0; i < sizeof(T); ++i)
+    v = static_cast<T>(v | static_cast<T>(std::to_integer<T>(in[i]) << (8 * i)));
   return v;
 }
 
