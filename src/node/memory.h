@@ -89,8 +89,7 @@ struct MemoryStatus {
   std::uint64_t frames_used_bytes = 0;    ///< Everything below, together.
   std::uint64_t owned_bytes = 0;          ///< Home and backup pages.
   std::uint64_t cached_bytes = 0;         ///< Clean copies of pages that live elsewhere.
-  std::uint64_t staged_bytes = 0;
-  std::uint64_t overflow_bytes = 0;       ///< Further versions and twins.
+  std::uint64_t overflow_bytes = 0;       ///< Further versions, twins and staged pages of owned ones.
   std::uint64_t views = 0;
   MemoryCounters counters;
 };

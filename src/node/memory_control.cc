@@ -78,6 +78,10 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     return it == table.end() ? ShardCopies{} : it->second;
   }
   Version floor(RegionId region) const override { return control_.floor(region); }
+  std::uint64_t reserved_bytes() const override {
+    const auto* record = state().node(self());
+    return record ? record->reserved_bytes : 0;
+  }
 
   Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(Epoch epoch, std::vector<TxnCommit> txns,
                                                                        Instant deadline) override {

@@ -13,15 +13,11 @@
 #include "base/result.h"
 #include "base/task.h"
 #include "base/time.h"
+#include "core/memory/types.h"
 
 namespace holo::node {
 
-/// Pages [first, first + count) of a region.
-struct PageSpan {
-  PageNo first;
-  std::uint64_t count = 0;
-  friend constexpr bool operator==(const PageSpan&, const PageSpan&) = default;
-};
+using memory::PageSpan;
 
 /// A region as created; nothing in it changes.
 struct RegionShape {
@@ -106,6 +102,9 @@ class MemoryControl {
   [[nodiscard]] virtual ShardCopies copies(RegionId region, ShardNo shard) const = 0;
   /// The lowest snapshot of the region that anyone in the cluster may still read.
   [[nodiscard]] virtual Version floor(RegionId region) const = 0;
+
+  /// Bytes of pages that regions have assigned to this node, written or not.
+  [[nodiscard]] virtual std::uint64_t reserved_bytes() const = 0;
 
   /// Appends one Commit command; returns once it is applied here, with one result per txn. The whole call fails with
   /// `stale_epoch` when `epoch` is no longer current, or with what the log says (`no_quorum`, `deadline_exceeded`,

@@ -96,7 +96,6 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
       w.field("limit_bytes", m.limit_bytes);
       w.field("owned_bytes", m.owned_bytes);
       w.field("cached_bytes", m.cached_bytes);
-      w.field("staged_bytes", m.staged_bytes);
       w.field("overflow_bytes", m.overflow_bytes);
       w.field("views", m.views);
       w.field("faults", m.counters.faults);

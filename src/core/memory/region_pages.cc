@@ -524,6 +524,13 @@ void RegionPages::prune(PageNo page) {
   erase_if_empty(page);
 }
 
+void RegionPages::resync() {
+  std::vector<PageNo> held;
+  held.reserve(entries_.size());
+  for (const auto& [number, e] : entries_) held.push_back(PageNo{number});
+  for (PageNo page : held) prune(page);
+}
+
 void RegionPages::raise_floor(Version floor) {
   for (const PageSpan& span : history_.raise_floor(floor)) {
     for (std::uint64_t i = 0; i < span.count; ++i) prune(PageNo{span.first.value + i});

@@ -127,6 +127,8 @@ class RegionPages {
   std::vector<PageNo> apply(const TxnId& txn, Version version, const std::vector<PageSpan>& pages);
   /// Drops what `txn` staged here; its closed windows give their slots back, open ones once they close.
   void abort(const TxnId& txn);
+  /// After the history was replaced: drops every committed version that it does not know.
+  void resync();
   /// Frees the versions that no snapshot >= `floor` sees. Cost: the pages written by the commits that the floor passed.
   void raise_floor(Version floor);
 

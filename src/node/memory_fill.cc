@@ -1,0 +1,252 @@
+// Copies that are to be elsewhere: filling new holders, repairing own gaps, handing over before leaving, keeping at a stop.
+#include <algorithm>
+
+#include "base/log.h"
+#include "core/memory/merge.h"
+#include "node/gather.h"
+#include "node/memory_impl.h"
+
+namespace holo::node {
+
+// ---- filling
+
+void MemoryImpl::start_fills() {
+  if (stopped_) return;
+  for (auto& [id, r] : regions_) {
+    if (r->filling) continue;
+    r->filling = true;
+    loop_.spawn(fill_region(r));
+  }
+}
+
+/// Gives copies to every node that the control state names as filling for a shard homed here, until there is none.
+Task<void> MemoryImpl::fill_region(RegionPtr r) {
+  for (int attempt = 0; attempt < 8 && !r->freed && !stopped_; ++attempt) {
+    // By target: shards, in order. Only those in use have an entry in the placement.
+    std::map<NodeId, std::vector<ShardNo>> todo;
+    std::set<ShardNo> seen;
+    for (std::uint64_t p = 0; p < r->shape.pages() && seen.size() < limits::kShards; p += r->shape.block_pages) {
+      const ShardNo shard = control_.shard_of(r->id(), PageNo{p});
+      if (!seen.insert(shard).second) continue;
+      const ShardCopies c = control_.copies(r->id(), shard);
+      if (c.filling && !c.in_sync.empty() && c.in_sync.front() == control_.self()) todo[c.filling].push_back(shard);
+    }
+    if (todo.empty()) break;
+    bool failed = false;
+    for (auto& [target, shards] : todo) {
+      auto done = co_await fill_shards(r, target, shards);
+      if (!done) {
+        failed = true;
+        log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ", done.error().message);
+      }
+    }
+    if (failed && !co_await env::sleep_for(loop_, milliseconds(200))) break;
+  }
+  r->filling = false;
+}
+
+Task<Status> MemoryImpl::fill_shards(RegionPtr r, NodeId target, std::vector<ShardNo> shards) {
+  const Epoch epoch = control_.epoch();
+  const std::set<ShardNo> wanted(shards.begin(), shards.end());
+  auto in_shards = [&](PageNo page) { return wanted.contains(control_.shard_of(r->id(), page)); };
+
+  // What is staged has to be there when its commit comes; what is staged from now on goes there by itself.
+  for (const TxnId& txn : r->pages->staged_txns()) {
+    std::vector<PageNo> staged = r->pages->staged_pages(txn);
+    std::erase_if(staged, [&](PageNo page) { return !in_shards(page); });
+    if (staged.empty()) continue;
+    auto sent = co_await send_backup(r, target, txn, std::move(staged), loop_.now() + kPeerDeadline);
+    if (!sent && sent.error().code != Errc::cancelled) co_return sent;
+  }
+  std::vector<PageAt> pages;
+  for (const PageAt& at : committed_pages(r)) {
+    if (in_shards(at.page)) pages.push_back(at);
+  }
+  const std::size_t most = std::max<std::size_t>(1, kStageRequestBytes / r->page_bytes());
+  for (std::size_t i = 0; i < pages.size(); i += most) {
+    std::vector<PageAt> some(pages.begin() + static_cast<std::ptrdiff_t>(i), pages.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, pages.size())));
+    HOLO_CO_TRY(co_await send_fill(r, target, std::move(some)));
+    if (control_.epoch() != epoch) co_return fail(Errc::stale_epoch, "the placement moved meanwhile");
+  }
+  auto told = co_await control_.shards_filled(epoch, r->id(), shards, target, loop_.now() + seconds(5));
+  co_return told;
+}
+
+Task<Status> MemoryImpl::send_fill(RegionPtr r, NodeId target, std::vector<PageAt> pages) {
+  std::vector<std::size_t> absent;
+  std::vector<Buffer> bytes(pages.size());
+  std::vector<PageAt> kept_names;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (const ByteSpan here = r->pages->content(pages[i].page, pages[i].version); !here.empty()) {
+      bytes[i] = Buffer::copy(here);
+    } else {
+      absent.push_back(i);
+      kept_names.push_back(pages[i]);
+    }
+  }
+  auto kept = co_await load_kept(r, std::move(kept_names));
+  for (std::size_t k = 0; k < absent.size(); ++k) bytes[absent[k]] = std::move(kept[k]);
+
+  wire::PageBackup ask;
+  ask.set_region(r->id().value);
+  ask.set_epoch(control_.epoch().value);
+  std::vector<Buffer> payload;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (bytes[i].empty()) continue;  // Freed since, or lost: nobody could give it.
+    auto* p = ask.add_pages();
+    p->set_page(pages[i].page.value);
+    p->set_version(pages[i].version.value);
+    p->set_checksum(digest_of(bytes[i].span()));
+    p->set_zero(memory::same_bytes(bytes[i].span(), memory::zero_bytes(bytes[i].size())));
+    if (!p->zero()) payload.push_back(std::move(bytes[i]));
+  }
+  if (ask.pages_size() == 0) co_return Status{};
+  const Instant deadline = loop_.now() + seconds(10);
+  for (int attempt = 0;; ++attempt) {
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_backup), .header = ask.SerializeAsString(), .payload = payload};
+    env::CallOptions options{.klass = env::StreamClass::bulk, .deadline = deadline};
+    auto reply = co_await transport_.call(target, std::move(request), options);
+    if (reply) co_return Status{};
+    if (reply.error().code != Errc::corrupt || attempt >= 5) co_return std::unexpected(std::move(reply).error());
+  }
+}
+
+/// Every committed version that this node holds for others: in frames, and newest ones in the kept files.
+std::vector<PageAt> MemoryImpl::committed_pages(const RegionPtr& r) const {
+  std::set<PageAt> out;
+  r->pages->for_each_committed([&](PageNo page, Version version) {
+    if (owned(*r, page)) out.insert({page, version});
+  });
+  if (kept_ && kept_->size() > 0) {
+    control_.for_each_written(r->id(), [&](PageSpan span, Version version) {
+      for (std::uint64_t i = 0; i < span.count; ++i) {
+        const PageNo page{span.first.value + i};
+        if (kept_->has({r->id(), page, version}) && owned(*r, page)) out.insert({page, version});
+      }
+    });
+  }
+  return {out.begin(), out.end()};
+}
+
+// ---- repair
+
+void MemoryImpl::start_repair(const RegionPtr& r) {
+  if (r->repairing || stopped_) return;
+  r->repairing = true;
+  // Not from inside the log's apply.
+  loop_.post([this, r, alive = alive_] {
+    if (*alive) loop_.spawn(repair(r));
+  });
+}
+
+/// Fetches the newest bytes of pages that are to be here and did not come with their commit.
+Task<void> MemoryImpl::repair(RegionPtr r) {
+  const std::size_t most = std::max<std::size_t>(1, kPopulateBytes / r->page_bytes());
+  while (!r->repairs.empty() && !r->freed && !stopped_) {
+    std::vector<PageAt> wants;
+    while (!r->repairs.empty() && wants.size() < most) {
+      const PageNo page = *r->repairs.begin();
+      r->repairs.erase(r->repairs.begin());
+      const Version version = r->pages->history().newest(page);
+      const ShardCopies c = copies(*r, page);
+      const bool others = std::any_of(c.in_sync.begin(), c.in_sync.end(), [&](NodeId n) { return n != control_.self(); });
+      if (others && owned(*r, page) && !r->pages->has(page, version)) wants.push_back({page, version});
+    }
+    if (wants.empty()) continue;
+    auto bytes = co_await fetch(r, wants, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
+    if (bytes) continue;
+    log_warn("memory", "copies of region \"", r->shape.name, "\" are missing here: ", bytes.error().message);
+    for (const PageAt& at : wants) r->repairs.insert(at.page);
+    if (!co_await env::sleep_for(loop_, seconds(1))) break;
+  }
+  r->repairing = false;
+}
+
+// ---- leaving
+
+Status MemoryImpl::may_leave() const {
+  for (const auto& [id, r] : regions_) {
+    std::uint64_t pages = 0;
+    control_.for_each_written(id, [&](PageSpan span, Version) {
+      for (std::uint64_t i = 0; i < span.count; ++i) {
+        const ShardCopies c = copies(*r, PageNo{span.first.value + i});
+        if (c.in_sync.size() == 1 && c.in_sync.front() == control_.self()) ++pages;
+      }
+    });
+    if (pages > 0) {
+      return fail(Errc::refused, str(pages, " pages of region \"", r->shape.name, "\" have their only copy on node ", control_.node_name(control_.self())),
+                  "free the region, or add nodes with memory to hand its pages to");
+    }
+  }
+  return {};
+}
+
+Task<Status> MemoryImpl::hand_over(Instant deadline) {
+  for (;;) {
+    auto free = may_leave();
+    if (free) co_return free;
+    start_fills();
+    if (loop_.now() >= deadline) co_return free;
+    if (!co_await env::sleep_for(loop_, milliseconds(50))) co_return fail(Errc::cancelled, "the agent is stopping");
+  }
+}
+
+// ---- keeping pages over a restart
+
+Task<Status> MemoryImpl::write_kept() {
+  struct Plan {
+    RegionPtr region;
+    PageAt at;
+  };
+  auto plan = std::make_shared<std::vector<Plan>>();
+  for (auto& [id, r] : regions_) {
+    for (const PageAt& at : committed_pages(r)) {
+      if (at.version == r->pages->history().newest(at.page)) plan->push_back({r, at});
+    }
+  }
+  if (!kept_) {
+    if (plan->empty()) co_return Status{};
+    co_return fail(Errc::io_error, "the pages of this node are not kept: their directory was never opened");
+  }
+  const Instant began = loop_.now();
+  constexpr std::size_t kFiles = 2;
+  HOLO_CO_ASSIGN(writer, kept_->write(kFiles));
+  std::shared_ptr<PageFiles::Writer> shared = std::move(writer);
+  std::vector<Task<Status>> tasks;
+  for (std::size_t file = 0; file < kFiles; ++file) {
+    // The loop serves nothing any more and changes no page: helper threads may read the frames.
+    std::function<Status()> work = [plan, file, shared, kept = kept_]() -> Status {
+      const std::size_t from = plan->size() * file / kFiles, to = plan->size() * (file + 1) / kFiles;
+      for (std::size_t i = from; i < to; ++i) {
+        const Plan& p = (*plan)[i];
+        const PageName name{p.region->id(), p.at.page, p.at.version};
+        ByteSpan bytes = p.region->pages->content(p.at.page, p.at.version);
+        Buffer loaded;
+        if (bytes.empty()) {
+          auto old = kept->load(name);
+          if (!old) {
+            log_error("memory", old.error().message, "; it is not kept");
+            continue;
+          }
+          loaded = std::move(*old);
+          bytes = loaded.span();
+        }
+        HOLO_TRY(shared->add(file, name, bytes));
+      }
+      return shared->finish(file);
+    };
+    tasks.push_back(env::offload(loop_, std::move(work)));
+  }
+  auto results = co_await gather(loop_, std::move(tasks));
+  for (auto& result : results) {
+    if (!result) co_return std::unexpected(std::move(result).error());
+  }
+  HOLO_CO_TRY(shared->commit());
+  const Duration took = loop_.now() - began;
+  if (took > config_.stop_budget) {
+    log_warn("memory", "keeping ", plan->size(), " pages took ", took.millis(), " ms, more than the ", config_.stop_budget.millis(), " ms planned");
+  }
+  co_return Status{};
+}
+
+}  // namespace holo::node

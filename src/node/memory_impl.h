@@ -1,0 +1,261 @@
+// The memory service from the inside: what its parts (memory_*.cc) share. Nobody else includes this.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "base/limits.h"
+#include "base/strings.h"
+#include "core/memory/region_pages.h"
+#include "node/memory.h"
+#include "node/page_files.h"
+#include "wire/memory.pb.h"
+#include "wire/message_types.h"
+
+namespace holo::node {
+
+class MemoryImpl;
+
+inline constexpr std::uint64_t kReadAheadBytes = 1 << 20;      // of one fault in a sequential scan, at most
+inline constexpr std::uint64_t kFetchRequestBytes = 1 << 20;   // asked from a node in one request (one page at least)
+inline constexpr std::uint64_t kStageRequestBytes = 4 << 20;   // sent to a node in one request (one page at least)
+inline constexpr std::uint64_t kPopulateBytes = 8 << 20;       // fetched at a time by VIEW_POPULATE
+inline constexpr std::size_t kTxnsPerCommand = 512;
+inline constexpr std::size_t kDecidedKept = 1 << 16;           // transactions remembered as decided
+inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;      // for copies beside the owned ones, however full the node is
+inline constexpr Duration kTick = milliseconds(200);           // floors
+inline constexpr Duration kSweepEvery = seconds(5);            // staged pages that nobody decides
+inline constexpr Duration kRoomDeadline = seconds(2);          // then out_of_memory
+inline constexpr Duration kPeerDeadline = seconds(2);          // of one request, within the caller's
+
+struct PageAt {
+  PageNo page;
+  Version version;
+  friend auto operator<=>(const PageAt&, const PageAt&) = default;
+};
+
+/// Frames that are made when the first page needs one: most nodes never touch most regions.
+class LazyFrames final : public env::RegionFrames {
+ public:
+  LazyFrames(env::FrameStore& store, RegionId region, std::string name, std::uint64_t bytes)
+      : store_(store), region_(region), name_(std::move(name)), bytes_(bytes) {}
+  Status open();
+  int fd() const override { return frames_ ? frames_->fd() : -1; }
+  Status write(std::uint64_t offset, ByteSpan bytes) override;
+  Status read(std::uint64_t offset, MutableByteSpan out) const override;
+  ByteSpan mapped(std::uint64_t offset, std::size_t length) const override;
+  Status punch(std::uint64_t offset, std::uint64_t length) override;
+
+ private:
+  env::FrameStore& store_;
+  RegionId region_;
+  std::string name_;
+  std::uint64_t bytes_;
+  std::unique_ptr<env::RegionFrames> frames_;
+};
+
+struct View;
+
+struct Region {
+  RegionShape shape;
+  std::unique_ptr<LazyFrames> frames;
+  std::unique_ptr<memory::RegionPages> pages;
+  std::vector<std::int8_t> owned;  // by shard; -1: to be asked
+  std::map<ViewId, std::shared_ptr<View>> views;
+  memory::ViewBits bits_used = 0;
+  std::multiset<Version> pins;
+  std::map<PageAt, std::vector<std::shared_ptr<OneShot<Result<Buffer>>>>> fetching;
+  std::set<PageNo> repairs;        // owned pages whose newest bytes are to be fetched
+  bool repairing = false;
+  bool filling = false;
+  bool freed = false;
+  [[nodiscard]] RegionId id() const { return shape.id; }
+  [[nodiscard]] std::uint64_t page_bytes() const { return shape.page_bytes; }
+};
+using RegionPtr = std::shared_ptr<Region>;
+
+struct View {
+  ViewId id;
+  RegionPtr region;
+  std::weak_ptr<LocalSession> session;
+  SessionId session_id;
+  Version snapshot;
+  memory::ViewBits bit = 0;
+  std::unique_ptr<env::FaultedView> faulted;  // null: the process reads by READ
+  std::set<PageNo> windows;
+  bool closed = false;
+  // Sequential access: the page after the last one given, and how many to give next time.
+  std::uint64_t next_page = 0;
+  std::uint64_t ahead = 1;
+};
+using ViewPtr = std::shared_ptr<View>;
+
+/// What a transaction has staged through this node.
+struct LocalTxn {
+  SessionId owner;      // whose COMMIT and ABORT are valid; 0: a task's, driven by compute
+  bool broken = false;  // a process that held a window of it is gone
+  std::set<RegionId> windowed;
+  std::map<RegionId, std::map<PageNo, std::vector<NodeId>>> staged;
+  std::map<RegionId, SnapshotPin> pins;
+};
+
+struct PagePart {
+  PageNo page;
+  std::uint64_t offset = 0;
+  Buffer bytes;
+};
+
+inline TxnId from_wire(const wire::Txn& t) { return {NodeId{t.node()}, t.incarnation(), t.sequence()}; }
+inline void to_wire(const TxnId& t, wire::Txn* out) {
+  out->set_node(t.node.value);
+  out->set_incarnation(t.incarnation);
+  out->set_sequence(t.sequence);
+}
+template <class Message>
+Result<Message> decode(const std::string& header) {
+  Message m;
+  if (!m.ParseFromString(header)) return fail(Errc::malformed, "a request that does not decode");
+  return m;
+}
+std::string digest_of(ByteSpan bytes);
+
+class MemoryImpl final : public MemoryService {
+ public:
+  MemoryImpl(Ports ports, MemoryConfig config);
+  ~MemoryImpl() override;
+
+  void serve_local(LocalApi& api) override;
+  Task<Status> start() override;
+  Task<Status> stop() override;
+  TxnId new_txn() override;
+  Task<Result<std::vector<RegionWrites>>> seal(TxnId txn, Instant deadline) override;
+  Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(std::vector<TxnWrites> txns, Instant deadline) override;
+  void abort(std::vector<TxnId> txns) override;
+  SnapshotPin pin(RegionId region, Version snapshot) override;
+  Version newest(RegionId region) override;
+  Task<Status> wait_applied(RegionId region, Version version, Instant deadline) override;
+  Task<Result<Bytes>> read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length, Instant deadline) override;
+  std::vector<RegionVersion> lowest_snapshots() const override;
+  MemoryStatus status() const override;
+  Status may_leave() const override;
+  Task<Status> hand_over(Instant deadline) override;
+
+ private:
+  // -- memory_service.cc
+  void sync_regions();
+  void add_region(const RegionShape& shape);
+  void remove_region(RegionId id);
+  void apply(const CommitEvent& event);
+  void nodes_changed();
+  void tick();
+  void schedule_tick();
+  Task<void> sweep_staged();
+  [[nodiscard]] Result<RegionPtr> find_region(RegionId id) const;
+  [[nodiscard]] bool owned(Region& r, PageNo page) const;
+  [[nodiscard]] ShardCopies copies(const Region& r, PageNo page) const;
+  [[nodiscard]] std::uint64_t block_end(const Region& r, std::uint64_t page) const;
+  [[nodiscard]] Version floor_of(const Region& r) const;
+  [[nodiscard]] memory::Usage usage() const;
+  bool make_room(std::uint64_t bytes);
+  Task<Status> wait_for_room(std::uint64_t bytes);
+  void remember_decided(const TxnId& txn);
+  SnapshotPin pin_region(const RegionPtr& r, Version snapshot);
+  Task<Status> wait_region(RegionPtr r, Version version, Instant deadline);
+
+  // -- memory_fetch.cc
+  /// The bytes of pages at exact versions, from here, the kept files, or other nodes; in order. `keep`: put what came from
+  /// elsewhere into the frames where there is room (owned pages always).
+  Task<Result<std::vector<Buffer>>> fetch(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline);
+  Task<void> fetch_group(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline);
+  Task<Status> fetch_from(RegionPtr r, NodeId node, std::shared_ptr<std::vector<PageAt>> pending, bool keep, env::StreamClass klass,
+                          Instant deadline);
+  void settle(Region& r, PageAt at, Result<Buffer> result);
+  bool keep_page(Region& r, PageAt at, const Buffer& bytes);
+  Task<std::vector<Buffer>> load_kept(RegionPtr r, std::vector<PageAt> wants);
+  Task<Status> ensure_for_stage(RegionPtr r, PageNo page, Version base, Instant deadline);
+  Task<Result<env::Reply>> serve_fetch(NodeId from, env::Request request);
+  Task<Result<std::vector<Buffer>>> read_pages(RegionPtr r, Version snapshot, PageNo first, std::uint64_t count, TxnId txn, Instant deadline);
+  Task<Result<Buffer>> read_staged(RegionPtr r, PageAt at, TxnId txn, Instant deadline);
+
+  // -- memory_views.cc
+  using Handled = Task<Result<LocalReply>>;
+  Handled view_open(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled view_refresh(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled view_close(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled view_populate(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled window_open(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled window_close(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Result<ViewPtr> find_view(const LocalSession& session, std::uint64_t id) const;
+  void close_view(const ViewPtr& view);
+  void fail_view(const ViewPtr& view, std::uint64_t page, const Error& error);
+  void session_closed(LocalSession& session);
+  void on_faults(const ViewPtr& view, const std::vector<env::PageFault>& faults);
+  Task<void> serve_fault(ViewPtr view, PageNo page, std::uint64_t ahead);
+  /// Gives the process what is here of [first, first + count); returns what has to be fetched.
+  Result<std::vector<PageAt>> give_local(View& view, PageNo first, std::uint64_t count);
+  Status give_fetched(View& view, PageAt at, const Buffer& bytes);
+
+  // -- memory_stage.cc
+  Task<Result<std::vector<StagedSpan>>> stage_group(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> stage_remote(RegionPtr r, NodeId home, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> stage_at_home(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> replicate(RegionPtr r, TxnId txn, std::vector<PageNo> pages, Instant deadline);
+  Task<Status> send_backup(RegionPtr r, NodeId node, TxnId txn, std::vector<PageNo> pages, Instant deadline);
+  Status check_open(const TxnId& txn) const;
+  Task<Status> stage_parts(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
+  Task<Status> seal_windows(RegionPtr r, TxnId txn, Instant deadline);
+  Task<Result<env::Reply>> serve_stage(NodeId from, env::Request request);
+  Task<Result<env::Reply>> serve_backup(NodeId from, env::Request request);
+  Task<Result<env::Reply>> serve_abort(NodeId from, env::Request request);
+  Task<Result<env::Reply>> serve_txn_status(NodeId from, env::Request request);
+
+  // -- memory_txn.cc
+  Handled local_read(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled local_stage(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled local_commit(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Handled local_abort(std::shared_ptr<LocalSession> session, LocalRequest request);
+  Status check_holders(const TxnWrites& writes) const;
+  void abort_here(const TxnId& txn);
+  Task<void> send_abort(NodeId node, std::string header);
+
+  // -- memory_fill.cc
+  void start_fills();
+  Task<void> fill_region(RegionPtr r);
+  Task<Status> fill_shards(RegionPtr r, NodeId target, std::vector<ShardNo> shards);
+  Task<Status> send_fill(RegionPtr r, NodeId target, std::vector<PageAt> pages);
+  void start_repair(const RegionPtr& r);
+  Task<void> repair(RegionPtr r);
+  [[nodiscard]] std::vector<PageAt> committed_pages(const RegionPtr& r) const;
+  Task<Status> write_kept();
+
+  env::Loop& loop_;
+  env::Transport& transport_;
+  env::FrameStore& frames_;
+  env::PageFaults& faults_;
+  env::Entropy& entropy_;
+  MemoryControl& control_;
+  MemoryConfig config_;
+  MemoryCounters counters_;
+  std::map<RegionId, RegionPtr> regions_;
+  std::map<ViewId, ViewPtr> views_;
+  std::map<SessionId, std::set<ViewId>> session_views_;
+  std::map<TxnId, LocalTxn> txns_;
+  std::unordered_set<TxnId> open_;       // coordinated here, not decided
+  std::map<TxnId, Epoch> in_doubt_;      // proposed under that epoch, outcome unknown: kept until the log or the epoch decides
+  std::unordered_set<TxnId> decided_;
+  std::deque<TxnId> decided_order_;
+  std::map<TxnId, Instant> staged_since_;
+  std::map<RegionId, std::vector<std::shared_ptr<OneShot<Result<bool>>>>> version_waiters_;
+  std::shared_ptr<PageFiles> kept_;
+  std::uint64_t next_view_ = 1;
+  std::uint64_t next_txn_ = 1;
+  Instant next_sweep_;
+  bool stopped_ = false;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace holo::node
