@@ -18,13 +18,19 @@
 #include "driver/posix/errno_text.h"
 
 namespace holo::driver {
+
+struct TcpShared {
+  Bytes scratch = Bytes(256 << 10);  // One read buffer for all: delivery is synchronous, so a silent stream costs none.
+  std::size_t lingering = 0;
+};
+
 namespace {
 
-constexpr std::size_t kReadBytes = 256 << 10;
 constexpr int kReadsPerEvent = 4;     // Then other streams get their turn.
 constexpr int kAcceptsPerEvent = 64;
 constexpr int kUnsentBytes = 256 << 10;  // In the kernel: what is there cannot be overtaken by urgent bytes.
 constexpr Duration kLinger = seconds(1);
+constexpr std::size_t kMaxLingering = 256;  // Closing streams that wait for their peers; above: closed at once.
 constexpr Duration kAcceptPause = milliseconds(100);
 
 struct SocketAddress {
@@ -88,10 +94,10 @@ void tune(int fd) {
 /// The stream itself. TcpStream owns it; after close() a timer does, until what was queued is written.
 class StreamCore : public std::enable_shared_from_this<StreamCore> {
  public:
-  StreamCore(AsioLoop& loop, env::Fd fd, std::string peer, std::shared_ptr<Bytes> scratch)
+  StreamCore(AsioLoop& loop, env::Fd fd, std::string peer, std::shared_ptr<TcpShared> shared)
       : loop_(loop),
         peer_(std::move(peer)),
-        scratch_(std::move(scratch)),
+        shared_(std::move(shared)),
         watch_(std::make_unique<FdWatch>(loop, std::move(fd),
                                          FdWatch::Callbacks{.on_readable = [this] { on_readable(); },
                                                             .on_writable = [this] { on_writable(); }})) {}
@@ -126,6 +132,8 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
 
   /// The owner is gone, or wants no callbacks any more.
   void detach() {
+    if (lingering_) --shared_->lingering;
+    lingering_ = false;
     handlers_ = {};
     watch_.reset();
     queue_.clear();
@@ -135,6 +143,9 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
     if (!watch_ || closing_) return;
     closing_ = true;
     handlers_ = {};
+    if (shared_->lingering >= kMaxLingering) return detach();  // What the kernel took is what the peer gets.
+    lingering_ = true;
+    ++shared_->lingering;
     linger_ = loop_.call_at(loop_.now() + kLinger, [self = shared_from_this()] { self->detach(); });
     // Reading on keeps the kernel from answering late bytes with a reset, which would take our last words away.
     watch_->want_read(true);
@@ -194,15 +205,15 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   void on_readable() {
     const auto self = shared_from_this();
     for (int i = 0; i < kReadsPerEvent && watch_ && (closing_ || !paused_); ++i) {
-      const ssize_t n = ::recv(watch_->fd(), scratch_->data(), scratch_->size(), MSG_DONTWAIT);
+      const ssize_t n = ::recv(watch_->fd(), shared_->scratch.data(), shared_->scratch.size(), MSG_DONTWAIT);
       if (n < 0 && errno == EINTR) continue;
       if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
       if (n < 0) return broken(fail_errno(errno, str("the connection to ", peer_, " broke")).error().message);
       if (n == 0) return broken(str(peer_, " closed the connection"));
       if (closing_) continue;
       const auto f = handlers_.on_bytes;
-      f(ByteSpan(*scratch_).first(static_cast<std::size_t>(n)));
-      if (static_cast<std::size_t>(n) < scratch_->size()) return;
+      f(ByteSpan(shared_->scratch).first(static_cast<std::size_t>(n)));
+      if (static_cast<std::size_t>(n) < shared_->scratch.size()) return;
     }
   }
 
@@ -235,7 +246,7 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
 
   AsioLoop& loop_;
   const std::string peer_;
-  const std::shared_ptr<Bytes> scratch_;
+  const std::shared_ptr<TcpShared> shared_;
   std::unique_ptr<FdWatch> watch_;  // null: closed
   env::ByteStream::Handlers handlers_;
   std::deque<Buffer> queue_;
@@ -246,6 +257,7 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   bool paused_ = false;
   bool closing_ = false;
   bool shut_ = false;
+  bool lingering_ = false;
 };
 
 class TcpStream final : public env::ByteStream {
@@ -272,10 +284,10 @@ class TcpStream final : public env::ByteStream {
 
 class ListenerCore : public std::enable_shared_from_this<ListenerCore> {
  public:
-  ListenerCore(AsioLoop& loop, env::Fd fd, std::shared_ptr<Bytes> scratch,
+  ListenerCore(AsioLoop& loop, env::Fd fd, std::shared_ptr<TcpShared> shared,
                std::function<void(std::unique_ptr<env::ByteStream>)> on_accept)
       : loop_(loop),
-        scratch_(std::move(scratch)),
+        shared_(std::move(shared)),
         on_accept_(std::move(on_accept)),
         watch_(std::make_unique<FdWatch>(
             loop, std::move(fd), FdWatch::Callbacks{.on_readable = [this] { accept_some(); }, .on_writable = {}})) {
@@ -306,7 +318,7 @@ class ListenerCore : public std::enable_shared_from_this<ListenerCore> {
       }
       tune(fd.get());
       on_accept_(std::make_unique<TcpStream>(
-          std::make_shared<StreamCore>(loop_, std::move(fd), to_text(peer), scratch_)));
+          std::make_shared<StreamCore>(loop_, std::move(fd), to_text(peer), shared_)));
     }
   }
 
@@ -328,7 +340,7 @@ class ListenerCore : public std::enable_shared_from_this<ListenerCore> {
   }
 
   AsioLoop& loop_;
-  const std::shared_ptr<Bytes> scratch_;
+  const std::shared_ptr<TcpShared> shared_;
   const std::function<void(std::unique_ptr<env::ByteStream>)> on_accept_;
   std::unique_ptr<FdWatch> watch_;
   env::Fd spare_;
@@ -409,12 +421,12 @@ Result<HostPort> parse_host_port(const std::string& address) {
   return HostPort{.host = std::move(host), .port = port};
 }
 
-TcpCarrier::TcpCarrier(AsioLoop& loop) : loop_(loop), scratch_(std::make_shared<Bytes>(kReadBytes)) {}
+TcpCarrier::TcpCarrier(AsioLoop& loop) : loop_(loop), shared_(std::make_shared<TcpShared>()) {}
 TcpCarrier::~TcpCarrier() = default;
 
 Task<Result<std::unique_ptr<env::ByteStream>>> TcpCarrier::dial(std::string address, Instant deadline) {
   AsioLoop& loop = loop_;
-  const auto scratch = scratch_;  // This object may end while the dial is under way.
+  const auto shared = shared_;  // This object may end while the dial is under way.
   auto where = parse_host_port(address);
   if (!where) co_return std::unexpected(where.error());
   HostPort host_port = *where;
@@ -429,7 +441,7 @@ Task<Result<std::unique_ptr<env::ByteStream>>> TcpCarrier::dial(std::string addr
     auto fd = co_await connect_until(loop, to, until);
     if (fd) {
       co_return std::make_unique<TcpStream>(
-          std::make_shared<StreamCore>(loop, std::move(*fd), to_text(to), scratch));
+          std::make_shared<StreamCore>(loop, std::move(*fd), to_text(to), shared));
     }
     last = fd.error();
   }
@@ -460,7 +472,7 @@ Result<std::unique_ptr<env::Listener>> TcpCarrier::listen(
     return fail_errno(errno, str("cannot listen on ", address));
   }
   return std::make_unique<TcpListener>(
-      std::make_shared<ListenerCore>(loop_, std::move(fd), scratch_, std::move(on_accept)));
+      std::make_shared<ListenerCore>(loop_, std::move(fd), shared_, std::move(on_accept)));
 }
 
 }  // namespace holo::driver

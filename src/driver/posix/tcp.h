@@ -17,6 +17,8 @@ struct HostPort {
 /// "host:port" or "[v6]:port". Error: `invalid_argument`.
 Result<HostPort> parse_host_port(const std::string& address);
 
+struct TcpShared;
+
 /// Thread: loop. The loop outlives it, its streams and its listeners.
 class TcpCarrier final : public env::Carrier {
  public:
@@ -29,7 +31,7 @@ class TcpCarrier final : public env::Carrier {
 
  private:
   AsioLoop& loop_;
-  std::shared_ptr<Bytes> scratch_;  // One read buffer for all streams: delivery is synchronous, so a silent stream costs none.
+  std::shared_ptr<TcpShared> shared_;
 };
 
 }  // namespace holo::driver
