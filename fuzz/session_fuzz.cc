@@ -1,0 +1,168 @@
+// A session's multiplexer against a peer that holds the keys: any frames, mixed with any use of ours. And a whole
+// session against bytes from someone who does not.
+#include <cstdlib>
+#include <map>
+
+#include "base/random.h"
+#include "core/hyperbus/mux.h"
+
+namespace {
+
+using namespace holo;
+using namespace holo::hyperbus;
+
+class SeededEntropy final : public env::Entropy {
+ public:
+  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
+  void fill(MutableByteSpan out) override {
+    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
+  }
+
+ private:
+  Random random_;
+};
+
+void expect(bool condition) {
+  if (!condition) std::abort();
+}
+
+/// Reads small numbers and byte strings off the fuzzer's input.
+class Input {
+ public:
+  explicit Input(ByteSpan data) : data_(data) {}
+  [[nodiscard]] bool empty() const { return data_.empty(); }
+  std::size_t number() {
+    if (data_.empty()) return 0;
+    const auto v = std::to_integer<std::size_t>(data_[0]);
+    data_ = data_.subspan(1);
+    return v;
+  }
+  ByteSpan bytes(std::size_t n) {
+    n = std::min(n, data_.size());
+    const ByteSpan taken = data_.first(n);
+    data_ = data_.subspan(n);
+    return taken;
+  }
+
+ private:
+  ByteSpan data_;
+};
+
+void multiplexer(Input in) {
+  std::deque<Event> events;
+  SessionConfig config;
+  config.windows[0].requests = 2;
+  config.windows[1].requests = 5;
+  Mux mux(config.windows, events);
+  Instant now{1};
+  std::map<std::uint64_t, int> open;  // ours
+  std::vector<StreamId> owed;         // the peer's
+  bool over = false;
+  const auto take_events = [&] {
+    for (Event& event : events) {
+      if (const auto* arrived = std::get_if<RequestArrived>(&event)) owed.push_back(arrived->stream);
+      if (const auto* reply = std::get_if<ReplyArrived>(&event)) expect(open.erase(reply->stream.value) == 1);
+    }
+    events.clear();
+  };
+  const auto check = [&](const Status& status) {
+    if (status) return;
+    over = true;
+    mux.close(status.error(), Mux::TellPeer::yes);
+  };
+  while (!in.empty() && !over) {
+    const std::size_t op = in.number();
+    switch (op % 8) {
+      case 0:
+      case 1:
+      case 2:  // a record from the peer: of the kind that is due, as the session sees to it
+        if (const std::size_t raw = mux.raw_expected(); raw != 0) {
+          const MutableByteSpan target = mux.raw_target();
+          expect(target.empty() || target.size() == raw);
+          std::ranges::fill(target, std::byte{1});
+          mux.on_raw();
+        } else {
+          check(mux.on_frames(now, in.bytes(in.number() * 2)));
+        }
+        break;
+      case 3: {
+        env::Request request{.type = 1, .header = std::string(in.number(), 'h'), .payload = {}};
+        request.payload.emplace_back(Bytes(in.number() * 100));
+        const auto stream = mux.request(now, static_cast<StreamClass>(op / 8 % 3), std::move(request),
+                                        now + milliseconds(static_cast<std::int64_t>(1 + in.number())));
+        if (stream) open[stream->value] = 1;
+        break;
+      }
+      case 4:
+        if (!owed.empty()) {
+          const StreamId stream = owed.back();
+          owed.pop_back();
+          if (op >= 128) {
+            mux.reply(stream, fail(Errc::not_found, std::string(in.number() * 40, 'e')));
+          } else {
+            env::Reply reply{.header = std::string(in.number(), 'r'), .payload = {}};
+            reply.payload.emplace_back(Bytes(in.number() * 200));
+            mux.reply(stream, std::move(reply));
+          }
+        }
+        break;
+      case 5:
+        if (!open.empty()) mux.cancel(StreamId(open.begin()->first), {.code = Errc::cancelled});
+        break;
+      case 6: {
+        Bytes record(Mux::kMinRecordRoom);
+        ByteSpan raw;
+        const std::size_t n = mux.write(now, record, 70'000, raw);
+        // What we say always decodes.
+        for (ByteSpan rest = ByteSpan(record).first(n); !rest.empty();) expect(take_frame(rest).has_value());
+        break;
+      }
+      case 7:
+        now = now + milliseconds(static_cast<std::int64_t>(in.number()));
+        mux.on_time(now);
+        break;
+    }
+    take_events();
+  }
+  mux.close({.code = Errc::unavailable}, Mux::TellPeer::no);
+  take_events();
+  expect(open.empty());
+  expect(mux.output_estimate() < 64 << 10);
+  for (const auto klass : {StreamClass::control, StreamClass::data, StreamClass::bulk}) {
+    expect(mux.status(klass).in_flight == 0 && mux.status(klass).queued == 0);
+  }
+}
+
+void stranger(Input in, Role role) {
+  static const auto config = [] {
+    SeededEntropy entropy(1);
+    auto made = std::make_shared<SessionConfig>();
+    made->handshake = std::make_shared<const HandshakeConfig>(
+        HandshakeConfig{.identity = Identity::from_seed(crypto::random_secret<32>(entropy)),
+                        .keys = {ClusterKey(crypto::random_secret<32>(entropy))}});
+    return std::shared_ptr<const SessionConfig>(made);
+  }();
+  SeededEntropy entropy(2);
+  Session session(role, config, entropy, Instant{1});
+  while (!in.empty()) session.feed(Instant{2}, in.bytes(1 + in.number()));
+  session.on_timer(Instant{1} + seconds(100));
+  int closed = 0;
+  while (const auto event = session.next_event()) {
+    expect(!std::holds_alternative<Established>(*event) && !std::holds_alternative<RequestArrived>(*event));
+    closed += std::holds_alternative<Closed>(*event) ? 1 : 0;
+  }
+  expect(closed == 1);
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
+  if (size == 0) return 0;
+  const Input rest(ByteSpan(reinterpret_cast<const std::byte*>(bytes + 1), size - 1));
+  switch (bytes[0] % 16) {
+    case 0: stranger(rest, Role::responder); break;
+    case 1: stranger(rest, Role::initiator); break;
+    default: multiplexer(rest); break;
+  }
+  return 0;
+}
