@@ -1,0 +1,62 @@
+#include "cmd/holo/agent_link.h"
+
+#include "base/strings.h"
+#include "wire/local_frame.h"
+
+namespace holo::cmd {
+namespace {
+
+constexpr Duration kShortCall = seconds(10);
+
+}  // namespace
+
+void add_target_options(CLI::App& app, TargetOptions& target) {
+  app.add_option("--cluster", target.cluster, "Name or id of the cluster, when several run on this machine");
+  app.add_option("--state-dir", target.state_dir, "Talk to the agent of this state directory");
+  app.add_option("--node", target.node,
+                 "Talk to the agent of this node (name or id), when several run on this machine");
+}
+
+Result<driver::AgentRecord> find_agent(const TargetOptions& target) {
+  // A flag that names an agent beats all of the environment, or a leftover variable would overrule what was typed.
+  if (target.state_dir.empty() && target.cluster.empty() && target.node.empty()) {
+    return driver::choose_agent(driver::AgentChoice::from_environment());
+  }
+  return driver::choose_agent(
+      {.socket = {}, .state_dir = target.state_dir, .cluster = target.cluster, .node = target.node});
+}
+
+Result<AgentLink> AgentLink::connect(const TargetOptions& target) {
+  HOLO_ASSIGN(agent, find_agent(target));
+  return connect(agent);
+}
+
+Result<AgentLink> AgentLink::connect(const driver::AgentRecord& agent) {
+  AgentLink link;
+  link.agent_ = agent;
+  HOLO_ASSIGN(client, driver::LocalClient::connect(agent.socket, {}));
+  link.client_ = std::move(client);
+  wire::Hello hello;
+  hello.set_role(wire::Hello::CLI);
+  hello.set_protocol(wire::kLocalProtocol);
+  hello.set_build(HOLO_VERSION);
+  HOLO_ASSIGN(reply, link.call_for<wire::HelloReply>(wire::HELLO, hello, kShortCall));
+  link.hello_ = std::move(reply);
+  return link;
+}
+
+Result<std::string> AgentLink::call(wire::LocalMessage type, const google::protobuf::MessageLite& request,
+                                    Duration timeout) {
+  const auto header = request.SerializeAsString();
+  HOLO_ASSIGN(reply, client_->call({.type = static_cast<std::uint16_t>(type), .header = header, .timeout = timeout}));
+  return std::move(reply.header);
+}
+
+Result<nlohmann::json> AgentLink::json(wire::LocalMessage type) {
+  HOLO_ASSIGN(reply, call_for<wire::AdminJson>(type, wire::Empty(), kShortCall));
+  auto parsed = nlohmann::json::parse(reply.json(), nullptr, false);
+  if (!parsed.is_object()) return fail(Errc::malformed, "the agent's answer is not JSON");
+  return parsed;
+}
+
+}  // namespace holo::cmd

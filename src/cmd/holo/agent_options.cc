@@ -1,0 +1,27 @@
+#include "cmd/holo/agent_options.h"
+
+namespace holo::cmd {
+
+void add_agent_options(CLI::App& app, AgentOptions& options, const std::string& name_flag) {
+  app.add_option("--config", options.sources.config_file, "TOML file with these settings (also HOLO_CONFIG)");
+  for (const auto& info : setting_table()) {
+    const std::string key = info.key;
+    const std::string flag = key == "name" ? name_flag : info.flag;
+    auto& flags = options.sources.flags;
+    app.add_option_function<std::string>(
+        flag, [&flags, key](const std::string& value) { flags[key] = value; },
+        std::string(info.help) + " (also " + info.variable + ")");
+  }
+}
+
+Status keep_flags(const LoadedConfig& loaded, const AgentOptions& options) {
+  const auto path = loaded.config.state_dir + "/config.toml";
+  std::map<std::string, std::string> values;
+  for (const auto& s : loaded.settings) {
+    const bool from_there = s.origin == Setting::Origin::file && loaded.file == path;
+    if (s.key != "state_dir" && (from_there || options.sources.flags.contains(s.key))) values[s.key] = s.value;
+  }
+  return values.empty() ? Status{} : write_config_file(path, values);
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,27 @@
+// What init, join and dev have in common: a state directory made ready, an agent started on it in the background.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cmd/holo/background.h"
+#include "cmd/holo/config.h"
+#include "cmd/holo/outcome.h"
+#include "cmd/holo/state_dir.h"
+
+namespace holo::cmd {
+
+/// Makes `state_dir` and notes in it what the agent has to do (`wanted.pending`). Failures: `refused` (an agent runs
+/// there, or the directory belongs to a cluster already), and those of files.
+Outcome<void> prepare_start(const std::string& state_dir, const ClusterMembership& wanted);
+/// After a start that failed: the directory no longer looks like a member's. Does nothing when it is one.
+void forget_failed_start(const std::string& state_dir);
+
+/// Starts the agent of `config`.state_dir in the background; its log goes to log_file, or agent.log in the state
+/// directory.
+Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args = {});
+
+/// The address that the running agent of `state_dir` tells others to dial.
+Outcome<std::string> advertised_address(const std::string& state_dir);
+
+}  // namespace holo::cmd

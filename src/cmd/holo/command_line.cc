@@ -1,0 +1,124 @@
+#include "cmd/holo/command_line.h"
+
+#include <unistd.h>
+
+#include <iostream>
+#include <vector>
+
+#include "base/strings.h"
+#include "cmd/holo/units.h"
+
+namespace holo::cmd {
+namespace {
+
+std::vector<std::string> names_of(const CLI::App& app) {
+  std::vector<std::string> out;
+  for (const auto* sub : app.get_subcommands(nullptr)) out.push_back(sub->get_name());
+  return out;
+}
+
+std::vector<std::string> flags_of(const CLI::App& app) {
+  std::vector<std::string> out;
+  for (const auto* option : app.get_options()) {
+    for (const auto& name : option->get_lnames()) out.push_back("--" + name);
+    for (const auto& name : option->get_snames()) out.push_back("-" + name);
+  }
+  return out;
+}
+
+CLI::App& innermost(CLI::App& app) {
+  const auto chosen = app.get_subcommands();
+  return chosen.empty() ? app : innermost(*chosen.front());
+}
+
+std::string path_of(const CLI::App& app) {
+  return app.get_parent() ? path_of(*app.get_parent()) + " " + app.get_name() : "holo";
+}
+
+std::string suggestion(std::string_view typed, const std::vector<std::string>& candidates, const CLI::App& app) {
+  const auto meant = nearest(typed, candidates);
+  return meant.empty() ? path_of(app) + " --help shows what there is" : str("did you mean ", meant, "?");
+}
+
+}  // namespace
+
+CommandLine::CommandLine() : root_("holo: one memory and one computer out of many machines", "holo") {
+  root_.require_subcommand(1, 1);
+  root_.footer("Each command's --help shows an example. Start here: holo dev up -n 4, then holo status.");
+}
+
+CLI::App& CommandLine::add(CLI::App& parent, const std::string& name, const std::string& help,
+                           const std::string& example, Run run) {
+  auto* app = parent.add_subcommand(name, help);
+  app->footer("Example:\n  " + example);
+  if (run) {
+    app->callback([this, run = std::move(run)] { selected_ = run; });
+  } else {
+    app->require_subcommand(1, 1);
+  }
+  return *app;
+}
+
+Outcome<void> CommandLine::check_commands(int argc, char** argv) {
+  auto* app = &root_;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    const auto names = names_of(*app);
+    if (names.empty() || word.starts_with('-')) return {};  // Its options are CLI11's to judge.
+    CLI::App* next = nullptr;
+    for (auto* sub : app->get_subcommands(nullptr)) {
+      if (sub->get_name() == word) next = sub;
+    }
+    if (!next) return usage(str("unknown command \"", word, "\" of ", path_of(*app)), suggestion(word, names, *app));
+    app = next;
+  }
+  if (const auto names = names_of(*app); !names.empty() && app->get_require_subcommand_min() > 0) {
+    std::string list;
+    for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
+    return usage(str(path_of(*app), " needs a command"), "one of " + list);
+  }
+  return {};
+}
+
+Failure CommandLine::explain(const CLI::ParseError& error) {
+  auto& app = innermost(root_);
+  std::string message = error.what();
+  std::string hint = path_of(app) + " --help shows an example";
+  if (dynamic_cast<const CLI::ExtrasError*>(&error)) {
+    const auto rest = app.remaining();
+    const std::string first = rest.empty() ? "" : rest.front();
+    if (first.starts_with('-')) {
+      message = str("unknown flag ", first, " of ", path_of(app));
+      hint = suggestion(first, flags_of(app), app);
+    } else {
+      message = str("unexpected argument \"", first, "\" of ", path_of(app));
+    }
+  }
+  return {Error{.code = Errc::invalid_argument, .message = message, .hint = hint}, kUsage};
+}
+
+int CommandLine::run(int argc, char** argv) {
+  if (argc < 2) {
+    std::cerr << root_.help();
+    return kUsage;
+  }
+  if (auto known = check_commands(argc, argv); !known) return report(known.error());
+  try {
+    root_.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    std::cout << innermost(root_).help();
+    return kDone;
+  } catch (const CLI::ParseError& error) {
+    return report(explain(error));
+  }
+  auto outcome = selected_();
+  if (!outcome) return report(outcome.error());
+  // A full disk or a closed pipe behind standard output must not look like success.
+  std::cout.flush();
+  if (std::fflush(stdout) != 0 || !std::cout) {
+    return report(Failure(Error{.code = Errc::io_error, .message = "cannot write to standard output"}));
+  }
+  return *outcome;
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,46 @@
+// The frame around the commands: parsing, help with an example for each, suggestions, exit codes.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <string>
+
+#include "cmd/holo/outcome.h"
+
+namespace holo::cmd {
+
+class CommandLine {
+ public:
+  CommandLine();
+
+  using Run = std::function<Outcome<int>()>;
+  /// A command, or a group of commands when `run` is empty. `example` is shown at the end of its --help.
+  CLI::App& add(CLI::App& parent, const std::string& name, const std::string& help, const std::string& example,
+                Run run);
+  [[nodiscard]] CLI::App& root() { return root_; }
+
+  /// Parses, runs the command that was named, and returns the exit status; what went wrong is on standard error.
+  int run(int argc, char** argv);
+
+ private:
+  /// The first word that should name a command and does not: usage with a suggestion.
+  Outcome<void> check_commands(int argc, char** argv);
+  [[nodiscard]] Failure explain(const CLI::ParseError& error);
+
+  CLI::App root_;
+  Run selected_;
+};
+
+// One function per group of commands; each adds its commands to the frame.
+void add_agent_commands(CommandLine& line);    // agent, version
+void add_cluster_commands(CommandLine& line);  // init, join, leave
+void add_status_command(CommandLine& line);    // status
+void add_region_commands(CommandLine& line);   // alloc, regions, free
+void add_run_command(CommandLine& line);       // run
+void add_dev_commands(CommandLine& line);      // dev ...
+void add_bench_commands(CommandLine& line);    // bench ...
+void add_doctor_command(CommandLine& line);    // doctor
+void add_config_commands(CommandLine& line);   // config ...
+
+}  // namespace holo::cmd

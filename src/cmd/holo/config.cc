@@ -1,0 +1,273 @@
+#include "cmd/holo/config.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include <toml++/toml.h>
+
+#include "base/limits.h"
+#include "base/strings.h"
+#include "cmd/holo/machine.h"
+#include "cmd/holo/units.h"
+#include "driver/posix/files.h"
+
+namespace holo::cmd {
+namespace {
+
+using Origin = Setting::Origin;
+constexpr std::size_t kMaxConfigBytes = 1 << 20;
+
+std::string host_name() {
+  char text[256] = {};
+  if (::gethostname(text, sizeof text - 1) != 0) return "node";
+  std::string name(text);
+  name = name.substr(0, name.find('.'));
+  return check_name("name", name) ? name : "node";
+}
+
+std::string default_value(std::string_view key) {
+  if (key == "state_dir") return driver::default_state_directory().value_or("");
+  if (key == "listen") return str("0.0.0.0:", kDefaultPort);
+  if (key == "name") return host_name();
+  if (key == "memory") return str(memory_bytes() / 2 / limits::kMaxPageBytes * limits::kMaxPageBytes);
+  if (key == "workers") return str(core_count());
+  if (key == "userfaultfd") return "auto";
+  if (key == "log_level") return "info";
+  return "";
+}
+
+Status one_of(const Setting& s, std::initializer_list<const char*> allowed) {
+  std::string list;
+  for (const auto* a : allowed) {
+    if (s.value == a) return {};
+    list += str(list.empty() ? "" : ", ", a);
+  }
+  return fail(Errc::invalid_argument, str(s.where, ": ", s.key, " cannot be \"", s.value, "\""), "one of " + list);
+}
+
+/// Puts the setting's place in front of what is wrong with it.
+template <class T>
+Result<T> at(const Setting& s, Result<T> result) {
+  if (!result) result.error().message = str(s.where, ": ", s.key, ": ", result.error().message);
+  return result;
+}
+
+Status apply(const Setting& s, AgentConfig& c) {
+  if (s.key == "state_dir") {
+    if (s.value.empty())
+      return fail(Errc::invalid_argument, "there is no home directory for the state", "give --state-dir");
+    std::error_code ignored;
+    c.state_dir = std::filesystem::absolute(s.value, ignored).lexically_normal().string();
+    while (c.state_dir.size() > 1 && c.state_dir.back() == '/') c.state_dir.pop_back();
+  } else if (s.key == "listen") {
+    HOLO_TRY(at(s, split_address(s.value)));
+    c.listen = s.value;
+  } else if (s.key == "advertise") {
+    if (s.value.empty()) return {};
+    HOLO_ASSIGN(full, at(s, with_port(s.value, kDefaultPort)));
+    const auto host = split_address(full)->host;
+    if (host == "0.0.0.0" || host == "::") {
+      return fail(Errc::invalid_argument, str(s.where, ": advertise: nobody can dial ", host),
+                  "give this machine's own address");
+    }
+    c.advertise = full;
+  } else if (s.key == "name") {
+    HOLO_TRY(at(s, check_name("a node's name", s.value)));
+    c.name = s.value;
+  } else if (s.key == "memory") {
+    HOLO_ASSIGN(bytes, at(s, parse_size(s.value)));
+    if (bytes < kMinMemoryBytes) {
+      return fail(Errc::invalid_argument, str(s.where, ": memory: ", format_size(bytes), " is too little"),
+                  str("at least ", format_size(kMinMemoryBytes)));
+    }
+    if (const auto all = memory_bytes(); all && bytes > all) {
+      return fail(Errc::invalid_argument, str(s.where, ": memory: ", format_size(bytes), " is more than the ",
+                                              format_size(all), " of this machine"));
+    }
+    c.memory_bytes = bytes;
+  } else if (s.key == "workers") {
+    HOLO_ASSIGN(count, at(s, parse_count(s.value)));
+    if (count < 1 || count > 1024)
+      return fail(Errc::invalid_argument, str(s.where, ": workers: ", s.value, " is not between 1 and 1024"));
+    c.workers = static_cast<unsigned>(count);
+  } else if (s.key == "userfaultfd") {
+    HOLO_TRY(one_of(s, {"auto", "user", "off"}));
+    c.userfaultfd = s.value;
+  } else if (s.key == "log_level") {
+    HOLO_TRY(one_of(s, {"debug", "info", "warn", "error"}));
+    c.log_level = s.value;
+  } else if (s.key == "log_file") {
+    c.log_file = s.value;
+  }
+  return {};
+}
+
+bool exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
+std::string choose_file(const ConfigSources& sources, const std::string& state_dir) {
+  if (!sources.config_file.empty()) return sources.config_file;
+  if (const char* given = std::getenv("HOLO_CONFIG"); given && *given) return given;
+  std::vector<std::string> places = {state_dir + "/config.toml"};
+  const char* home = std::getenv("HOME");
+  if (const char* xdg = std::getenv("XDG_CONFIG_HOME"); xdg && *xdg) {
+    places.push_back(str(xdg, "/holo/config.toml"));
+  } else if (home && *home) {
+    places.push_back(str(home, "/.config/holo/config.toml"));
+  }
+  places.emplace_back("/etc/holo/config.toml");
+  const auto found = std::ranges::find_if(places, exists);
+  return found == places.end() ? std::string() : *found;
+}
+
+Result<std::map<std::string, std::string>> read_config_file(const std::string& path) {
+  const auto hint = "holo config show tells what is in force";
+  auto text = driver::read_text_file(path, kMaxConfigBytes);
+  if (!text)
+    return fail(text.error().code, str("cannot read the config file ", path, ": ", text.error().message),
+                "give another with --config");
+  std::optional<toml::table> parsed;
+  try {
+    parsed = toml::parse(*text, path);
+  } catch (const toml::parse_error& e) {
+    return fail(Errc::malformed,
+                str("the config file ", path, " is broken at line ", e.source().begin.line, ": ", e.description()),
+                "mend or remove that line");
+  }
+  std::map<std::string, std::string> out;
+  for (const auto& [key_node, node] : *parsed) {
+    const std::string key(key_node.str());
+    std::vector<std::string> keys;
+    for (const auto& info : setting_table()) keys.emplace_back(info.key);
+    if (std::ranges::find(keys, key) == keys.end()) {
+      const auto meant = nearest(key, keys);
+      return fail(Errc::invalid_argument, str("unknown key \"", key, "\" in the config file ", path),
+                  meant.empty() ? hint : str("did you mean ", meant, "?"));
+    }
+    if (const auto* text_value = node.as_string()) {
+      out[key] = text_value->get();
+    } else if (const auto* number = node.as_integer()) {
+      out[key] = std::to_string(number->get());
+    } else {
+      return fail(Errc::invalid_argument,
+                  str("key \"", key, "\" in the config file ", path, " must be a text or a whole number"));
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+const std::vector<SettingInfo>& setting_table() {
+  static const std::vector<SettingInfo> table = {
+      {"state_dir", "--state-dir", "HOLO_STATE_DIR", "Where this node keeps its identity and its committed state"},
+      {"listen", "--listen", "HOLO_LISTEN", "Address and port for other nodes; port 0 picks a free one"},
+      {"advertise", "--advertise", "HOLO_ADVERTISE",
+       "Address that other nodes dial, when it is not the one listened on"},
+      {"name", "--name", "HOLO_NAME", "This node's name"},
+      {"memory", "--memory", "HOLO_MEMORY", "Most memory for pages on this node, for example 8GiB"},
+      {"workers", "--workers", "HOLO_WORKERS", "Worker processes for each program"},
+      {"userfaultfd", "--userfaultfd", "HOLO_USERFAULTFD",
+       "auto, user (faults of user code only) or off (views are populated whole)"},
+      {"log_level", "--log-level", "HOLO_LOG_LEVEL", "debug, info, warn or error"},
+      {"log_file", "--log-file", "HOLO_LOG_FILE", "Log to this file instead of standard error"},
+  };
+  return table;
+}
+
+Outcome<LoadedConfig> load_config(const ConfigSources& sources) {
+  const auto gather = [&](const SettingInfo& info, const std::map<std::string, std::string>& file,
+                          const std::string& path) {
+    Setting s{info.key, default_value(info.key), Origin::default_value, "default"};
+    if (const auto it = file.find(info.key); it != file.end()) s = {info.key, it->second, Origin::file, path};
+    if (const char* v = std::getenv(info.variable); v && *v) s = {info.key, v, Origin::environment, info.variable};
+    if (const auto it = sources.flags.find(info.key); it != sources.flags.end())
+      s = {info.key, it->second, Origin::flag, info.flag};
+    return s;
+  };
+  const auto checked = [](const Setting& s, AgentConfig& c) -> Outcome<void> {
+    if (auto status = apply(s, c); !status) {
+      return std::unexpected(Failure(status.error(), s.origin == Origin::flag ? kUsage : kFailed));
+    }
+    return {};
+  };
+
+  LoadedConfig out;
+  // The state directory says where the file is, so it is settled without the file first.
+  AgentConfig before;
+  HOLO_TRY(checked(gather(setting_table().front(), {}, ""), before));
+  out.file = choose_file(sources, before.state_dir);
+  std::map<std::string, std::string> file;
+  if (!out.file.empty()) {
+    HOLO_ASSIGN(values, read_config_file(out.file));
+    file = std::move(values);
+  }
+  for (const auto& info : setting_table()) {
+    auto setting = gather(info, file, out.file);
+    HOLO_TRY(checked(setting, out.config));
+    out.settings.push_back(std::move(setting));
+  }
+  const bool in_state_dir = out.file == before.state_dir + "/config.toml";
+  if (in_state_dir && out.config.state_dir != before.state_dir) {
+    return std::unexpected(
+        Failure(Error{.code = Errc::invalid_argument,
+                      .message = str("the config file ", out.file, " lies in one state directory and names another, ",
+                                     out.config.state_dir),
+                      .hint = "remove its state_dir"}));
+  }
+  const auto listen = split_address(out.config.listen);
+  if (!out.config.advertise.empty() && listen->port == 0) {
+    return std::unexpected(Failure(Error{.code = Errc::invalid_argument,
+                                         .message = "advertise names a port, but listen leaves the port open",
+                                         .hint = "give listen a port too"}));
+  }
+  return out;
+}
+
+std::string config_json(const LoadedConfig& loaded) {
+  static constexpr const char* kOrigins[] = {"default", "file", "environment", "flag"};
+  nlohmann::json settings = nlohmann::json::array();
+  for (const auto& s : loaded.settings) {
+    settings.push_back(
+        {{"key", s.key}, {"value", s.value}, {"origin", kOrigins[static_cast<int>(s.origin)]}, {"where", s.where}});
+  }
+  const nlohmann::json object = {{"file", loaded.file.empty() ? nlohmann::json() : nlohmann::json(loaded.file)},
+                                 {"settings", settings}};
+  return object.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+Status write_config_file(const std::string& path, const std::map<std::string, std::string>& values) {
+  std::string text = "# Written by holo. Every key is also a flag and an environment variable: holo config show\n";
+  for (const auto& [key, value] : values) {
+    std::string quoted;
+    for (const char c : value) {
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+        return fail(Errc::invalid_argument, str(key, ": a control character in \"", value, "\""));
+      if (c == '"' || c == '\\') quoted += '\\';
+      quoted += c;
+    }
+    text += str(key, " = \"", quoted, "\"\n");
+  }
+  return driver::write_file_atomically(path, as_bytes(text));
+}
+
+Status check_name(std::string_view what, std::string_view name) {
+  const auto allowed = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-';
+  };
+  if (!name.empty() && name.size() <= kMaxNodeName && std::ranges::all_of(name, allowed) &&
+      std::isalnum(static_cast<unsigned char>(name[0]))) {
+    return {};
+  }
+  return fail(Errc::invalid_argument, str("\"", name, "\" cannot be ", what),
+              str("1 to ", kMaxNodeName, " of A-Z a-z 0-9 . _ -, beginning with a letter or digit"));
+}
+
+}  // namespace holo::cmd

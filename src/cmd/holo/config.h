@@ -1,0 +1,73 @@
+// An agent's settings: a flag wins over the environment, that over the TOML file, that over the default; and each value
+// knows where it came from.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cmd/holo/outcome.h"
+
+namespace holo::cmd {
+
+inline constexpr std::uint16_t kDefaultPort = 8443;
+
+/// The settings, checked.
+struct AgentConfig {
+  std::string state_dir;  ///< Absolute.
+  std::string listen;     ///< "address:port"; port 0 picks a free one.
+  std::string advertise;  ///< "host:port" that others dial; empty: derived from `listen`.
+  std::string name;       ///< The node's name, at most kMaxNodeName of [A-Za-z0-9._-].
+  std::uint64_t memory_bytes = 0;
+  unsigned workers = 0;     ///< Worker processes per program.
+  std::string userfaultfd;  ///< "auto", "user" or "off".
+  std::string log_level;    ///< "debug", "info", "warn" or "error".
+  std::string log_file;     ///< Empty: standard error.
+};
+
+inline constexpr std::size_t kMaxNodeName = 63;
+inline constexpr std::uint64_t kMinMemoryBytes = 16 << 20;
+
+struct Setting {
+  std::string key, value;
+  enum class Origin : std::uint8_t { default_value, file, environment, flag } origin = Origin::default_value;
+  std::string where;  ///< "--memory", "HOLO_MEMORY", the file's path, or "default".
+};
+
+/// One row per key: how it is called everywhere, and what it is for.
+struct SettingInfo {
+  const char* key;
+  const char* flag;
+  const char* variable;
+  const char* help;
+};
+const std::vector<SettingInfo>& setting_table();
+
+/// What the command line gave: key -> text. `config_file` is --config.
+struct ConfigSources {
+  std::map<std::string, std::string> flags;
+  std::string config_file;
+};
+
+struct LoadedConfig {
+  AgentConfig config;
+  std::vector<Setting> settings;  ///< In the table's order.
+  std::string file;               ///< The file that was read; empty when there was none.
+};
+
+/// Reads and checks all of it. The file is --config, else HOLO_CONFIG, else config.toml in the state directory (if
+/// there is one), else config.toml in $XDG_CONFIG_HOME/holo or, for a service, /etc/holo. Failures: a value that does
+/// not parse (usage when it is a flag's), an unreadable or half-written file, an unknown key, contradictions.
+Outcome<LoadedConfig> load_config(const ConfigSources& sources);
+
+/// "holo config show": one JSON object, {"file":..., "settings":[{"key","value","origin","where"}]}.
+std::string config_json(const LoadedConfig& loaded);
+
+/// Writes `values` as a TOML file (replacing it). Keys must be in the table. Errors: those of write_file_atomically.
+Status write_config_file(const std::string& path, const std::map<std::string, std::string>& values);
+
+/// `invalid_argument` unless 1..kMaxNodeName characters of [A-Za-z0-9._-] that begin with a letter or digit.
+Status check_name(std::string_view what, std::string_view name);
+
+}  // namespace holo::cmd

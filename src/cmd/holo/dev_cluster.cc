@@ -1,0 +1,258 @@
+#include "cmd/holo/dev_cluster.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <ranges>
+#include <thread>
+
+#include "base/limits.h"
+#include "base/strings.h"
+#include "cmd/holo/agent_link.h"
+#include "cmd/holo/agent_start.h"
+#include "cmd/holo/config.h"
+#include "cmd/holo/machine.h"
+#include "driver/posix/agent_registry.h"
+#include "driver/posix/os_entropy.h"
+
+namespace holo::cmd {
+namespace {
+
+constexpr Duration kStartLimit = seconds(30);
+constexpr Duration kStopLimit = seconds(3);
+constexpr Duration kVotersLimit = seconds(2);
+constexpr std::size_t kMaxRecordBytes = 1 << 20;
+
+Outcome<std::string> folder_of(const std::string& name) {
+  if (auto named = check_name("a cluster's name", name); !named) return usage(named.error());
+  HOLO_ASSIGN(state, driver::default_state_directory());
+  return str(state, "/dev/", name);
+}
+
+/// Settings of the caller's own agent must not leak into these; memory, workers, userfaultfd and log level may.
+void clear_environment(bool memory_given, bool workers_given) {
+  for (const char* v : {"HOLO_STATE_DIR", "HOLO_LISTEN", "HOLO_ADVERTISE", "HOLO_NAME", "HOLO_LOG_FILE", "HOLO_CONFIG"})
+    ::unsetenv(v);
+  if (memory_given) ::unsetenv("HOLO_MEMORY");
+  if (workers_given) ::unsetenv("HOLO_WORKERS");
+}
+
+unsigned voters_of(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : 1; }
+
+}  // namespace
+
+Outcome<DevCluster> DevCluster::open(const std::string& name) {
+  HOLO_ASSIGN(folder, folder_of(name));
+  if (!driver::file_exists(folder + "/cluster.json")) {
+    return fail(Errc::not_found, str("no cluster \"", name, "\" was started on this machine"),
+                "holo dev up starts one");
+  }
+  HOLO_ASSIGN(lock, driver::LockFile::acquire(folder + "/lock"));
+  DevCluster cluster(name, std::move(folder), std::move(lock));
+  HOLO_TRY(cluster.load());
+  return cluster;
+}
+
+Outcome<DevCluster> DevCluster::up(const std::string& name, const DevOptions& options) {
+  HOLO_ASSIGN(folder, folder_of(name));
+  HOLO_TRY(driver::make_private_directory(folder));
+  HOLO_ASSIGN(lock, driver::LockFile::acquire(folder + "/lock"));
+  clear_environment(options.memory_bytes != 0, options.workers != 0);
+  DevCluster cluster(name, folder, std::move(lock));
+  const bool known = driver::file_exists(folder + "/cluster.json");
+  if (known) {
+    HOLO_TRY(cluster.load());
+    if (std::ranges::any_of(cluster.nodes_, &DevNode::running)) {
+      return fail(Errc::refused, str("the cluster \"", name, "\" is up already"),
+                  str("holo dev status, or holo dev down", name == "dev" ? "" : " --cluster " + name));
+    }
+  }
+  auto done = known ? cluster.start_all() : cluster.make(options);
+  if (done) done = cluster.wait_for_members();
+  if (!done) {
+    cluster.stop_processes();
+    std::error_code ignored;
+    if (!known) std::filesystem::remove_all(folder, ignored);
+    return std::unexpected(done.error());
+  }
+  return cluster;
+}
+
+Outcome<void> DevCluster::load() {
+  const auto path = folder_ + "/cluster.json";
+  HOLO_ASSIGN(text, driver::read_text_file(path, kMaxRecordBytes));
+  const auto record = nlohmann::json::parse(text, nullptr, false);
+  try {
+    for (const auto& n : record.at("nodes")) {
+      nodes_.push_back({.number = n.at("number"),
+                        .state_dir = n.at("state_dir"),
+                        .address = n.at("address"),
+                        .process = {.pid = n.at("pid"), .start_time = n.at("start_time")}});
+    }
+  } catch (const nlohmann::json::exception&) {
+    return fail(Errc::corrupt, str(path, " is damaged"), str("remove ", folder_, " and its agents"));
+  }
+  return {};
+}
+
+Status DevCluster::save() const {
+  nlohmann::json nodes = nlohmann::json::array();
+  for (const auto& n : nodes_) {
+    nodes.push_back({{"number", n.number},
+                     {"state_dir", n.state_dir},
+                     {"address", n.address},
+                     {"pid", n.process.pid},
+                     {"start_time", n.process.start_time}});
+  }
+  const nlohmann::json record = {{"version", 1}, {"name", name_}, {"nodes", nodes}};
+  return driver::write_file_atomically(folder_ + "/cluster.json", as_bytes(record.dump(2) + "\n"));
+}
+
+Outcome<void> DevCluster::make(const DevOptions& options) {
+  // Half of what is free now: the agents are not alone on a machine that people develop on.
+  const auto share = std::max(available_memory_bytes() / 2 / options.nodes, kMinMemoryBytes);
+  memory_bytes_ = options.memory_bytes ? options.memory_bytes : share / limits::kMaxPageBytes * limits::kMaxPageBytes;
+  workers_ = options.workers ? options.workers : std::max(1u, core_count() / options.nodes);
+  for (unsigned i = 1; i <= options.nodes; ++i) {
+    nodes_.push_back({.number = i, .state_dir = str(folder_, "/node", i), .address = {}, .process = {}});
+  }
+  HOLO_TRY(save());
+  driver::OsEntropy entropy;
+  const auto key = crypto::random_secret<32>(entropy);
+
+  auto& first = nodes_.front();
+  HOLO_TRY(prepare_start(first.state_dir, {.id = {}, .name = name_, .key = key, .pending = "init"}));
+  HOLO_ASSIGN(first_agent, start(first));
+  HOLO_TRY(settle(first, first_agent, AgentStage::alive));
+
+  std::vector<BackgroundAgent> others;
+  for (auto& node : nodes_ | std::views::drop(1)) {
+    HOLO_TRY(prepare_start(node.state_dir, {.id = {}, .name = {}, .key = key, .pending = "join " + first.address}));
+    HOLO_ASSIGN(agent, start(node));
+    others.push_back(std::move(agent));
+  }
+  for (std::size_t i = 0; i < others.size(); ++i) HOLO_TRY(settle(nodes_[i + 1], others[i], AgentStage::alive));
+  return {};
+}
+
+Outcome<void> DevCluster::start_all() {
+  std::vector<BackgroundAgent> agents;
+  for (auto& node : nodes_) {
+    HOLO_ASSIGN(agent, start(node));
+    agents.push_back(std::move(agent));
+  }
+  for (std::size_t i = 0; i < agents.size(); ++i) HOLO_TRY(settle(nodes_[i], agents[i], AgentStage::alive));
+  return {};
+}
+
+Result<BackgroundAgent> DevCluster::start(DevNode& node) {
+  if (node.address.empty()) {
+    HOLO_TRY(write_config_file(node.state_dir + "/config.toml", {{"listen", "127.0.0.1:0"},
+                                                                 {"name", str("node", node.number)},
+                                                                 {"memory", std::to_string(memory_bytes_)},
+                                                                 {"workers", std::to_string(workers_)}}));
+  }
+  AgentConfig config;
+  config.state_dir = node.state_dir;
+  HOLO_ASSIGN(agent, start_agent(config));
+  node.process = agent.name();
+  HOLO_TRY(save());  // Before anything can go wrong with it: `down` must find it.
+  return agent;
+}
+
+Outcome<void> DevCluster::settle(DevNode& node, BackgroundAgent& agent, AgentStage stage) {
+  if (auto up = agent.wait(stage, kStartLimit); !up) {
+    up.error().error.message = str("node", node.number, ": ", up.error().error.message);
+    return up;
+  }
+  if (node.address.empty()) {
+    node.address = agent.listen_address();
+    const auto path = node.state_dir + "/config.toml";
+    HOLO_TRY(write_config_file(path, {{"listen", node.address},
+                                      {"name", str("node", node.number)},
+                                      {"memory", std::to_string(memory_bytes_)},
+                                      {"workers", std::to_string(workers_)}}));
+    HOLO_TRY(save());
+  }
+  return {};
+}
+
+/// The first node sees all of them alive. Its voters are waited for a little, so that a test which kills a node at once
+/// finds the cluster as it will stay.
+Outcome<void> DevCluster::wait_for_members() {
+  HOLO_ASSIGN(link,
+              AgentLink::connect(TargetOptions{.cluster = {}, .state_dir = nodes_.front().state_dir, .node = {}}));
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  for (;;) {
+    HOLO_ASSIGN(status, link.json(wire::STATUS));
+    std::size_t alive = 0, voters = 0;
+    for (const auto& n : status["nodes"]) {
+      alive += n["state"] == "alive";
+      voters += n["voter"] == true;
+    }
+    const auto waited = Clock::now() - start;
+    const bool voters_late = waited > std::chrono::nanoseconds(kVotersLimit.ns);
+    if (alive >= nodes_.size() && (voters >= voters_of(nodes_.size()) || voters_late)) return {};
+    if (waited > std::chrono::nanoseconds(kStartLimit.ns)) {
+      return fail(Errc::deadline_exceeded, str("only ", alive, " of ", nodes_.size(), " nodes are alive"));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+}
+
+Outcome<const DevNode*> DevCluster::node(unsigned number) const {
+  const auto it = std::ranges::find(nodes_, number, &DevNode::number);
+  if (it == nodes_.end())
+    return fail(Errc::not_found, str("the cluster \"", name_, "\" has no node ", number),
+                str("it has 1 to ", nodes_.size()));
+  return &*it;
+}
+
+Outcome<void> DevCluster::kill(unsigned number) {
+  HOLO_ASSIGN(target, node(number));
+  if (!send_signal(target->process, SIGKILL))
+    return fail(Errc::refused, str("node ", number, " does not run"), "holo dev status");
+  wait_for_end(target->process, kStopLimit);
+  return {};
+}
+
+Outcome<void> DevCluster::restart(unsigned number) {
+  HOLO_ASSIGN(found, node(number));
+  auto& target = nodes_[static_cast<std::size_t>(found - nodes_.data())];
+  clear_environment(true, true);
+  if (send_signal(target.process, SIGTERM) && !wait_for_end(target.process, kStopLimit)) {
+    send_signal(target.process, SIGKILL);
+    wait_for_end(target.process, kStopLimit);
+  }
+  HOLO_ASSIGN(agent, start(target));
+  return settle(target, agent, AgentStage::answering);
+}
+
+void DevCluster::stop_processes() {
+  for (const auto& n : nodes_) send_signal(n.process, SIGTERM);
+  for (const auto& n : nodes_) {
+    if (wait_for_end(n.process, kStopLimit)) continue;
+    send_signal(n.process, SIGKILL);
+    wait_for_end(n.process, kStopLimit);
+  }
+  for (const auto& record : driver::published_agents()) {
+    const bool ours = std::ranges::any_of(nodes_, [&](const DevNode& n) { return n.state_dir == record.state_dir; });
+    if (ours) (void)driver::withdraw_agent(record);  // Those that were killed could not do it themselves.
+  }
+}
+
+Outcome<void> DevCluster::down(DownOptions options) {
+  stop_processes();
+  if (options.keep_state) return {};
+  std::error_code error;
+  std::filesystem::remove_all(folder_, error);
+  if (error) return fail(Errc::io_error, str("cannot remove ", folder_, ": ", error.message()));
+  return {};
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,87 @@
+#include "cmd/holo/machine.h"
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <sched.h>
+#include <sys/sysinfo.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "base/random.h"
+
+namespace holo::cmd {
+namespace {
+
+/// Steps of the measured loop that one core of the reference machine does in a second.
+constexpr double kReferenceStepsPerSecond = 4.5e8;
+
+}  // namespace
+
+std::uint32_t core_count() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  return static_cast<std::uint32_t>(std::max(1, CPU_COUNT(&set)));
+}
+
+std::uint64_t memory_bytes() {
+  struct sysinfo info{};
+  return ::sysinfo(&info) == 0 ? static_cast<std::uint64_t>(info.totalram) * info.mem_unit : 0;
+}
+
+std::uint64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string key, unit;
+  std::uint64_t kib = 0;
+  while (file >> key >> kib) {
+    if (key == "MemAvailable:") return kib << 10;
+    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
+std::string primary_address() {
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) != 0) return "127.0.0.1";
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(list, ::freeifaddrs);
+  std::string v6;
+  for (const auto* i = list; i; i = i->ifa_next) {
+    if (!i->ifa_addr || !(i->ifa_flags & IFF_UP) || (i->ifa_flags & IFF_LOOPBACK)) continue;
+    char text[INET6_ADDRSTRLEN];
+    if (i->ifa_addr->sa_family == AF_INET) {
+      const auto* a = reinterpret_cast<const sockaddr_in*>(i->ifa_addr);
+      if (::inet_ntop(AF_INET, &a->sin_addr, text, sizeof text)) return text;
+    } else if (i->ifa_addr->sa_family == AF_INET6 && v6.empty()) {
+      const auto* a = reinterpret_cast<const sockaddr_in6*>(i->ifa_addr);
+      // A link-local address means nothing without the interface it belongs to.
+      if (!IN6_IS_ADDR_LINKLOCAL(&a->sin6_addr) && ::inet_ntop(AF_INET6, &a->sin6_addr, text, sizeof text)) {
+        v6 = std::string("[") + text + "]";
+      }
+    }
+  }
+  return v6.empty() ? "127.0.0.1" : v6;
+}
+
+double measure_speed() {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::uint64_t kSteps = 400'000;
+  double best = 0;
+  std::uint64_t sum = 0;
+  for (int round = 0; round < 5; ++round) {  // The best one: the others were interrupted.
+    const auto start = Clock::now();
+    for (std::uint64_t i = 0; i < kSteps; ++i) sum += mix64(sum ^ i);
+    const std::chrono::duration<double> took = Clock::now() - start;
+    best = std::max(best, static_cast<double>(kSteps) / std::max(took.count(), 1e-9));
+  }
+  // The sum is used, or the loop would be optimised away.
+  return best / kReferenceStepsPerSecond + (sum == 0 ? 1e-9 : 0);
+}
+
+}  // namespace holo::cmd

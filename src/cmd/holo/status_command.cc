@@ -1,0 +1,106 @@
+// holo status
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <thread>
+
+#include "base/strings.h"
+#include "cmd/holo/agent_link.h"
+#include "cmd/holo/command_line.h"
+#include "cmd/holo/table.h"
+#include "cmd/holo/units.h"
+
+namespace holo::cmd {
+namespace {
+
+struct StatusOptions {
+  TargetOptions target;
+  bool json = false, watch = false, links = false;
+  double interval = 1.0;
+};
+
+std::string nodes_table(const nlohmann::json& status) {
+  Table table({"NODE", "STATE", "ROLE", "ADDRESS", "CORES", "MEMORY", "USED", "SPEED", "ID"});
+  const std::string leader = status["cluster"]["leader"];
+  for (const auto& n : status["nodes"]) {
+    std::string role = n["voter"] ? "voter" : "learner";
+    if (n["id"] == leader) role = "leader";
+    if (n["state"] == "left") role = "-";
+    std::string state = n["state"];
+    if (n.value("draining", false) && state == "alive") state = "draining";
+    char speed[16];
+    std::snprintf(speed, sizeof speed, "%.2f", n["speed"].get<double>());
+    table.row({n["name"], state, role, n["address"], std::to_string(n["cores"].get<int>()),
+               format_size(n["memory_bytes"]), format_size(n["frames_used_bytes"]), speed, n["id"]});
+  }
+  return table.text();
+}
+
+std::string links_table(const nlohmann::json& status) {
+  Table table({"PEER", "ADDRESS", "IN", "OUT", "ROUND TRIP"});
+  for (const auto& l : status["this_node"]["links"]) {
+    table.row({l["peer"], l["address"], format_size(l["bytes_in"]), format_size(l["bytes_out"]),
+               str(static_cast<std::int64_t>(l["round_trip_us"].get<double>()), " us")});
+  }
+  return table.text();
+}
+
+std::string render(const nlohmann::json& status, const StatusOptions& options) {
+  const auto& c = status["cluster"];
+  std::string out = str("cluster ", c["name"].get<std::string>(), " (", c["id"].get<std::string>(), "), epoch ",
+                        c["epoch"].get<std::uint64_t>(), ", ");
+  const std::string leader = c["leader_name"];
+  out +=
+      leader.empty() ? "no leader: what is committed can be read, nothing can be changed\n" : "leader " + leader + "\n";
+  out += nodes_table(status);
+  const auto& regions = status["regions"];
+  std::uint64_t bytes = 0;
+  for (const auto& r : regions) bytes += r["bytes"].get<std::uint64_t>();
+  out += str(regions.size(), regions.size() == 1 ? " region, " : " regions, ", format_size(bytes),
+             " (holo regions lists them)\n");
+  const auto& refused = c["refused"];
+  const auto wrong_key = refused["wrong_key"].get<std::uint64_t>(),
+             wrong_version = refused["wrong_version"].get<std::uint64_t>(),
+             garbage = refused["garbage"].get<std::uint64_t>();
+  if (wrong_key + wrong_version + garbage > 0) {
+    out += str("refused here: ", wrong_key, " with a wrong key, ", wrong_version, " of another version, ", garbage,
+               " with garbage or silence\n");
+  }
+  if (options.links) out += links_table(status);
+  return out;
+}
+
+Outcome<int> show_status(const StatusOptions& options) {
+  const bool terminal = ::isatty(STDOUT_FILENO) != 0;
+  HOLO_ASSIGN(link, AgentLink::connect(options.target));
+  for (;;) {
+    HOLO_ASSIGN(status, link.json(wire::STATUS));
+    if (options.json) {
+      std::cout << status.dump(options.watch ? -1 : 2) << "\n";
+    } else {
+      if (options.watch && terminal) std::cout << "\x1b[H\x1b[2J";
+      std::cout << render(status, options);
+    }
+    std::cout.flush();
+    if (!options.watch || !std::cout) return kDone;
+    std::this_thread::sleep_for(std::chrono::duration<double>(options.interval));
+  }
+}
+
+}  // namespace
+
+void add_status_command(CommandLine& line) {
+  auto options = std::make_shared<StatusOptions>();
+  auto& app = line.add(line.root(), "status", "The cluster's nodes, leader and health", "holo status --watch",
+                       [options] { return show_status(*options); });
+  add_target_options(app, options->target);
+  app.add_flag("--json", options->json, "One JSON object (with --watch: one a line)");
+  app.add_flag("--watch", options->watch, "Again every --interval seconds, until interrupted");
+  app.add_option("--interval", options->interval, "Seconds between two looks")->check(CLI::Range(0.1, 3600.0));
+  app.add_flag("--links", options->links, "Also this node's connections");
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,53 @@
+#include "cmd/holo/units.h"
+
+#include <gtest/gtest.h>
+
+namespace holo::cmd {
+namespace {
+
+TEST(Units, SizesAsPeopleTypeThem) {
+  EXPECT_EQ(*parse_size("65536"), 65536u);
+  EXPECT_EQ(*parse_size("64k"), 65536u);
+  EXPECT_EQ(*parse_size("64 KiB"), 65536u);
+  EXPECT_EQ(*parse_size("1.5GiB"), 1610612736u);
+  EXPECT_EQ(*parse_size("0"), 0u);
+  for (const char* wrong : {"", "x", "-1", "1.3", "5 apples", "64KiBs", "nan", "inf", "1e30", "9999999P", "0x10"}) {
+    EXPECT_FALSE(parse_size(wrong)) << wrong;
+  }
+}
+
+TEST(Units, CountsAsPeopleTypeThem) {
+  EXPECT_EQ(*parse_count("1e8"), 100000000u);
+  EXPECT_EQ(*parse_count("100_000_000"), 100000000u);
+  EXPECT_EQ(*parse_count("9007199254740993"), 9007199254740993u) << "beyond what a double holds";
+  for (const char* wrong : {"", "1.5", "-3", "1e-3", "ten", "99999999999999999999999", "3x"}) {
+    EXPECT_FALSE(parse_count(wrong)) << wrong;
+  }
+}
+
+TEST(Units, SizesAsPeopleReadThem) {
+  EXPECT_EQ(format_size(0), "0 B");
+  EXPECT_EQ(format_size(1023), "1023 B");
+  EXPECT_EQ(format_size(65536), "64 KiB");
+  EXPECT_EQ(format_size(1610612736), "1.5 GiB");
+}
+
+TEST(Units, Addresses) {
+  EXPECT_EQ(*with_port("node1", 8443), "node1:8443");
+  EXPECT_EQ(*with_port("node1:9", 8443), "node1:9");
+  EXPECT_EQ(*with_port("[::1]", 8443), "[::1]:8443");
+  EXPECT_EQ(split_address("[fe80::1]:77")->host, "fe80::1");
+  for (const char* wrong : {"", ":1", "a:b", "a:70000", "::1", "a b:1", "x:0"})
+    EXPECT_FALSE(with_port(wrong, 1)) << wrong;
+}
+
+TEST(Units, SuggestsOnlyWhatIsNear) {
+  const std::vector<std::string> commands = {"status", "alloc", "regions", "run"};
+  EXPECT_EQ(nearest("stauts", commands), "status");
+  EXPECT_EQ(nearest("aloc", commands), "alloc");
+  EXPECT_EQ(nearest("rn", commands), "run");
+  EXPECT_EQ(nearest("frobnicate", commands), "");
+}
+
+}  // namespace
+}  // namespace holo::cmd
