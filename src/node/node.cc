@@ -59,7 +59,9 @@ void Node::build_services() {
   control_ports.transport = bus_.get();
   control_ports.store = &ports_.store;
   control_ports.entropy = &ports_.entropy;
-  control_ports.open_log = ports_.open_log;
+  control_ports.open_log = [this](env::StateMachine& machine, LogOptions options) {
+    return ports_.open_log(*bus_, machine, options);
+  };
   control_ = std::make_unique<ControlService>(std::move(control_ports), std::move(self));
   memory_control_ = make_memory_control(*control_);
 

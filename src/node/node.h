@@ -50,7 +50,9 @@ struct NodePorts {
   env::PageFaults& faults;
   env::Processes& processes;
   env::LocalServer& local;
-  LogFactory open_log;
+  /// Opens the replicated log; its messages to other nodes go through `transport`, this node's bus.
+  std::function<Result<std::unique_ptr<env::CommandLog>>(env::Transport& transport, env::StateMachine&, LogOptions)>
+      open_log;
   /// Two connected stream sockets: one for the agent, one for a worker.
   std::function<Result<std::pair<env::Fd, env::Fd>>()> socket_pair;
 };
