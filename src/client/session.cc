@@ -98,7 +98,10 @@ Result<std::shared_ptr<SessionImpl>> SessionImpl::connect(const std::string& soc
   std::shared_ptr<SessionImpl> session(new SessionImpl(std::move(options)));
   SessionImpl* const self = session.get();  // The client joins its reader before `self` goes.
   driver::LocalClient::Options callbacks;
-  callbacks.on_request = [self](std::uint32_t, env::LocalRequest request) { self->on_request(request); };
+  callbacks.on_request = [self](std::uint32_t id, env::LocalRequest request) {
+    self->on_request(request);
+    if (id != 0) (void)self->agent_->socket().reply(id, env::LocalReply{});  // Taken in: the next one may come.
+  };
   callbacks.on_closed = [self](const Error& why) { self->on_closed(why); };
   auto client = socket ? driver::LocalClient::adopt(std::move(socket), std::move(callbacks))
                        : driver::LocalClient::connect(socket_path, std::move(callbacks));

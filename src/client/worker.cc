@@ -25,6 +25,7 @@
 #include "client/executable.h"
 #include "client/session.h"
 #include "client/view.h"
+#include "node/compute.h"
 #include "wire/local_frame.h"
 
 namespace holo::client {
@@ -149,8 +150,15 @@ class Worker {
       const std::lock_guard lock(mutex_);
       id = std::exchange(running_, 0);
     }
+    {
+      const std::lock_guard lock(views_mutex_);
+      for (const auto& [region, view] : views_) {
+        if (view->id() != failed.view()) continue;
+        error.message = str("page ", failed.page(), " of region \"", view->shape().name, "\": ", error.message);
+      }
+    }
     if (id != 0) (void)agent_->socket().reply(id, std::unexpected(error));
-    if (own_process_) ::_exit(1);
+    if (own_process_) ::_exit(node::kWorkerExitPageFailed);
     const std::lock_guard lock(views_mutex_);
     for (auto& [region, view] : views_) {
       if (view->id() == failed.view()) view->fail(failed.page(), error);

@@ -1,6 +1,6 @@
-// Jobs on a node. As coordinator: splits a program's job into tasks, sends them to the nodes that hold the pages, commits
-// what they staged, and reports to the program. As executor: fetches the program's binary, keeps its worker processes,
-// runs tasks in them. Everything here runs on the loop thread.
+// Jobs on a node. As coordinator: splits a program's job into tasks, sends them to the nodes that hold the pages,
+// commits what they staged, and reports to the program. As executor: fetches the program's binary, keeps its worker
+// processes, runs tasks in them. Everything here runs on the loop thread.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +24,15 @@
 
 namespace holo::node {
 
+/// Exit status of a worker that ended because a page could not be had; its task was answered with the reason before.
+inline constexpr int kWorkerExitPageFailed = 97;
+
 struct ComputeConfig {
-  unsigned workers = 0;         ///< Worker processes per program on this node; 0: one per core of the node.
-  std::string state_dir;        ///< Shipped executables are kept in state_dir/binaries (mode 0700).
+  unsigned workers = 0;   ///< Worker processes per program on this node; 0: one per core of the node.
+  std::string state_dir;  ///< Shipped executables are kept in state_dir/binaries (mode 0700).
   std::uint64_t binary_cache_bytes = 2ULL << 30;  ///< Least recently used ones are removed above it.
   std::vector<std::string> worker_env;  ///< "NAME=value": what workers see besides the library's own HOLO_WORKER_*.
-  bool in_process = false;      ///< holo::local: `processes` starts threads of this process; nothing is shipped.
+  bool in_process = false;  ///< holo::local: `processes` starts threads of this process; nothing is shipped.
   Duration worker_start_deadline = seconds(10);  ///< From the start of a worker to its Hello; then the task fails.
   Duration cancel_grace = milliseconds(200);     ///< From a cancel to SIGKILL for the worker of a running task.
 };
@@ -37,10 +40,10 @@ struct ComputeConfig {
 struct ComputeStatus {
   std::uint64_t programs = 0;  ///< With at least one worker here.
   std::uint64_t workers = 0;
-  std::uint64_t jobs = 0;      ///< Coordinated here, running.
+  std::uint64_t jobs = 0;  ///< Coordinated here, running.
   std::uint64_t tasks_queued = 0;
   std::uint64_t tasks_running = 0;
-  std::uint64_t tasks_done = 0;    ///< Since start, here.
+  std::uint64_t tasks_done = 0;  ///< Since start, here.
   std::uint64_t tasks_failed = 0;
 };
 
