@@ -63,7 +63,7 @@ Status read_region(Agent& agent, std::uint64_t region, std::optional<std::uint64
 /// Stages whole pages; `bytes`: page after page. Names the transaction in `txn` when it has none yet.
 Status stage_pages(Agent& agent, wire::Txn& txn, std::uint64_t region, std::uint64_t base,
                    std::span<const std::uint64_t> pages, ByteSpan bytes);
-/// Stages a byte range, at most limits::kMaxPayloadBytes; an empty one only names the transaction.
+/// Stages a byte range, at most limits::kMaxPayloadBytes.
 Status stage_bytes(Agent& agent, wire::Txn& txn, std::uint64_t region, std::uint64_t base, std::uint64_t offset,
                    ByteSpan bytes);
 

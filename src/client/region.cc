@@ -172,12 +172,8 @@ Status RegionImpl::commit(const std::vector<std::uint64_t>& pages) {
   Agent& agent = session_->agent();
   for (int tries = 0;; ++tries) {
     if (!pages.empty()) HOLO_TRY(view_->stage(txn_, pages));
-    if (!named(txn_)) {
-      const std::uint64_t base = view_ ? view_->snapshot() : snapshot_;
-      HOLO_TRY(stage_bytes(agent, txn_, info_.region(), base, 0, {}));
-    }
     wire::Commit request;
-    *request.mutable_txn() = txn_;
+    if (named(txn_)) *request.mutable_txn() = txn_;  // Without one only the version moves.
     request.add_regions(info_.region());
     auto reply = agent.call<wire::CommitReply>(wire::COMMIT, request, {.timeout = kCommitPatience});
     if (reply) return {};

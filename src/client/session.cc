@@ -100,18 +100,19 @@ Result<std::shared_ptr<SessionImpl>> SessionImpl::connect(const std::string& soc
   driver::LocalClient::Options callbacks;
   callbacks.on_request = [self](std::uint32_t id, env::LocalRequest request) {
     self->on_request(request);
-    if (id != 0) (void)self->agent_->socket().reply(id, env::LocalReply{});  // Taken in: the next one may come.
+    if (id != 0) (void)self->socket_->reply(id, env::LocalReply{});  // Taken in: the next one may come.
   };
   callbacks.on_closed = [self](const Error& why) { self->on_closed(why); };
   auto client = socket ? driver::LocalClient::adopt(std::move(socket), std::move(callbacks))
                        : driver::LocalClient::connect(socket_path, std::move(callbacks));
   if (!client) return std::unexpected(std::move(client).error());
+  session->socket_ = client->get();
   session->agent_ = std::make_unique<Agent>(std::move(*client));
   HOLO_TRY(session->hello());
   return session;
 }
 
-SessionImpl::~SessionImpl() { agent_.reset(); }
+SessionImpl::~SessionImpl() = default;
 
 Status SessionImpl::hello() {
   wire::Hello request;

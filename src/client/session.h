@@ -92,7 +92,8 @@ class SessionImpl final : public detail::Session, public std::enable_shared_from
   std::map<std::uint64_t, View*> views_;
   bool closed_ = false;
   bool progress_shown_ = false;
-  std::unique_ptr<Agent> agent_;  // Last: its reader thread uses what is above.
+  driver::LocalClient* socket_ = nullptr;  // The agent's, for the reader thread.
+  std::unique_ptr<Agent> agent_;           // Last: its reader thread uses what is above.
 };
 
 RegionFacts to_facts(const wire::RegionInfo& info);

@@ -314,6 +314,7 @@ void View::cover(std::uint64_t offset, std::uint64_t bytes, const std::string& m
 }
 
 void View::fail(std::uint64_t page, const Error& error) {
+  if (page == UINT64_MAX) return fail_all(error);
   const std::lock_guard lock(mapping_);
   if (failed_ || page >= shape_.pages()) return;
   cover(page * shape_.page_bytes, shape_.page_bytes,

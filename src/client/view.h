@@ -74,7 +74,7 @@ class View {
   /// Ends all windows; the pages are private mappings of the snapshot again.
   Status close_windows();
 
-  /// The page cannot be had: whoever touches it ends the process with this message.
+  /// The page cannot be had: whoever touches it ends the process with this message. UINT64_MAX: the whole view.
   void fail(std::uint64_t page, const Error& error);
   /// The agent is gone: the same for the whole view.
   void fail_all(const Error& error);

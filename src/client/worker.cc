@@ -79,13 +79,11 @@ class Worker {
     callbacks.on_request = [this](std::uint32_t id, env::LocalRequest request) { on_request(id, std::move(request)); };
     callbacks.on_closed = [this](const Error& why) { on_closed(why); };
     auto client = driver::LocalClient::adopt(std::move(options.socket), std::move(callbacks));
+    if (client) socket_ = client->get();
     if (client) agent_ = std::make_unique<Agent>(std::move(*client));
     token_ = options.token;
   }
-  ~Worker() {
-    views_.clear();
-    agent_.reset();
-  }
+  ~Worker() { views_.clear(); }
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
@@ -133,7 +131,7 @@ class Worker {
       wire::ViewFailed failed;
       if (failed.ParseFromString(request.header)) on_view_failed(failed);
     } else if (id != 0) {
-      (void)agent_->socket().reply(id, holo::fail(Errc::unsupported, "a worker only runs tasks"));
+      (void)socket_->reply(id, holo::fail(Errc::unsupported, "a worker only runs tasks"));
     }
   }
 
@@ -157,7 +155,7 @@ class Worker {
         error.message = str("page ", failed.page(), " of region \"", view->shape().name, "\": ", error.message);
       }
     }
-    if (id != 0) (void)agent_->socket().reply(id, std::unexpected(error));
+    if (id != 0) (void)socket_->reply(id, std::unexpected(error));
     if (own_process_) ::_exit(node::kWorkerExitPageFailed);
     const std::lock_guard lock(views_mutex_);
     for (auto& [region, view] : views_) {
@@ -319,6 +317,7 @@ class Worker {
   std::mutex views_mutex_;  ///< Changes of `views_`, and its use by the reader thread.
   std::map<std::uint64_t, std::unique_ptr<View>> views_;
   std::vector<PageRun> in_place_;
+  driver::LocalClient* socket_ = nullptr;  // The agent's, for the reader thread.
   std::unique_ptr<Agent> agent_;
 };
 

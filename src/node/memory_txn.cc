@@ -164,7 +164,7 @@ MemoryImpl::Handled MemoryImpl::local_read(std::shared_ptr<LocalSession>, LocalR
   }
   const Instant deadline = loop_.now() + config_.fetch_deadline;
   HOLO_CO_TRY(co_await wait_region(r, Version{ask.snapshot()}, deadline));
-  const Version snapshot = ask.snapshot() != 0 ? Version{ask.snapshot()} : r->pages->history().newest();
+  const Version snapshot = ask.has_snapshot() ? Version{ask.snapshot()} : r->pages->history().newest();
   const SnapshotPin pinned = pin_region(r, snapshot);
   LocalReply out;
   if (ask.length() > 0) {

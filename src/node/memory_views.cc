@@ -55,7 +55,7 @@ MemoryImpl::Handled MemoryImpl::view_open(std::shared_ptr<LocalSession> session,
   const Version wanted{ask.snapshot()};
   HOLO_CO_TRY(co_await wait_region(r, wanted, deadline));
   if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
-  const Version snapshot = wanted ? wanted : r->pages->history().newest();
+  const Version snapshot = ask.has_snapshot() ? wanted : r->pages->history().newest();
   if (snapshot < r->pages->history().floor()) {
     co_return fail(Errc::snapshot_too_old, str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"), "map the newest");
   }
@@ -88,7 +88,7 @@ MemoryImpl::Handled MemoryImpl::view_open(std::shared_ptr<LocalSession> session,
   reply.set_view(view->id.value);
   reply.set_snapshot(snapshot.value);
   LocalReply out = reply_of(reply);
-  if (r->frames->fd() >= 0) {
+  if (view->faulted && r->frames->fd() >= 0) {  // Without faults the process reads into memory of its own.
     env::Fd shared(::dup(r->frames->fd()));
     if (!shared) co_return fail(Errc::over_limit, "the agent has no file descriptor left");
     out.fds.push_back(std::move(shared));
@@ -159,7 +159,7 @@ MemoryImpl::Handled MemoryImpl::view_refresh(std::shared_ptr<LocalSession> sessi
   HOLO_CO_TRY(co_await wait_region(r, wanted, loop_.now() + config_.fetch_deadline));
   if (view->closed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
   const auto& history = r->pages->history();
-  const Version snapshot = wanted ? wanted : history.newest();
+  const Version snapshot = ask.has_snapshot() ? wanted : history.newest();
   if (snapshot < history.floor()) {
     co_return fail(Errc::snapshot_too_old, str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"), "refresh to the newest");
   }
