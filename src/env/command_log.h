@@ -23,7 +23,8 @@ class StateMachine {
   virtual void apply(LogIndex index, WallTime when, ByteSpan command) = 0;
   /// The whole state as of the last applied entry.
   virtual Bytes snapshot() const = 0;
-  /// Replaces the whole state. Error: `corrupt` (the log then refuses to start, naming its file).
+  /// Replaces the whole state; no bytes at all: the state before the first entry.
+  /// Error: `corrupt` (the log then refuses to start).
   virtual Status restore(LogIndex index, ByteSpan snapshot) = 0;
 };
 
@@ -64,8 +65,14 @@ class CommandLog {
   virtual Task<Status> set_voter(NodeId node, bool voter, Instant deadline) = 0;
   virtual Task<Status> remove(NodeId node, Instant deadline) = 0;
 
-  /// Called on the loop thread whenever role or leader change.
+  /// Hands leadership to another voter, if this node leads and there is one, so that no election has to be waited for.
+  virtual Task<Status> hand_over(Instant deadline) = 0;
+
+  /// Called on the loop thread whenever role, leader or members change.
   virtual void on_change(std::function<void()> f) = 0;
+
+  /// Stops: nothing is sent, stored or applied after it; pending calls end with `cancelled`. Before destruction.
+  virtual Task<void> close() = 0;
 };
 
 }  // namespace holo::env

@@ -101,7 +101,7 @@ class State {
   std::optional<wire::CommandResult> result_of(NodeId client, std::uint64_t incarnation, std::uint64_t sequence) const;
   /// The whole state; equal states give equal bytes. Cost: O(regions + written ranges).
   Bytes snapshot() const;
-  /// Replaces everything. Error: `corrupt`; the state is then as before.
+  /// Replaces everything; no bytes: the state before the first entry. Error: `corrupt`; the state is then as before.
   Status restore(LogIndex index, ByteSpan snapshot);
 
   void add_observer(StateObserver* observer) { observers_.push_back(observer); }

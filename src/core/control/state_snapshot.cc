@@ -233,7 +233,8 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   if (snapshot.size() > INT32_MAX || !in.ParseFromArray(snapshot.data(), static_cast<int>(snapshot.size()))) {
     return bad("it does not decode");
   }
-  if (in.format() != kFormat) return bad(str("format ", in.format(), " is unknown"));
+  if (snapshot.empty()) in.set_next_region(1);  // As before the first entry.
+  if (!snapshot.empty() && in.format() != kFormat) return bad(str("format ", in.format(), " is unknown"));
   if (static_cast<std::size_t>(in.nodes_size()) > limits::kMaxNodes) return bad("too many nodes");
   if (static_cast<std::size_t>(in.regions_size()) > limits::kMaxRegions) return bad("too many regions");
   SnapshotReader reader;

@@ -1,0 +1,410 @@
+#include "driver/raft/raft_io.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "base/strings.h"
+
+namespace holo::driver {
+namespace {
+
+constexpr unsigned kMaxInFlight = 32;            // Messages to one peer; more are not sent, libraft sends again.
+constexpr std::size_t kMaxWriteEntries = 1024;   // In one write to the disk.
+constexpr Duration kRetryWrite = milliseconds(500);
+constexpr Duration kMessageDeadline = seconds(2);
+constexpr Duration kSnapshotDeadline = seconds(10);  // For each part.
+
+void* raft_copy(ByteSpan bytes) {
+  void* out = raft_malloc(std::max<std::size_t>(bytes.size(), 1));
+  HOLO_ASSERT(out != nullptr, "out of memory");
+  if (!bytes.empty()) std::memcpy(out, bytes.data(), bytes.size());
+  return out;
+}
+
+/// nullptr when the configuration does not hold together.
+raft_snapshot* to_raft(const env::LogSnapshot& s) {
+  auto* out = static_cast<raft_snapshot*>(raft_calloc(1, sizeof(raft_snapshot)));
+  HOLO_ASSERT(out != nullptr, "out of memory");
+  out->index = s.index;
+  out->term = s.term;
+  out->configuration_index = s.configuration_index;
+  raft_configuration_init(&out->configuration);
+  for (const env::LogSnapshotServer& server : s.servers) {
+    if (raft_configuration_add(&out->configuration, server.node.value, raft_address(server.node).c_str(),
+                               static_cast<int>(server.role)) != 0) {
+      raft_configuration_close(&out->configuration);
+      raft_free(out);
+      return nullptr;
+    }
+  }
+  out->bufs = static_cast<raft_buffer*>(raft_malloc(sizeof(raft_buffer)));
+  HOLO_ASSERT(out->bufs != nullptr, "out of memory");
+  out->n_bufs = 1;
+  out->bufs[0] = {raft_copy(s.data), s.data.size()};
+  return out;
+}
+
+}  // namespace
+
+RaftIo::RaftIo(RaftLogPorts ports, RaftLogOptions options, std::function<void()> after_event)
+    : ports_(std::move(ports)), options_(options), after_event_(std::move(after_event)) {
+  bind();
+}
+
+void RaftIo::bind() {
+  io_.version = 1;
+  io_.impl = this;
+  io_.init = [](raft_io*, raft_id, const char*) { return 0; };
+  io_.close = [](raft_io* io, raft_io_close_cb cb) { self(io)->close(cb); };
+  io_.load = [](raft_io* io, raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries,
+                size_t* n) { return self(io)->take_stored(term, vote, snapshot, start, entries, n); };
+  io_.start = [](raft_io* io, unsigned, raft_io_tick_cb on_tick, raft_io_recv_cb on_recv) {
+    RaftIo* me = self(io);
+    me->tick_cb_ = on_tick;
+    me->recv_cb_ = on_recv;
+    me->last_tick_ = me->ports_.loop->now();
+    me->arm_tick();
+    return 0;
+  };
+  io_.bootstrap = [](raft_io* io, const raft_configuration* conf) { return self(io)->bootstrap(conf); };
+  io_.recover = [](raft_io*, const raft_configuration*) { return RAFT_IOERR; };  // Never asked for.
+  io_.set_term = [](raft_io* io, raft_term term) {
+    RaftIo* me = self(io);
+    if (!me->ports_.store->set_vote(term, NodeId{})) return RAFT_IOERR;
+    me->term_ = term;
+    me->vote_ = {};
+    return 0;
+  };
+  io_.set_vote = [](raft_io* io, raft_id vote) {
+    RaftIo* me = self(io);
+    if (!me->ports_.store->set_vote(me->term_, NodeId{vote})) return RAFT_IOERR;
+    me->vote_ = NodeId{vote};
+    return 0;
+  };
+  io_.send = [](raft_io* io, raft_io_send* request, const raft_message* message, raft_io_send_cb cb) {
+    return self(io)->send(request, message, cb);
+  };
+  io_.append = [](raft_io* io, raft_io_append* request, const raft_entry* entries, unsigned n, raft_io_append_cb cb) {
+    RaftIo* me = self(io);
+    if (me->closing_) return RAFT_CANCELED;
+    request->cb = cb;
+    Write w;
+    w.kind = Write::Kind::append;
+    w.index = me->next_index_;
+    w.entries = entries;
+    w.n = n;
+    w.append = request;
+    me->next_index_ += n;
+    me->enqueue(std::move(w));
+    return 0;
+  };
+  io_.truncate = [](raft_io* io, raft_index index) {
+    RaftIo* me = self(io);
+    if (me->closing_) return RAFT_CANCELED;
+    Write w;
+    w.kind = Write::Kind::truncate;
+    w.index = index;
+    me->next_index_ = index;
+    me->enqueue(std::move(w));
+    return 0;
+  };
+  io_.snapshot_put = [](raft_io* io, unsigned trailing, raft_io_snapshot_put* request, const raft_snapshot* snapshot,
+                        raft_io_snapshot_put_cb cb) {
+    RaftIo* me = self(io);
+    if (me->closing_) return RAFT_CANCELED;
+    request->cb = cb;
+    Write w;
+    w.kind = Write::Kind::snapshot;
+    w.put = request;
+    w.snapshot = std::make_shared<env::LogSnapshot>();
+    w.snapshot->index = snapshot->index;
+    w.snapshot->term = snapshot->term;
+    w.snapshot->configuration_index = snapshot->configuration_index;
+    for (unsigned i = 0; i < snapshot->configuration.n; ++i) {
+      const raft_server& s = snapshot->configuration.servers[i];
+      w.snapshot->servers.push_back({.node = NodeId{s.id}, .role = static_cast<std::uint32_t>(s.role)});
+    }
+    for (unsigned i = 0; i < snapshot->n_bufs; ++i) {
+      const auto* first = static_cast<const std::byte*>(snapshot->bufs[i].base);
+      w.snapshot->data.insert(w.snapshot->data.end(), first, first + snapshot->bufs[i].len);
+    }
+    if (trailing == 0) {
+      // Taken over from a leader: nothing of the log that was here counts any more.
+      w.keep_after = UINT64_MAX - 1;
+      me->next_index_ = snapshot->index + 1;
+    } else {
+      w.keep_after = snapshot->index > trailing ? snapshot->index - trailing : 0;
+    }
+    me->enqueue(std::move(w));
+    return 0;
+  };
+  io_.snapshot_get = [](raft_io* io, raft_io_snapshot_get* request, raft_io_snapshot_get_cb cb) {
+    RaftIo* me = self(io);
+    if (me->closing_) return RAFT_CANCELED;
+    request->cb = cb;
+    me->get({.request = request});
+    return 0;
+  };
+  io_.time = [](raft_io* io) { return self(io)->time(); };
+  io_.random = [](raft_io* io, int min, int max) {
+    const auto range = static_cast<std::uint64_t>(std::max(max - min, 1));
+    return min + static_cast<int>(self(io)->ports_.entropy->u64() % range);
+  };
+}
+
+// ---- What is on the disk at the start
+
+Status RaftIo::load() {
+  HOLO_ASSIGN(log, ports_.store->load());
+  stored_ = std::move(log);
+  term_ = stored_.term;
+  vote_ = stored_.vote;
+  next_index_ = stored_.snapshot ? stored_.snapshot->index + 1 : 1;
+  if (!stored_.entries.empty()) next_index_ = stored_.entries.back().index + 1;
+  if (stored_.snapshot && next_index_ <= stored_.snapshot->index) {
+    return fail(Errc::corrupt, str("entry ", next_index_, " of the log is missing: the snapshot reaches up to ", stored_.snapshot->index));
+  }
+  for (const env::OwnedLogEntry& e : stored_.entries) {
+    if (e.type < RAFT_COMMAND || e.type > RAFT_CHANGE) {
+      return fail(Errc::corrupt, str("entry ", e.index, " of the log has no known type"));
+    }
+  }
+  return {};
+}
+
+int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries,
+                        size_t* n) {
+  *term = stored_.term;
+  *vote = stored_.vote.value;
+  *snapshot = nullptr;
+  *start = stored_.snapshot ? stored_.snapshot->index + 1 : 1;
+  *entries = nullptr;
+  *n = 0;
+  if (stored_.snapshot) {
+    *snapshot = to_raft(*stored_.snapshot);
+    if (*snapshot == nullptr) return RAFT_MALFORMED;
+  }
+  if (!stored_.entries.empty()) {
+    *start = stored_.entries.front().index;
+    *n = stored_.entries.size();
+    *entries = static_cast<raft_entry*>(raft_calloc(*n, sizeof(raft_entry)));
+    HOLO_ASSERT(*entries != nullptr, "out of memory");
+    for (std::size_t i = 0; i < *n; ++i) {
+      const env::OwnedLogEntry& e = stored_.entries[i];
+      (*entries)[i].term = e.term;
+      (*entries)[i].type = e.type;
+      (*entries)[i].buf = {raft_copy(e.data), e.data.size()};
+    }
+  }
+  stored_ = {};
+  return 0;
+}
+
+int RaftIo::bootstrap(const raft_configuration* conf) {
+  raft_buffer encoded{};
+  if (const int rv = raft_configuration_encode(conf, &encoded); rv != 0) return rv;
+  const env::LogEntry first{.index = 1,
+                            .term = 1,
+                            .type = RAFT_CHANGE,
+                            .data = {static_cast<const std::byte*>(encoded.base), encoded.len}};
+  Status s = ports_.store->append({first});
+  if (s) s = ports_.store->set_vote(1, NodeId{});
+  raft_free(encoded.base);
+  return s ? 0 : RAFT_IOERR;
+}
+
+// ---- Time
+
+raft_time RaftIo::time() {
+  const Duration since = std::min(ports_.loop->now() - last_tick_, options_.heartbeat * 2);
+  return static_cast<raft_time>((virtual_ns_ + std::max<std::int64_t>(since.ns, 0)) / 1'000'000);
+}
+
+void RaftIo::arm_tick() {
+  if (closing_ || ports_.loop->stopping()) return;
+  timer_ = ports_.loop->call_at(ports_.loop->now() + options_.heartbeat, [me = shared_from_this()] { me->tick(); });
+}
+
+void RaftIo::tick() {
+  timer_ = 0;
+  if (closing_) return;
+  const Instant now = ports_.loop->now();
+  virtual_ns_ += std::clamp<std::int64_t>((now - last_tick_).ns, 0, (options_.heartbeat * 2).ns);
+  last_tick_ = now;
+  tick_cb_(&io_);
+  after_event_();
+  arm_tick();
+}
+
+// ---- Network
+
+int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb) {
+  if (closing_) return RAFT_CANCELED;
+  const NodeId peer{message->server_id};
+  unsigned& in_flight = in_flight_[peer];
+  if (in_flight >= kMaxInFlight) return RAFT_NOCONNECTION;
+  ++in_flight;
+  const std::uint64_t id = next_send_++;
+  sends_[id] = {.request = request, .cb = cb};
+  std::vector<env::Request> parts = encode_raft_message(*message);
+  // Later, as libraft does not expect the callback before this returns.
+  auto shared = std::make_shared<std::vector<env::Request>>(std::move(parts));
+  ports_.loop->post([me = shared_from_this(), id, peer, shared] {
+    if (!me->closing_) me->ports_.loop->spawn(deliver(me, id, peer, std::move(*shared)));
+  });
+  return 0;
+}
+
+Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts) {
+  int status = 0;
+  const bool many = parts.size() > 1;
+  for (env::Request& part : parts) {
+    env::CallOptions options;
+    options.klass = env::StreamClass::control;
+    options.deadline = io->ports_.loop->now() + (many ? kSnapshotDeadline : kMessageDeadline);
+    auto reply = co_await io->ports_.transport->call(peer, std::move(part), options);
+    if (reply) continue;
+    status = RAFT_NOCONNECTION;
+    break;
+  }
+  io->sent(id, peer, status);
+}
+
+void RaftIo::sent(std::uint64_t id, NodeId peer, int status) {
+  if (auto it = in_flight_.find(peer); it != in_flight_.end() && --it->second == 0) in_flight_.erase(it);
+  const auto it = sends_.find(id);
+  if (it == sends_.end()) return;
+  const Send send = it->second;
+  sends_.erase(it);
+  if (send.cb != nullptr) send.cb(send.request, status);
+  if (!closing_) after_event_();
+}
+
+Status RaftIo::receive(NodeId from, const env::Request& request) {
+  if (closing_ || recv_cb_ == nullptr) return fail(Errc::unavailable, "the log is closing");
+  auto decoded = decode_raft_message(from, request, parts_);
+  if (!decoded) return std::unexpected(decoded.error());
+  if (!*decoded) return {};
+  const std::string address = raft_address(from);
+  (*decoded)->message.server_address = address.c_str();
+  recv_cb_(&io_, (*decoded)->release());
+  after_event_();
+  return {};
+}
+
+// ---- Disk
+
+void RaftIo::enqueue(Write w) {
+  writes_.push_back(std::move(w));
+  pump();
+}
+
+void RaftIo::pump() {
+  if (writing_ || retry_ != 0 || writes_.empty()) return;
+  writing_ = true;
+  std::size_t count = 1;
+  std::function<Status()> work;
+  const Write& front = writes_.front();
+  const std::shared_ptr<env::LogStore> store = ports_.store;
+  switch (front.kind) {
+    case Write::Kind::append: {
+      std::vector<env::LogEntry> entries;
+      count = 0;
+      for (const Write& w : writes_) {
+        if (w.kind != Write::Kind::append || (count > 0 && entries.size() + w.n > kMaxWriteEntries)) break;
+        ++count;
+        for (unsigned i = 0; i < w.n; ++i) {
+          const raft_entry& e = w.entries[i];
+          entries.push_back({.index = w.index + i,
+                             .term = e.term,
+                             .type = e.type,
+                             .data = {static_cast<const std::byte*>(e.buf.base), e.buf.len}});
+        }
+      }
+      work = [store, entries = std::move(entries)] { return store->append(entries); };
+      break;
+    }
+    case Write::Kind::truncate: work = [store, index = front.index] { return store->truncate(index); }; break;
+    case Write::Kind::snapshot:
+      work = [store, s = front.snapshot, keep = front.keep_after] { return store->put_snapshot(*s, keep); };
+      break;
+  }
+  auto status = std::make_shared<Status>();
+  ports_.loop->offload([work = std::move(work), status] { *status = work(); },
+                       [me = shared_from_this(), count, status] { me->written(count, *status); });
+}
+
+void RaftIo::written(std::size_t count, Status status) {
+  writing_ = false;
+  if (!status && !closing_) {
+    if (!disk_error_) log_error("control", "the log waits for the disk: ", status.error().to_string());
+    disk_error_ = status.error();
+    retry_ = ports_.loop->call_at(ports_.loop->now() + kRetryWrite, [me = shared_from_this()] {
+      me->retry_ = 0;
+      if (me->closing_) return me->finish_close();
+      me->pump();
+    });
+    after_event_();
+    return;
+  }
+  if (status) disk_error_.reset();
+  for (std::size_t i = 0; i < count; ++i) {
+    const Write w = std::move(writes_.front());
+    writes_.pop_front();
+    const int code = status ? 0 : RAFT_IOERR;
+    if (w.append != nullptr) w.append->cb(w.append, code);
+    if (w.put != nullptr) w.put->cb(w.put, code);
+  }
+  if (closing_) return finish_close();
+  after_event_();
+  pump();
+}
+
+void RaftIo::get(Get g) {
+  ++reading_;
+  using Read = Result<std::optional<env::LogSnapshot>>;
+  auto result = std::make_shared<std::optional<Read>>();
+  ports_.loop->offload([store = ports_.store, result] { result->emplace(store->snapshot()); },
+                       [me = shared_from_this(), g, result] {
+                         --me->reading_;
+                         const Read& read = **result;
+                         raft_snapshot* s = nullptr;
+                         int code = me->closing_ ? RAFT_CANCELED : RAFT_IOERR;
+                         if (!me->closing_ && read && *read) {
+                           s = to_raft(**read);
+                           code = s == nullptr ? RAFT_CORRUPT : 0;
+                         }
+                         if (!read) log_error("control", "the snapshot cannot be read: ", read.error().to_string());
+                         g.request->cb(g.request, s, code);
+                         if (me->closing_) return me->finish_close();
+                         me->after_event_();
+                       });
+}
+
+// ---- The end
+
+void RaftIo::close(raft_io_close_cb cb) {
+  closing_ = true;
+  close_cb_ = cb;
+  if (timer_ != 0) ports_.loop->cancel(timer_);
+  if (retry_ != 0) ports_.loop->cancel(retry_);
+  timer_ = retry_ = 0;
+  ports_.loop->post([me = shared_from_this()] { me->finish_close(); });
+}
+
+void RaftIo::finish_close() {
+  if (close_cb_ == nullptr || writing_ || reading_ > 0) return;
+  for (auto& [id, send] : std::exchange(sends_, {})) {
+    if (send.cb != nullptr) send.cb(send.request, RAFT_CANCELED);
+  }
+  while (!writes_.empty()) {
+    const Write w = std::move(writes_.front());
+    writes_.pop_front();
+    if (w.append != nullptr) w.append->cb(w.append, RAFT_CANCELED);
+    if (w.put != nullptr) w.put->cb(w.put, RAFT_CANCELED);
+  }
+  std::exchange(close_cb_, nullptr)(&io_);
+}
+
+}  // namespace holo::driver

@@ -1,0 +1,108 @@
+// libraft's port to disk, network, time and randomness, over ours.
+#pragma once
+
+extern "C" {  // The header does not say so itself.
+#include <raft.h>
+}
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "driver/raft/raft_log.h"
+#include "driver/raft/raft_message.h"
+
+namespace holo::driver {
+
+/// Serves one struct raft. Writes are done in order on a helper thread, appends that wait together as one; a write that fails
+/// is tried again until it succeeds, so that libraft never has to doubt what is on the disk. Thread: loop.
+/// Held by shared_ptr: what runs on the helper thread, or waits for the network, keeps it.
+class RaftIo : public std::enable_shared_from_this<RaftIo> {
+ public:
+  RaftIo(RaftLogPorts ports, RaftLogOptions options, std::function<void()> after_event);
+  RaftIo(const RaftIo&) = delete;
+  RaftIo& operator=(const RaftIo&) = delete;
+
+  raft_io* io() { return &io_; }
+  /// What raft_start will be given. Call first, and again after a bootstrap.
+  Status load();
+  [[nodiscard]] bool empty() const { return stored_.term == 0 && !stored_.snapshot && stored_.entries.empty(); }
+  /// A message from a peer.
+  Status receive(NodeId from, const env::Request& request);
+  /// Set while writes to the disk fail.
+  [[nodiscard]] const std::optional<Error>& disk_error() const { return disk_error_; }
+
+ private:
+  struct Write {
+    enum class Kind : std::uint8_t { append, truncate, snapshot };
+    Kind kind = Kind::append;
+    std::uint64_t index = 0;               ///< append: of the first entry; truncate: first to go.
+    const raft_entry* entries = nullptr;   ///< append: libraft keeps them until the callback.
+    unsigned n = 0;
+    raft_io_append* append = nullptr;
+    raft_io_snapshot_put* put = nullptr;
+    std::shared_ptr<env::LogSnapshot> snapshot;
+    std::uint64_t keep_after = 0;
+  };
+  struct Get {
+    raft_io_snapshot_get* request = nullptr;
+  };
+
+  static RaftIo* self(raft_io* io) { return static_cast<RaftIo*>(io->impl); }
+  void bind();
+  int bootstrap(const raft_configuration* conf);
+  int take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries, size_t* n);
+  int send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb);
+  void sent(std::uint64_t id, NodeId peer, int status);
+  void enqueue(Write w);
+  void pump();
+  void written(std::size_t count, Status status);
+  void get(Get g);
+  void close(raft_io_close_cb cb);
+  void finish_close();
+  void arm_tick();
+  void tick();
+  /// Milliseconds in which this loop ran: a node that stood still must not take its own silence for the leader's.
+  raft_time time();
+
+  static Task<void> deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts);
+
+  RaftLogPorts ports_;
+  RaftLogOptions options_;
+  std::function<void()> after_event_;
+  raft_io io_{};
+  env::StoredLog stored_;
+
+  raft_io_tick_cb tick_cb_ = nullptr;
+  raft_io_recv_cb recv_cb_ = nullptr;
+  env::Loop::TimerId timer_ = 0;
+  env::Loop::TimerId retry_ = 0;
+  Instant last_tick_;
+  std::int64_t virtual_ns_ = 0;
+
+  std::uint64_t next_index_ = 1;  ///< Of the next entry that libraft will append.
+  std::uint64_t term_ = 0;
+  NodeId vote_;
+  std::deque<Write> writes_;
+  bool writing_ = false;
+  unsigned reading_ = 0;
+  std::optional<Error> disk_error_;
+
+  struct Send {
+    raft_io_send* request = nullptr;
+    raft_io_send_cb cb = nullptr;
+  };
+  std::map<std::uint64_t, Send> sends_;
+  std::unordered_map<NodeId, unsigned> in_flight_;
+  std::uint64_t next_send_ = 1;
+  SnapshotAssembly parts_;
+
+  bool closing_ = false;
+  raft_io_close_cb close_cb_ = nullptr;
+};
+
+}  // namespace holo::driver

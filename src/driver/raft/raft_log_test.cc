@@ -1,0 +1,356 @@
+#include "driver/raft/raft_log.h"
+
+#include <gtest/gtest.h>
+
+#include "base/random.h"
+#include "base/strings.h"
+#include "driver/posix/asio_loop.h"
+#include "env/hub_testing.h"
+#include "env/memory_store_testing.h"
+
+namespace holo::driver {
+namespace {
+
+using env::testing::Hub;
+using env::testing::MemoryStore;
+
+class SeededEntropy final : public env::Entropy {
+ public:
+  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
+  void fill(MutableByteSpan out) override {
+    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
+  }
+
+ private:
+  Random random_;
+};
+
+/// Keeps every command it was given.
+class Journal final : public env::StateMachine {
+ public:
+  void apply(LogIndex index, WallTime when, ByteSpan command) override {
+    EXPECT_GT(index, last);
+    EXPECT_GE(when, time);
+    last = index;
+    time = when;
+    text += std::string(as_text(command)) + "@" + std::to_string(index.value) + "\n";
+    commands.emplace_back(as_text(command));
+  }
+  Bytes snapshot() const override {
+    const ByteSpan b = as_bytes(text);
+    return Bytes(b.begin(), b.end());
+  }
+  Status restore(LogIndex index, ByteSpan snapshot) override {
+    if (refuse) return fail(Errc::corrupt, "the test refuses it");
+    text = std::string(as_text(snapshot));
+    last = index;
+    ++restores;
+    return {};
+  }
+  LogIndex last;
+  WallTime time;
+  std::string text;
+  std::vector<std::string> commands;
+  int restores = 0;
+  bool refuse = false;
+};
+
+struct Server {
+  NodeId id;
+  std::shared_ptr<MemoryStore> store = std::make_shared<MemoryStore>();
+  std::unique_ptr<SeededEntropy> entropy;
+  std::unique_ptr<Hub::Endpoint> endpoint;
+  std::unique_ptr<Journal> journal;
+  std::unique_ptr<env::CommandLog> log;
+};
+
+class RaftLogTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    for (auto& [id, s] : servers_) stop(id);
+  }
+  Server& server(std::uint64_t id) { return *servers_.at(id); }
+
+  Status start(std::uint64_t id, bool bootstrap = false) {
+    auto& slot = servers_[id];
+    if (!slot) slot = std::make_unique<Server>();
+    Server& s = *slot;
+    s.id = NodeId{id};
+    s.entropy = std::make_unique<SeededEntropy>(id * 1000 + ++starts_);
+    s.endpoint = std::make_unique<Hub::Endpoint>(hub_, s.id, "n" + std::to_string(id));
+    s.journal = std::make_unique<Journal>();
+    RaftLogOptions options = options_;
+    options.self = s.id;
+    options.bootstrap = bootstrap;
+    RaftLogPorts ports{.loop = &loop_, .transport = s.endpoint.get(), .entropy = s.entropy.get(), .store = s.store};
+    auto log = open_raft_log(std::move(ports), *s.journal, options);
+    if (!log) return std::unexpected(log.error());
+    s.log = std::move(*log);
+    return {};
+  }
+  void stop(std::uint64_t id) {
+    Server& s = server(id);
+    if (!s.log) return;
+    s.endpoint.reset();  // From now on nobody hears it.
+    run(close(s.log.get()));
+    s.log.reset();
+  }
+  static Task<Status> close(env::CommandLog* log) {
+    co_await log->close();
+    co_return Status{};
+  }
+
+  template <class T>
+  T run(Task<T> task) {
+    auto out = std::make_shared<std::optional<T>>();
+    loop_.spawn(keep(std::move(task), out));
+    EXPECT_TRUE(loop_.run_until([&] { return out->has_value(); }, seconds(30)));
+    if (!*out) abort();
+    return std::move(**out);
+  }
+  template <class T>
+  static Task<void> keep(Task<T> task, std::shared_ptr<std::optional<T>> out) {
+    out->emplace(co_await task);
+  }
+  bool until(const std::function<bool()>& f, Duration limit = seconds(20)) { return loop_.run_until(f, limit); }
+
+  Result<LogIndex> append(std::uint64_t id, const std::string& text, Duration limit = seconds(10)) {
+    return run(server(id).log->append(Buffer::copy(as_bytes(text)), loop_.now() + limit));
+  }
+  std::uint64_t leader() {
+    for (auto& [id, s] : servers_) {
+      if (s->log && s->log->status().role == env::LogRole::leader) return id;
+    }
+    return 0;
+  }
+  /// The leader that has a majority behind it.
+  std::uint64_t wait_leader(std::uint64_t not_this = 0) {
+    EXPECT_TRUE(until([&] {
+      const std::uint64_t l = leader();
+      return l != 0 && l != not_this;
+    }));
+    return leader();
+  }
+  void cluster(std::uint64_t n) {
+    ASSERT_TRUE(start(1, true));
+    for (std::uint64_t id = 2; id <= n; ++id) {
+      ASSERT_TRUE(start(id));
+      const Status added = run(server(1).log->add_learner(NodeId{id}, loop_.now() + seconds(10)));
+      ASSERT_TRUE(added) << added.error().message;
+      const Status voter = run(server(1).log->set_voter(NodeId{id}, true, loop_.now() + seconds(10)));
+      ASSERT_TRUE(voter) << voter.error().message;
+    }
+  }
+
+  AsioLoop loop_;
+  Hub hub_{loop_};
+  RaftLogOptions options_{.self = {}, .election_timeout = milliseconds(300), .heartbeat = milliseconds(50)};
+  std::map<std::uint64_t, std::unique_ptr<Server>> servers_;
+  std::uint64_t starts_ = 0;
+};
+
+TEST_F(RaftLogTest, OneNodeLeadsAtOnceAndRemembers) {
+  ASSERT_TRUE(start(1, true));
+  EXPECT_EQ(server(1).log->status().role, env::LogRole::leader);
+  const auto a = append(1, "a");
+  const auto b = append(1, "b");
+  ASSERT_TRUE(a) << a.error().message;
+  ASSERT_TRUE(b);
+  EXPECT_LT(*a, *b);
+  EXPECT_EQ(server(1).journal->commands, (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(server(1).journal->last, *b);
+  EXPECT_TRUE(run(server(1).log->barrier(loop_.now() + seconds(5))));
+  const std::string text = server(1).journal->text;
+  stop(1);
+  ASSERT_TRUE(start(1));
+  EXPECT_TRUE(until([&] { return server(1).journal->text == text; }));
+  EXPECT_FALSE(start(1, true)) << "a second bootstrap";
+}
+
+TEST_F(RaftLogTest, ManyAppendsShareWrites) {
+  ASSERT_TRUE(start(1, true));
+  std::vector<std::shared_ptr<std::optional<Result<LogIndex>>>> results;
+  const std::uint64_t before = server(1).store->appends();
+  for (int i = 0; i < 1000; ++i) {
+    results.push_back(std::make_shared<std::optional<Result<LogIndex>>>());
+    loop_.spawn(keep(server(1).log->append(Buffer::copy(as_bytes(std::to_string(i))), loop_.now() + seconds(10)), results.back()));
+  }
+  ASSERT_TRUE(until([&] { return server(1).journal->commands.size() == 1000 && results.back()->has_value(); }));
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    ASSERT_TRUE(**results[i]);
+    EXPECT_EQ(server(1).journal->commands[i], std::to_string(i));
+    EXPECT_NE(server(1).journal->text.find(str(i, "@", ***results[i], "\n")), std::string::npos) << "each got its own index";
+  }
+  EXPECT_LT(server(1).store->appends() - before, 100U);
+}
+
+TEST_F(RaftLogTest, ThreeNodesAgreeAndForward) {
+  cluster(3);
+  ASSERT_TRUE(append(2, "from two"));
+  ASSERT_TRUE(append(3, "from three"));
+  ASSERT_TRUE(append(1, "from one"));
+  EXPECT_TRUE(until([&] {
+    return server(1).journal->text == server(2).journal->text && server(1).journal->text == server(3).journal->text &&
+           server(1).journal->commands.size() == 3;
+  }));
+  EXPECT_EQ(server(2).log->members().size(), 3U);
+  EXPECT_TRUE(run(server(3).log->barrier(loop_.now() + seconds(5))));
+}
+
+TEST_F(RaftLogTest, AnotherLeadsWhenTheLeaderDies) {
+  cluster(3);
+  ASSERT_TRUE(append(2, "before"));
+  stop(1);
+  const std::uint64_t next = wait_leader(1);
+  ASSERT_NE(next, 0U);
+  const std::uint64_t other = next == 2 ? 3 : 2;
+  const auto after = append(other, "after");
+  ASSERT_TRUE(after) << after.error().message;
+  ASSERT_TRUE(start(1));
+  EXPECT_TRUE(until([&] { return server(1).journal->text == server(next).journal->text; }));
+}
+
+TEST_F(RaftLogTest, TheMinorityCannotCommitAndLosesItsTail) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "agreed"));
+  hub_.isolate(NodeId{1}, true);
+  const auto lost = append(1, "lost", milliseconds(200));
+  ASSERT_FALSE(lost);
+  EXPECT_EQ(lost.error().code, Errc::no_quorum) << lost.error().message;
+  ASSERT_TRUE(until([&] { return server(2).log->status().role == env::LogRole::leader || server(3).log->status().role == env::LogRole::leader; }));
+  ASSERT_TRUE(append(2, "won"));
+  const auto none = append(1, "nobody", milliseconds(1500));
+  ASSERT_FALSE(none);
+  hub_.isolate(NodeId{1}, false);
+  ASSERT_TRUE(append(1, "again"));
+  EXPECT_TRUE(until([&] { return server(1).journal->text == server(2).journal->text; }));
+  EXPECT_EQ(server(1).journal->text.find("lost"), std::string::npos);
+  EXPECT_EQ(server(1).journal->text.find("nobody"), std::string::npos);
+}
+
+TEST_F(RaftLogTest, AFullStopLosesNothing) {
+  cluster(3);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(append(1, "x" + std::to_string(i)));
+  const std::string text = server(1).journal->text;
+  for (std::uint64_t id = 1; id <= 3; ++id) stop(id);
+  for (std::uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(start(id));
+  ASSERT_TRUE(append(2, "more"));
+  for (std::uint64_t id = 1; id <= 3; ++id) {
+    EXPECT_TRUE(until([&] { return server(id).journal->text.starts_with(text) && server(id).journal->text.find("more") != std::string::npos; }));
+  }
+}
+
+TEST_F(RaftLogTest, SnapshotsCutTheLogAndReachNewcomers) {
+  options_.snapshot_threshold = 50;
+  options_.snapshot_trailing = 10;
+  ASSERT_TRUE(start(1, true));
+  const std::string big(100'000, 'z');
+  for (int i = 0; i < 200; ++i) ASSERT_TRUE(append(1, big + std::to_string(i)));
+  EXPECT_TRUE(until([&] { return server(1).store->entries() < 120; }));
+  ASSERT_TRUE(start(2));
+  // Its state comes as a snapshot of several parts: 20 MB in messages of 6.
+  ASSERT_TRUE(run(server(1).log->add_learner(NodeId{2}, loop_.now() + seconds(20))));
+  EXPECT_TRUE(until([&] { return server(2).journal->text == server(1).journal->text; }));
+  EXPECT_GE(server(2).journal->restores, 1);
+  const std::string text = server(1).journal->text;
+  stop(1);
+  stop(2);
+  ASSERT_TRUE(start(1));
+  EXPECT_TRUE(until([&] { return server(1).journal->text == text; }));
+  ASSERT_TRUE(start(2));
+  ASSERT_TRUE(append(2, "end"));
+  EXPECT_EQ(server(2).journal->text, server(1).journal->text);
+}
+
+TEST_F(RaftLogTest, ALearnerFollowsWithoutAVote) {
+  ASSERT_TRUE(start(1, true));
+  ASSERT_TRUE(start(2));
+  ASSERT_TRUE(run(server(1).log->add_learner(NodeId{2}, loop_.now() + seconds(10))));
+  ASSERT_TRUE(append(2, "a"));
+  EXPECT_EQ(server(2).log->status().role, env::LogRole::learner);
+  hub_.isolate(NodeId{2}, true);
+  EXPECT_TRUE(append(1, "b")) << "its vote is not needed";
+  hub_.isolate(NodeId{2}, false);
+  ASSERT_TRUE(run(server(1).log->remove(NodeId{2}, loop_.now() + seconds(10))));
+  EXPECT_EQ(server(1).log->members().size(), 1U);
+  EXPECT_TRUE(run(server(1).log->remove(NodeId{2}, loop_.now() + seconds(10)))) << "again";
+}
+
+TEST_F(RaftLogTest, LeadershipIsHandedOver) {
+  cluster(3);
+  const std::uint64_t first = wait_leader();
+  ASSERT_TRUE(run(server(first).log->hand_over(loop_.now() + seconds(10))));
+  EXPECT_TRUE(until([&] { return leader() != 0 && leader() != first; }));
+}
+
+TEST_F(RaftLogTest, AFullDiskIsAnErrorAndPasses) {
+  ASSERT_TRUE(start(1, true));
+  ASSERT_TRUE(append(1, "a"));
+  server(1).store->set_full(true);
+  const auto waits = append(1, "b", milliseconds(300));
+  ASSERT_FALSE(waits);
+  EXPECT_EQ(waits.error().code, Errc::io_error) << waits.error().message;
+  const auto refused = append(1, "c");
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::io_error);
+  server(1).store->set_full(false);
+  EXPECT_TRUE(until([&] { return append(1, "d").has_value(); }));
+  EXPECT_EQ(server(1).journal->commands.front(), "a");
+  EXPECT_EQ(server(1).journal->commands.back(), "d");
+}
+
+TEST_F(RaftLogTest, AVoterWhoseDiskWasFullTakesPartAgain) {
+  cluster(3);
+  server(2).store->set_full(true);
+  ASSERT_TRUE(append(1, "a"));
+  // A new term cannot be written there: libraft gives up, and is started again.
+  stop(1);
+  ASSERT_TRUE(until([&] { return server(2).log->status().applied == LogIndex{}; }));
+  server(2).store->set_full(false);
+  EXPECT_TRUE(until([&] { return append(3, "c").has_value(); }));
+  EXPECT_TRUE(until([&] { return server(2).journal->text == server(3).journal->text; }));
+}
+
+TEST_F(RaftLogTest, ASnapshotThatIsRefusedStopsTheStart) {
+  options_.snapshot_threshold = 10;
+  options_.snapshot_trailing = 2;
+  ASSERT_TRUE(start(1, true));
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(append(1, "x"));
+  ASSERT_TRUE(until([&] { return server(1).store->entries() < 20; }));
+  stop(1);
+  Server& s = server(1);
+  s.endpoint = std::make_unique<Hub::Endpoint>(hub_, s.id, "n1");
+  s.journal->refuse = true;
+  RaftLogOptions options = options_;
+  options.self = s.id;
+  const auto log = open_raft_log({.loop = &loop_, .transport = s.endpoint.get(), .entropy = s.entropy.get(), .store = s.store},
+                                 *s.journal, options);
+  ASSERT_FALSE(log);
+  EXPECT_EQ(log.error().code, Errc::corrupt);
+}
+
+TEST_F(RaftLogTest, GarbageFromPeersIsRefused) {
+  cluster(2);
+  Random rnd(5);
+  for (int i = 0; i < 500; ++i) {
+    env::Request r;
+    r.type = 10;
+    const std::uint64_t n = rnd.below(60);
+    for (std::uint64_t k = 0; k < n; ++k) r.header.push_back(static_cast<char>(rnd.next()));
+    env::CallOptions options;
+    options.deadline = loop_.now() + seconds(1);
+    (void)run(server(2).endpoint->call(NodeId{1}, std::move(r), options));
+  }
+  EXPECT_TRUE(append(2, "still here"));
+}
+
+TEST_F(RaftLogTest, TooLargeACommandIsRefused) {
+  ASSERT_TRUE(start(1, true));
+  const auto r = append(1, std::string((8 << 20) + 1, 'x'));
+  ASSERT_FALSE(r);
+  EXPECT_EQ(r.error().code, Errc::over_limit);
+  EXPECT_TRUE(append(1, std::string(8 << 20, 'x')));
+}
+
+}  // namespace
+}  // namespace holo::driver
