@@ -1,4 +1,5 @@
-// The node's part in the cluster: its copy of the replicated state, proposals to the log, heartbeats, joining and leaving.
+// The node's part in the cluster: its copy of the replicated state, proposals to the log, heartbeats, joining and
+// leaving.
 #pragma once
 
 #include <cstdint>
@@ -36,13 +37,14 @@ struct NodeIdentity {
   std::string version;
 };
 
-/// Opens the log over `machine`. `bootstrap`: a fresh cluster with this node as its only voter; otherwise the log goes on from
-/// what is on disk, or waits empty for a leader.
+/// Opens the log over `machine`. `bootstrap`: a fresh cluster with this node as its only voter; otherwise the log goes
+/// on from what is on disk, or waits empty for a leader.
 struct LogOptions {
   NodeId self;
   bool bootstrap = false;
 };
-using LogFactory = std::function<Result<std::unique_ptr<env::CommandLog>>(env::StateMachine& machine, LogOptions options)>;
+using LogFactory =
+    std::function<Result<std::unique_ptr<env::CommandLog>>(env::StateMachine& machine, LogOptions options)>;
 
 /// Thread: loop. Lives as long as the services that observe it.
 class ControlService {
@@ -70,8 +72,8 @@ class ControlService {
   Task<Status> join(std::string seed, Instant deadline);
   /// Goes on after a restart. Returns at once; this node is alive again once a leader has heard it (ready()).
   Status resume();
-  /// Leaves the cluster for good: drains (see set_leave_check), then NodeLeave. Errors: `refused` with what it still holds,
-  /// `deadline_exceeded`, `no_quorum`.
+  /// Leaves the cluster for good: drains (see set_leave_check), then NodeLeave. Errors: `refused` with what it still
+  /// holds, `deadline_exceeded`, `no_quorum`.
   Task<Status> leave(Instant deadline);
   /// Stops loops and the log; writes nothing more. Before destruction, while the loop still runs.
   Task<void> stop();
@@ -90,18 +92,21 @@ class ControlService {
   [[nodiscard]] bool ready() const;
   [[nodiscard]] env::LogStatus log_status() const;
 
-  /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without acting twice.
-  /// A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and `no_quorum` (outcome unknown),
-  /// `overloaded` (limits::kMaxPendingCommands), `over_limit` (kMaxCommandBytes), `cancelled` (shutdown). Thread: loop.
+  /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without
+  /// acting twice. A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and
+  /// `no_quorum` (outcome unknown), `overloaded` (limits::kMaxPendingCommands), `over_limit` (kMaxCommandBytes),
+  /// `cancelled` (shutdown). Thread: loop.
   Task<Result<wire::CommandResult>> propose(wire::CommandBody body, Instant deadline);
   /// Until this node has applied `index`. Errors: `deadline_exceeded`, `cancelled`.
   Task<Status> wait_applied(LogIndex index, Instant deadline);
-  /// Until `region` is at `version` or higher here. Errors: `not_found` (freed meanwhile), `deadline_exceeded`, `cancelled`.
+  /// Until `region` is at `version` or higher here. Errors: `not_found` (freed meanwhile), `deadline_exceeded`,
+  /// `cancelled`.
   Task<Status> wait_version(RegionId region, Version version, Instant deadline);
   /// A linearizable read point: everything committed before the call is applied here. Errors: as CommandLog::barrier.
   Task<Status> barrier(Instant deadline);
 
-  /// What goes into this node's heartbeats: frames used, and per region the lowest snapshot in use (or the newest applied).
+  /// What goes into this node's heartbeats: frames used, and per region the lowest snapshot in use (or the newest
+  /// applied).
   void set_report_source(std::function<wire::NodeReport()> source) { report_source_ = std::move(source); }
   /// No snapshot of `region` below this is in use anywhere: older versions may go. Never falls. 0: nothing may go.
   [[nodiscard]] Version floor(RegionId region) const;
@@ -110,8 +115,8 @@ class ControlService {
   /// As heard through the leader; 0 when unknown.
   [[nodiscard]] std::uint64_t frames_used(NodeId node) const;
 
-  /// Asked by leave() after the node is draining; returns once nothing here is a last copy, or `refused` saying what is.
-  /// Without one, the state alone decides.
+  /// Asked by leave() after the node is draining; returns once nothing here is a last copy, or `refused` saying what
+  /// is. Without one, the state alone decides.
   void set_leave_check(std::function<Task<Status>(Instant deadline)> f) { leave_check_ = std::move(f); }
 
   /// Registers REGION_CREATE, REGION_OPEN, REGION_LIST and REGION_FREE.
