@@ -20,6 +20,8 @@ constexpr std::size_t kLeastBlockBytes = 72
 /// Blocks above this come from the pool, where they keep their pages.
 constexpr std::size_t kPooledBytes = 32 << 10;
 constexpr std::size_t kMaxPooledBlocks = 4;
+/// So many small outputs in a row (heartbeats), and the pool is given back.
+constexpr unsigned kSmallOutputs = 64;
 
 using Block = std::shared_ptr<std::byte[]>;
 
@@ -83,6 +85,7 @@ struct Session::Impl {
   Bytes scratch;  // plain frames of the record being read
   Bytes clear_out;
   std::vector<Block> pool;
+  unsigned small_outputs = 0;
 
   Instant last_received;
   Instant handshake_until;
@@ -250,7 +253,11 @@ void Session::Impl::send_handshake(RecordKind kind, ByteSpan body) {
 
 /// A block that nobody else holds.
 Block Session::Impl::block_of(std::size_t bytes) {
-  if (bytes <= kPooledBytes) return std::make_shared_for_overwrite<std::byte[]>(bytes);
+  if (bytes <= kPooledBytes) {
+    if (++small_outputs == kSmallOutputs) pool.clear();
+    return std::make_shared_for_overwrite<std::byte[]>(bytes);
+  }
+  small_outputs = 0;
   const auto free = std::ranges::find_if(pool, [](const Block& block) { return block.use_count() == 1; });
   if (free != pool.end()) return *free;
   Block made = std::make_shared_for_overwrite<std::byte[]>(kBlockBytes);
