@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT_DEADLINE_S = 300  # For one test program.
 FILE_DEADLINE_S = 600  # For one pytest file, which may start real clusters.
 SHOWN_OUTPUT_LINES = 60  # Of a program that failed.
+PASSED_TEST = re.compile(r"^\[ RUN      \] (\S+)\n(?:(?!\[ RUN ).*\n)*?\[       OK \] \1 .*\n", re.M)
 TERMINAL = sys.stdout.isatty()
 
 
@@ -155,7 +156,7 @@ def show(program, outcome):
     counts += f", {len(outcome.skipped)} skipped" if outcome.skipped else ""
     print(f"  {mark} {program.name:<40} {counts:<28} {outcome.seconds:6.1f} s", flush=True)
     if outcome.failed:
-        lines = outcome.output.splitlines()
+        lines = PASSED_TEST.sub("", outcome.output).splitlines()
         if len(lines) > SHOWN_OUTPUT_LINES:
             log = program.report.with_suffix(".log")
             log.write_text(outcome.output)
