@@ -7,18 +7,12 @@
 
 #include "base/result.h"
 #include "env/fd.h"
-#include "env/page_faults.h"
 
 namespace holo::client {
 
-struct Userfault {
-  env::Fd fd;
-  env::FaultMode mode = env::FaultMode::none;
-};
-
-/// A descriptor that has done its handshake (missing and minor faults of shared memory). Nullopt where the kernel gives
-/// none, or where HOLO_NO_UFFD=1 asks to do without. Thread: any.
-std::optional<Userfault> make_userfault();
+/// A descriptor that has done its handshake. Nullopt where the kernel gives none, or where HOLO_NO_UFFD=1 asks to do
+/// without. Thread: any.
+std::optional<env::Fd> make_userfault();
 
 /// Faults of [address, address + length) go to `fd` from now on. Errors: `io_error`, `out_of_memory`.
 Status register_range(int fd, std::byte* address, std::size_t length);

@@ -72,7 +72,7 @@ Status View::attach(std::optional<std::uint64_t> snapshot) {
   if (snapshot) request.set_snapshot(*snapshot);
   request.set_address(reinterpret_cast<std::uintptr_t>(base_));
   request.set_length(length());
-  std::array<int, 1> fds{userfault_ ? userfault_->fd.get() : -1};
+  std::array<int, 1> fds{userfault_ ? userfault_->get() : -1};
   driver::LocalClient::Reply rest;
   const auto given = userfault_ ? std::span<const int>(fds) : std::span<const int>();
   HOLO_ASSIGN(reply, agent_.call<wire::ViewOpenReply>(wire::VIEW_OPEN, request, {.fds = given}, &rest));
@@ -113,7 +113,7 @@ Status View::map_private(PageRun run) {
                    static_cast<off_t>(run.first * shape_.page_bytes));
   if (p == MAP_FAILED) return driver::fail_errno(errno, str("cannot map region \"", shape_.name, "\""));
   (void)::madvise(at, bytes, MADV_DONTFORK);  // A child would read holes as zeros.
-  return register_range(userfault_->fd.get(), at, bytes);
+  return register_range(userfault_->get(), at, bytes);
 }
 
 Status View::load(PageRun run) {
@@ -310,7 +310,7 @@ void View::cover(std::uint64_t offset, std::uint64_t bytes, const std::string& m
   mark_failed(at, bytes, message);
   void* p = ::mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) (void)::mprotect(at, bytes, PROT_NONE);
-  if (userfault_) wake_range(userfault_->fd.get(), at, bytes);
+  if (userfault_) wake_range(userfault_->get(), at, bytes);
 }
 
 void View::fail(std::uint64_t page, const Error& error) {

@@ -96,7 +96,7 @@ class View {
   std::byte* base_ = nullptr;
   std::uint64_t id_ = 0;
   std::uint64_t snapshot_ = 0;
-  std::optional<Userfault> userfault_;
+  std::optional<env::Fd> userfault_;
   env::Fd memfd_;
   std::vector<bool> loaded_;  ///< Without userfaultfd: pages that hold the snapshot's bytes, or changes of it.
   std::vector<PageRun> windows_;

@@ -1,13 +1,12 @@
 #include "node/binary_cache.h"
 
-#include <elf.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -16,6 +15,7 @@
 #include "base/strings.h"
 #include "crypto/hash.h"
 #include "env/fd.h"
+#include "wire/elf_note.h"
 #include "wire/local_frame.h"
 
 namespace holo::node {
@@ -23,7 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kHeadBytes = 64 << 10;
 constexpr std::size_t kCopyBytes = 1 << 20;
 constexpr std::string_view kPartSuffix = ".part";
 
@@ -66,23 +65,50 @@ Status write_all(int fd, ByteSpan bytes) {
   return {};
 }
 
+/// A whole file, mapped for reading while the object lives.
+class MappedFile {
+ public:
+  static Result<MappedFile> open(const std::string& path) {
+    const env::Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat info{};
+    if (!fd || ::fstat(fd.get(), &info) != 0) return io_failure("cannot read " + path, errno);
+    const auto size = static_cast<std::size_t>(info.st_size);
+    void* p = size == 0 ? nullptr : ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+    if (p == MAP_FAILED) return io_failure("cannot read " + path, errno);
+    return MappedFile(ByteSpan(static_cast<const std::byte*>(p), size));
+  }
+  MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
+  MappedFile& operator=(MappedFile&&) = delete;
+  ~MappedFile() {
+    if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  }
+  [[nodiscard]] ByteSpan bytes() const { return bytes_; }
+
+ private:
+  explicit MappedFile(ByteSpan bytes) : bytes_(bytes) {}
+  ByteSpan bytes_;
+};
+
 /// Hashes and checks the file at `part`, then gives it its name.
 Status accept(const std::string& part, const std::string& name, const std::string& hash) {
-  env::Fd fd(::open(part.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return io_failure("cannot read " + part, errno);
+  HOLO_ASSIGN(file, MappedFile::open(part));
   crypto::Blake3 digest;
-  for (std::uint64_t at = 0;;) {
-    HOLO_ASSIGN(block, read_at(fd.get(), at, kCopyBytes));
-    if (block.empty()) break;
-    digest.update(block);
-    at += block.size();
-  }
+  digest.update(file.bytes());
   const auto found = digest.digest();
   if (hash != as_text(found)) {
     return fail(Errc::wrong_build, "the executable is not the build that the program runs", "start the program again");
   }
-  HOLO_ASSIGN(head, read_at(fd.get(), 0, kHeadBytes));
-  HOLO_TRY(check_elf_note(head, [&](std::uint64_t o, std::uint64_t n) { return read_at(fd.get(), o, n); }));
+  auto note = wire::find_holo_note(file.bytes());
+  if (!note) {
+    note.error().message = "the executable cannot be a worker: " + note.error().message;
+    return std::unexpected(note.error());
+  }
+  if (note->local_protocol != wire::kLocalProtocol) {
+    return fail(Errc::wrong_build,
+                str("the executable cannot be a worker: its libholo (", note->version, ") speaks local protocol ",
+                    note->local_protocol, ", this agent ", wire::kLocalProtocol),
+                "link the program with the libholo of this agent's version");
+  }
   if (::chmod(part.c_str(), 0700) != 0 || ::rename(part.c_str(), name.c_str()) != 0) {
     return io_failure("cannot store an executable", errno);
   }
@@ -113,44 +139,6 @@ void trim(const std::string& directory, std::uint64_t max_bytes, const std::stri
 }
 
 }  // namespace
-
-Status check_elf_note(ByteSpan head, const std::function<Result<Bytes>(std::uint64_t, std::uint64_t)>& read) {
-  const auto wrong = [](const char* why) {
-    return fail(Errc::wrong_build, str("the executable cannot be a worker: ", why), "link the program with libholo");
-  };
-  Elf64_Ehdr elf;
-  if (head.size() < sizeof(elf)) return wrong("it is no ELF program");
-  std::memcpy(&elf, head.data(), sizeof(elf));
-  if (std::memcmp(elf.e_ident, ELFMAG, SELFMAG) != 0 || elf.e_ident[EI_CLASS] != ELFCLASS64 ||
-      elf.e_phentsize != sizeof(Elf64_Phdr)) {
-    return wrong("it is no 64-bit ELF program");
-  }
-  if (elf.e_phoff > head.size() || elf.e_phnum > (head.size() - elf.e_phoff) / sizeof(Elf64_Phdr)) {
-    return wrong("its program headers lie beyond its first 64 KiB");
-  }
-  for (std::size_t i = 0; i < elf.e_phnum; ++i) {
-    Elf64_Phdr segment;
-    std::memcpy(&segment, head.data() + elf.e_phoff + i * sizeof(segment), sizeof(segment));
-    if (segment.p_type != PT_NOTE || segment.p_filesz > kHeadBytes) continue;
-    HOLO_ASSIGN(notes, read(segment.p_offset, segment.p_filesz));
-    for (std::size_t at = 0; at + sizeof(Elf64_Nhdr) <= notes.size();) {
-      Elf64_Nhdr note;
-      std::memcpy(&note, notes.data() + at, sizeof(note));
-      const auto padded = [](std::uint64_t n) { return (n + 3) & ~std::uint64_t{3}; };
-      const std::uint64_t name = at + sizeof(note), data = name + padded(note.n_namesz);
-      const std::uint64_t next = data + padded(note.n_descsz);
-      if (data + note.n_descsz > notes.size() || next <= at) break;
-      if (note.n_namesz == 5 && std::memcmp(notes.data() + name, "holo", 5) == 0 && note.n_descsz >= 4) {
-        std::uint32_t protocol = 0;
-        std::memcpy(&protocol, notes.data() + data, 4);
-        if (protocol == wire::kLocalProtocol) return {};
-        return wrong("it is linked with a libholo that speaks another local protocol");
-      }
-      at = next;
-    }
-  }
-  return wrong("it is not linked with libholo");
-}
 
 BinaryCache::BinaryCache(env::Loop& loop, std::string directory, std::uint64_t max_bytes)
     : loop_(loop), directory_(std::move(directory)), max_bytes_(max_bytes) {}

@@ -16,11 +16,6 @@
 
 namespace holo::node {
 
-/// The executable can be a worker of this library: `wrong_build` when it is no ELF program with the "holo" note of this
-/// local protocol. `head`: its first bytes, with all program headers and notes (64 KiB are enough in practice).
-Status check_elf_note(ByteSpan head,
-                      const std::function<Result<Bytes>(std::uint64_t offset, std::uint64_t length)>& read);
-
 /// Thread: loop; files are read and written on helper threads.
 class BinaryCache {
  public:
