@@ -47,6 +47,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver {
   void admit(wire::NodeInfo node);
   void raise_floors();
   void take_reply(const wire::HeartbeatReply& reply);
+  std::optional<membership::VoterChange> next_change(bool& hand_over) const;
   void declare_dead();
   Task<void> mend_voters();
   Task<void> propose_quietly(wire::CommandBody body, std::string what);
@@ -76,7 +77,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver {
   std::vector<Waiter> waiters;
 
   membership::FailureDetector detector{membership::DetectorConfig{}};
-  bool led = false;            ///< Whether this node led at the last look.
+  membership::HeartbeatPlan plan{membership::HeartbeatConfig{}, self.identity_.id};
   std::set<NodeId> proposing;  ///< Nodes about which a NodeAlive or NodeDead is under way.
   bool mending = false;
   bool admitting = false;                      ///< A newcomer is being added: one at a time.

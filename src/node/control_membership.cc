@@ -12,7 +12,6 @@
 namespace holo::node {
 namespace {
 
-constexpr Duration kBeat = milliseconds(200);
 constexpr Duration kBeatDeadline = milliseconds(800);
 constexpr Duration kWatch = milliseconds(100);
 constexpr Duration kCommandDeadline = seconds(5);
@@ -87,31 +86,40 @@ void ControlService::Impl::on_restored() {
 Task<void> ControlService::Impl::beat() {
   while (!stopping) {
     co_await beat_once();
-    if (!co_await env::sleep_for(*ports.loop, kBeat)) break;
+    if (!co_await env::sleep_for(*ports.loop, plan.interval())) break;
   }
 }
 
 Task<void> ControlService::Impl::beat_once() {
-  const NodeId leader = self.leader();
-  if (!leader || self.state_.cluster().value == 0) co_return;
+  if (self.state_.cluster().value == 0) co_return;
+  const NodeId to = plan.next(ports.loop->now(), self.leader(), self.state_.live_nodes());
+  if (!to) co_return;
   wire::Heartbeat message;
   message.set_cluster(self.state_.cluster().value);
   *message.mutable_node() = info();
   if (self.report_source_) *message.mutable_report() = self.report_source_();
   message.set_applied(self.state_.applied().value);
-  if (leader == self.self()) {
-    if (auto reply = on_heartbeat(leader, std::move(message))) take_reply(*reply);
+  if (to == self.self()) {
+    if (auto reply = on_heartbeat(to, std::move(message))) take_reply(*reply);
     co_return;
   }
   env::CallOptions options{.klass = env::StreamClass::control, .deadline = ports.loop->now() + kBeatDeadline};
   env::Request request = request_of(wire::PeerMessage::heartbeat, message);
-  auto answer = co_await ports.transport->call(leader, std::move(request), options);
+  auto answer = co_await ports.transport->call(to, std::move(request), options);
   if (!answer) {
+    plan.on_failure(to);
     if (answer.error().code == Errc::refused) log_warn("membership", answer.error().to_string());
     co_return;
   }
   wire::HeartbeatReply reply;
-  if (reply.ParseFromString(answer->header)) take_reply(reply);
+  if (!reply.ParseFromString(answer->header)) co_return;
+  if (NodeId(reply.leader()) != to && reply.leader() != 0) plan.on_hint(NodeId(reply.leader()));
+  take_reply(reply);
+  if (reply.fenced()) {
+    // Declared dead while it lived: what it had staged is void. It comes back as a new incarnation, as after a restart.
+    log_warn("membership", "the cluster had declared this node dead; it returns under a new incarnation");
+    if (const Status bumped = bump_incarnation(); !bumped) log_error("membership", bumped.error().to_string());
+  }
 }
 
 void ControlService::Impl::take_reply(const wire::HeartbeatReply& reply) {
@@ -145,7 +153,11 @@ Result<wire::HeartbeatReply> ControlService::Impl::on_heartbeat(NodeId from, wir
   if (message.node().incarnation() < record->incarnation) {
     return fail(Errc::refused, str("a later start of node ", record->name, " is a member already"));
   }
-  detector.on_heartbeat(ports.loop->now(), {.node = node, .incarnation = message.node().incarnation()});
+  if (record->state == control::NodeState::dead && message.node().incarnation() == record->incarnation) {
+    reply.set_fenced(true);
+    return reply;
+  }
+  detector.on_heartbeat(ports.loop->now(), node, message.node().incarnation());
   reports[node] = std::move(*message.mutable_report());
   if (!self.state_.alive(node, message.node().incarnation())) admit(std::move(*message.mutable_node()));
   raise_floors();
@@ -215,11 +227,11 @@ void ControlService::Impl::raise_floors() {
 Task<void> ControlService::Impl::watch() {
   while (!stopping) {
     const bool leads = self.is_leader();
-    if (leads && !led) {
+    if (leads && !detector.leading()) {
       detector.lead(ports.loop->now());
       reports.clear();
     }
-    led = leads;
+    if (!leads && detector.leading()) detector.resign();
     if (leads) {
       declare_dead();
       if (!mending) {
@@ -232,11 +244,12 @@ Task<void> ControlService::Impl::watch() {
 }
 
 void ControlService::Impl::declare_dead() {
-  std::vector<membership::Member> alive;
+  std::vector<membership::Watched> alive;
   for (const auto& [id, record] : self.state_.nodes()) {
     if (record.alive() && id != self.self()) alive.push_back({.node = id, .incarnation = record.incarnation});
   }
-  for (const auto& member : detector.tick(ports.loop->now(), alive)) {
+  detector.watch(ports.loop->now(), alive);
+  for (const auto& member : detector.tick(ports.loop->now())) {
     if (!proposing.insert(member.node).second) continue;
     reports.erase(member.node);
     wire::CommandBody body;
@@ -251,11 +264,32 @@ void ControlService::Impl::declare_dead() {
   }
 }
 
+/// Who stays is settled first; only then does a node that leaves lose its vote, and a leaving leader steps down before
+/// it.
+std::optional<membership::VoterChange> ControlService::Impl::next_change(bool& hand_over) const {
+  std::vector<membership::Member> staying;
+  NodeId leaving;
+  for (const auto& member : log->members()) {
+    const auto* record = self.state_.node(member.node);
+    if (record == nullptr || record->state == control::NodeState::left) continue;
+    if (!record->draining) {
+      staying.push_back({.node = member.node, .alive = record->alive(), .voter = member.voter});
+    } else if (member.voter) {
+      leaving = member.node;
+    }
+  }
+  const auto change = membership::next_voter_change(staying, self.self());
+  if (change || !leaving) return change;
+  const bool another = std::ranges::any_of(staying, [](const membership::Member& m) { return m.voter && m.alive; });
+  if (!another) return std::nullopt;
+  hand_over = leaving == self.self();
+  return membership::VoterChange{.node = leaving, .voter = false};
+}
+
 /// One step: the log's members follow the state's nodes, their votes the policy, and the state says who votes.
 Task<void> ControlService::Impl::mend_voters() {
   const Instant deadline = ports.loop->now() + kCommandDeadline;
   Status done;
-  std::vector<membership::Candidate> candidates;
   NodeId gone;
   wire::CommandBody told;
   for (const auto& member : log->members()) {
@@ -263,14 +297,7 @@ Task<void> ControlService::Impl::mend_voters() {
     if (record == nullptr) continue;  // A newcomer whose entry is on its way.
     if (record->state == control::NodeState::left) {
       gone = member.node;
-      continue;
-    }
-    candidates.push_back({.node = member.node,
-                          .alive = record->alive(),
-                          .voter = member.voter,
-                          .leaving = record->draining,
-                          .leader = member.node == self.self()});
-    if (record->voter != member.voter) {
+    } else if (record->voter != member.voter) {
       told.mutable_node_update()->set_node(member.node.value);
       told.mutable_node_update()->set_voter(member.voter);
     }
@@ -280,12 +307,13 @@ Task<void> ControlService::Impl::mend_voters() {
     co_await propose_quietly(std::move(told), std::move(what));
   } else if (gone) {
     done = co_await log->remove(gone, deadline);
-  } else if (const auto change = membership::next_voter_change(candidates)) {
-    using Kind = membership::VoterChange::Kind;
-    if (change->kind == Kind::hand_over) {
+  } else {
+    bool hand_over = false;
+    const auto change = next_change(hand_over);
+    if (hand_over) {
       done = co_await log->hand_over(deadline);
-    } else {
-      done = co_await log->set_voter(change->node, change->kind == Kind::promote, deadline);
+    } else if (change) {
+      done = co_await log->set_voter(change->node, change->voter, deadline);
     }
   }
   if (!done && done.error().code != Errc::overloaded && done.error().code != Errc::cancelled) {
