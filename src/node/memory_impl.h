@@ -29,6 +29,7 @@ inline constexpr std::size_t kDecidedKept = 1 << 16;           // transactions r
 inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;      // for copies beside the owned ones, however full the node is
 inline constexpr Duration kTick = milliseconds(200);           // floors
 inline constexpr Duration kSweepEvery = seconds(5);            // staged pages that nobody decides
+inline constexpr Duration kDecisionPatience = milliseconds(300);  // at a stop, for the log to decide what is staged here
 inline constexpr Duration kRoomDeadline = seconds(2);          // then out_of_memory
 inline constexpr Duration kPeerDeadline = seconds(2);          // of one request, within the caller's
 
@@ -220,7 +221,8 @@ class MemoryImpl final : public MemoryService {
   Handled local_abort(std::shared_ptr<LocalSession> session, LocalRequest request);
   Status check_holders(const TxnWrites& writes) const;
   void abort_here(const TxnId& txn);
-  Task<void> send_abort(NodeId node, std::string header);
+  Task<bool> send_abort(NodeId node, std::string header);
+  Task<void> abort_everywhere(std::vector<TxnId> txns);
 
   // -- memory_fill.cc
   void start_fills();

@@ -98,6 +98,12 @@ Task<Status> MemoryImpl::start() {
 
 Task<Status> MemoryImpl::stop() {
   if (stopped_) co_return Status{};
+  // Pages staged here may be committed in the log already, by an entry that has not come here yet.
+  const Instant patience = loop_.now() + kDecisionPatience;
+  while (!staged_since_.empty() && loop_.now() < patience) {
+    if (!co_await env::sleep_for(loop_, milliseconds(5))) break;
+  }
+  if (stopped_) co_return Status{};
   stopped_ = true;
   std::vector<ViewPtr> open;
   for (auto& [id, view] : views_) open.push_back(view);

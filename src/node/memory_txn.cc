@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "core/memory/merge.h"
+#include "node/gather.h"
 #include "node/memory_impl.h"
 
 namespace holo::node {
@@ -130,14 +131,19 @@ void MemoryImpl::abort_here(const TxnId& txn) {
   for (auto& [id, r] : regions_) r->pages->abort(txn);
 }
 
-Task<void> MemoryImpl::send_abort(NodeId node, std::string header) {
-  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::txn_abort), .header = std::move(header), .payload = {}};
-  env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop_.now() + kPeerDeadline};
-  // Should it get lost, the sweep of staged pages finds out.
-  (void)co_await transport_.call(node, std::move(request), options);
+Task<bool> MemoryImpl::send_abort(NodeId node, std::string header) {
+  // Should it get lost for good, the sweep of staged pages finds out.
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::txn_abort), .header = header, .payload = {}};
+    env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop_.now() + kPeerDeadline};
+    auto reply = co_await transport_.call(node, std::move(request), options);
+    if (reply) co_return true;
+  }
+  co_return false;
 }
 
-void MemoryImpl::abort(std::vector<TxnId> txns) {
+/// Returns once every live node has dropped what these staged, or cannot be told.
+Task<void> MemoryImpl::abort_everywhere(std::vector<TxnId> txns) {
   wire::TxnAbort message;
   for (const TxnId& txn : txns) {
     if (in_doubt_.contains(txn)) continue;  // The log may still commit it.
@@ -145,12 +151,15 @@ void MemoryImpl::abort(std::vector<TxnId> txns) {
     abort_here(txn);
     to_wire(txn, message.add_txns());
   }
-  if (message.txns_size() == 0 || stopped_) return;
-  const std::string header = message.SerializeAsString();
+  if (message.txns_size() == 0 || stopped_) co_return;
+  std::vector<Task<bool>> calls;
   for (NodeId node : control_.live_nodes()) {
-    if (node != control_.self()) loop_.spawn(send_abort(node, header));
+    if (node != control_.self()) calls.push_back(send_abort(node, message.SerializeAsString()));
   }
+  co_await gather(loop_, std::move(calls));
 }
+
+void MemoryImpl::abort(std::vector<TxnId> txns) { loop_.spawn(abort_everywhere(std::move(txns))); }
 
 // ---- requests of local processes
 
@@ -225,7 +234,13 @@ MemoryImpl::Handled MemoryImpl::local_stage(std::shared_ptr<LocalSession> sessio
   if (local.owner != SessionId{} && local.owner != session->id()) co_return fail(Errc::permission_denied, "another program's transaction");
   local.pins.try_emplace(r->id(), pin_region(r, Version{ask.base()}));
   auto staged = co_await stage_parts(r, txn, Version{ask.base()}, std::move(parts), loop_.now() + config_.stage_deadline);
-  if (!staged) co_return std::unexpected(std::move(staged).error());
+  if (!staged) {
+    if (!ask.has_txn()) {  // Nobody knows its name.
+      std::vector<TxnId> one{txn};
+      co_await abort_everywhere(std::move(one));
+    }
+    co_return std::unexpected(std::move(staged).error());
+  }
   wire::StageReply reply;
   to_wire(txn, reply.mutable_txn());
   co_return LocalReply{.header = reply.SerializeAsString(), .payload = {}, .fds = {}};
@@ -270,7 +285,7 @@ MemoryImpl::Handled MemoryImpl::local_abort(std::shared_ptr<LocalSession> sessio
   const auto local = txns_.find(txn);
   if (local != txns_.end() && local->second.owner == session->id()) {
     std::vector<TxnId> one{txn};
-    abort(std::move(one));
+    co_await abort_everywhere(std::move(one));
   }
   co_return LocalReply{.header = wire::Empty{}.SerializeAsString(), .payload = {}, .fds = {}};
 }
