@@ -104,6 +104,12 @@ struct LocalTxn {
   std::map<RegionId, SnapshotPin> pins;
 };
 
+/// A commit that was proposed. Its entry is refused by every epoch after `epoch`.
+struct Doubt {
+  Epoch epoch;
+  bool given_up = false;  // commit() has returned without an answer
+};
+
 struct PagePart {
   PageNo page;
   std::uint64_t offset = 0;
@@ -247,7 +253,7 @@ class MemoryImpl final : public MemoryService {
   std::map<SessionId, std::set<ViewId>> session_views_;
   std::map<TxnId, LocalTxn> txns_;
   std::unordered_set<TxnId> open_;       // coordinated here, not decided
-  std::map<TxnId, Epoch> in_doubt_;      // proposed under that epoch, outcome unknown: kept until the log or the epoch decides
+  std::map<TxnId, Doubt> in_doubt_;      // proposed, outcome unknown: kept until the log or the epoch decides
   std::unordered_set<TxnId> decided_;
   std::deque<TxnId> decided_order_;
   std::map<TxnId, Instant> staged_since_;

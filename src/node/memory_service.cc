@@ -200,8 +200,8 @@ void MemoryImpl::nodes_changed() {
     }
   }
   std::vector<TxnId> refused;
-  for (auto& [txn, epoch] : in_doubt_) {
-    if (epoch < control_.epoch()) refused.push_back(txn);
+  for (const auto& [txn, doubt] : in_doubt_) {
+    if (doubt.given_up && doubt.epoch < control_.epoch()) refused.push_back(txn);
   }
   for (const TxnId& txn : refused) in_doubt_.erase(txn);
   if (!refused.empty()) abort(refused);

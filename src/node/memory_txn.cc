@@ -102,7 +102,7 @@ Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit
     }
     const std::size_t taken = left.size() > kTxnsPerCommand && command.size() == kTxnsPerCommand ? places.back() : SIZE_MAX;
     if (!command.empty()) {
-      for (std::size_t i : places) in_doubt_.insert_or_assign(txns[i].txn, epoch);
+      for (std::size_t i : places) in_doubt_.insert_or_assign(txns[i].txn, Doubt{.epoch = epoch, .given_up = false});
       auto result = co_await control_.commit(epoch, command, deadline);
       if (!result && result.error().code == Errc::stale_epoch) {
         // Certainly not committed. The new epoch is applied here, or about to be.
@@ -112,8 +112,16 @@ Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit
         if (!more) co_return fail(Errc::cancelled, "the agent is stopping");
         continue;
       }
-      // The log may still decide them later: until then what they staged is kept.
-      if (!result) co_return std::unexpected(std::move(result).error());
+      if (!result) {
+        // The log may still decide them later, while this epoch lasts: until then what they staged is kept.
+        for (std::size_t i : places) {
+          auto it = in_doubt_.find(txns[i].txn);
+          if (it == in_doubt_.end()) continue;
+          it->second.given_up = true;
+          if (epoch < control_.epoch()) in_doubt_.erase(it);
+        }
+        co_return std::unexpected(std::move(result).error());
+      }
       for (std::size_t k = 0; k < places.size(); ++k) {
         in_doubt_.erase(txns[places[k]].txn);
         out[places[k]] = std::move((*result)[k]);
