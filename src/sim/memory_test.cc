@@ -49,7 +49,7 @@ struct Program {
   Result<std::string> read(RegionId region, std::uint64_t snapshot, std::uint64_t offset, std::uint64_t length) {
     wire::Read m;
     m.set_region(region.value);
-    m.set_snapshot(snapshot);
+    if (snapshot != 0) m.set_snapshot(snapshot);  // 0: the newest
     m.set_offset(offset);
     m.set_length(length);
     if (txn) *m.mutable_txn() = *txn;
