@@ -3,7 +3,7 @@
 
 #include <filesystem>
 
-#include "sim/memory_test_cluster.h"
+#include "sim/memory_testing.h"
 
 namespace holo::sim {
 namespace {
