@@ -3,8 +3,9 @@
 // Thread: everything here belongs to the loop thread that runs it; nothing is locked.
 // House rules (they also keep clear of g++ 12's coroutine defects): parameters of coroutines are taken by value;
 // arguments of a call inside a co_await expression are named variables or plain values, never braced temporaries; no
-// co_await inside a conditional operator or an initialiser list; a lambda that is a coroutine captures nothing (pass
-// state as parameters).
+// co_await inside a conditional operator, an initialiser list, or the condition of an if or a loop (the frame is then
+// laid out 8 bytes off and the program dies when the coroutine starts: name the result in a statement of its own); a
+// lambda that is a coroutine captures nothing (pass state as parameters).
 #pragma once
 
 #include <coroutine>

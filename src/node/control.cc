@@ -202,7 +202,8 @@ Task<Result<wire::CommandResult>> ControlService::propose(wire::CommandBody body
     if (!may_retry(appended.error().code) || i.stopping) break;
     const Instant again = i.ports.loop->now() + kRetryPause;
     if (again >= deadline) break;
-    if (!co_await env::sleep_until(*i.ports.loop, again)) {
+    const bool awake = co_await env::sleep_until(*i.ports.loop, again);
+    if (!awake) {
       result = fail(Errc::cancelled, "the agent is stopping");
       break;
     }

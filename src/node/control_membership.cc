@@ -86,7 +86,8 @@ void ControlService::Impl::on_restored() {
 Task<void> ControlService::Impl::beat() {
   while (!stopping) {
     co_await beat_once();
-    if (!co_await env::sleep_for(*ports.loop, plan.interval())) break;
+    const bool awake = co_await env::sleep_for(*ports.loop, plan.interval());
+    if (!awake) break;
   }
 }
 
@@ -239,7 +240,8 @@ Task<void> ControlService::Impl::watch() {
         ports.loop->spawn(mend_voters());
       }
     }
-    if (!co_await env::sleep_for(*ports.loop, kWatch)) break;
+    const bool awake = co_await env::sleep_for(*ports.loop, kWatch);
+    if (!awake) break;
   }
 }
 
@@ -349,7 +351,8 @@ Task<Result<wire::JoinReply>> ControlService::Impl::ask_to_join(std::string seed
                        code == Errc::deadline_exceeded || code == Errc::unavailable;
     const Instant next = ports.loop->now() + kJoinRetry;
     if (!again || next >= deadline) co_return std::unexpected(answer.error());
-    if (!co_await env::sleep_until(*ports.loop, next)) co_return fail(Errc::cancelled, "the agent is stopping");
+    const bool awake = co_await env::sleep_until(*ports.loop, next);
+    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }
 }
 
@@ -380,17 +383,21 @@ Task<Result<wire::JoinReply>> ControlService::Impl::admit_newcomer(wire::JoinReq
   while (admitting) {
     const Instant next = ports.loop->now() + kLeavePoll;
     if (next >= deadline) co_return fail(Errc::overloaded, "other nodes are joining", "retry in a moment");
-    if (!co_await env::sleep_until(*ports.loop, next)) co_return fail(Errc::cancelled, "the agent is stopping");
+    const bool awake = co_await env::sleep_until(*ports.loop, next);
+    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }
   admitting = true;
   ports.transport->set_addresses(node, {request.node().addresses().begin(), request.node().addresses().end()});
   const auto members = log->members();
   Status added;
   if (std::ranges::none_of(members, [&](const env::LogMember& m) { return m.node == node; })) {
-    do {
+    for (;;) {
       added = co_await log->add_learner(node, deadline);
-      if (added || added.error().code != Errc::overloaded) break;
-    } while (ports.loop->now() + kLeavePoll < deadline && co_await sleep_for(*ports.loop, kLeavePoll));
+      const Instant next = ports.loop->now() + kLeavePoll;
+      if (added || added.error().code != Errc::overloaded || next >= deadline) break;
+      const bool awake = co_await env::sleep_until(*ports.loop, next);
+      if (!awake) break;
+    }
   }
   Result<wire::CommandResult> joined = fail(Errc::unavailable, "not tried");
   if (added) {
@@ -446,9 +453,10 @@ Task<Status> ControlService::leave(Instant deadline) {
       const Instant next = i.ports.loop->now() + kLeavePoll;
       if (next >= deadline) {
         ready_to_go = fail(Errc::deadline_exceeded, "this node's vote could not be handed over in time");
-      } else if (!co_await env::sleep_until(*i.ports.loop, next)) {
-        co_return fail(Errc::cancelled, "the agent is stopping");
+        break;
       }
+      const bool awake = co_await env::sleep_until(*i.ports.loop, next);
+      if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
     }
     if (ready_to_go) {
       wire::CommandBody go;

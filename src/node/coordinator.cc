@@ -125,7 +125,8 @@ Task<void> Coordinator::end_on(NodeId node, wire::ProgramEnd end) {
   for (int i = 0; i < kEndTries; ++i) {
     const Status sent = co_await orders_.end(node, end);
     if (sent || !ports_.state.node(node) || !ports_.state.node(node)->alive()) co_return;
-    if (!co_await env::sleep_for(ports_.loop, kEndRetry)) co_return;
+    const bool awake = co_await env::sleep_for(ports_.loop, kEndRetry);
+    if (!awake) co_return;
   }
   log_warn("compute", "node ", node_name(node), " could not be told that a program has gone");
 }
@@ -364,7 +365,8 @@ Task<Status> Coordinator::on_task_done(NodeId from, wire::TaskDone done, Buffer 
   if (it == jobs_.end()) co_return Status{};  // Over: what it staged was aborted then.
   const JobPtr job = it->second;
   while (job->outgoing_bytes > kMaxUndelivered && !job->over) {
-    if (!co_await env::sleep_for(ports_.loop, milliseconds(5))) break;
+    const bool awake = co_await env::sleep_for(ports_.loop, milliseconds(5));
+    if (!awake) break;
   }
   const auto known = job->attempts.find(txn_from_wire(done.txn()));
   if (known == job->attempts.end()) co_return Status{};

@@ -371,7 +371,8 @@ Task<void> Executor::finish(ProgramPtr program, Item item, Result<LocalReply> re
   co_await hop();
   const Instant patience = ports_.loop.now() + kFlushPatience;
   while ((program->sending_lines || !program->lines.empty()) && !program->gone && ports_.loop.now() < patience) {
-    if (!co_await env::sleep_for(ports_.loop, milliseconds(1))) break;
+    const bool awake = co_await env::sleep_for(ports_.loop, milliseconds(1));
+    if (!awake) break;
   }
   co_await report(program, std::move(done), std::move(payload));
   program->known.erase(txn);
@@ -388,7 +389,8 @@ Task<void> Executor::report(ProgramPtr program, wire::TaskDone done, Buffer resu
       co_return;
     }
     if (!alive(program->key)) co_return end_program(program->key);
-    if (!co_await env::sleep_for(ports_.loop, kReportRetry)) co_return;
+    const bool awake = co_await env::sleep_for(ports_.loop, kReportRetry);
+    if (!awake) co_return;
   }
 }
 

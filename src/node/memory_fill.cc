@@ -40,7 +40,9 @@ Task<void> MemoryImpl::fill_region(RegionPtr r) {
         log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ", done.error().message);
       }
     }
-    if (failed && !co_await env::sleep_for(loop_, milliseconds(200))) break;
+    bool awake = true;
+    if (failed) awake = co_await env::sleep_for(loop_, milliseconds(200));
+    if (!awake) break;
   }
   r->filling = false;
 }
@@ -157,7 +159,8 @@ Task<void> MemoryImpl::repair(RegionPtr r) {
     if (bytes) continue;
     log_warn("memory", "copies of region \"", r->shape.name, "\" are missing here: ", bytes.error().message);
     for (const PageAt& at : wants) r->repairs.insert(at.page);
-    if (!co_await env::sleep_for(loop_, seconds(1))) break;
+    const bool awake = co_await env::sleep_for(loop_, seconds(1));
+    if (!awake) break;
   }
   r->repairing = false;
 }
@@ -187,7 +190,8 @@ Task<Status> MemoryImpl::hand_over(Instant deadline) {
     if (free) co_return free;
     start_fills();
     if (loop_.now() >= deadline) co_return free;
-    if (!co_await env::sleep_for(loop_, milliseconds(50))) co_return fail(Errc::cancelled, "the agent is stopping");
+    const bool awake = co_await env::sleep_for(loop_, milliseconds(50));
+    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }
 }
 

@@ -101,7 +101,8 @@ Task<Status> MemoryImpl::stop() {
   // Pages staged here may be committed in the log already, by an entry that has not come here yet.
   const Instant patience = loop_.now() + kDecisionPatience;
   while (!staged_since_.empty() && loop_.now() < patience) {
-    if (!co_await env::sleep_for(loop_, milliseconds(5))) break;
+    const bool awake = co_await env::sleep_for(loop_, milliseconds(5));
+    if (!awake) break;
   }
   if (stopped_) co_return Status{};
   stopped_ = true;

@@ -323,7 +323,8 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
   if (stopped_) co_return fail(Errc::unavailable, "the agent is stopping");
   // A region that the home knows and we do not: our log is behind by a moment.
   for (int i = 0; i < 40 && !regions_.contains(RegionId{ask.region()}); ++i) {
-    if (!co_await env::sleep_for(loop_, milliseconds(25))) break;
+    const bool awake = co_await env::sleep_for(loop_, milliseconds(25));
+    if (!awake) break;
   }
   HOLO_CO_ASSIGN(r, find_region(RegionId{ask.region()}));
   const Buffer payload = request.payload.empty() ? Buffer{} : request.payload.front();

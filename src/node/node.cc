@@ -154,7 +154,8 @@ Task<Status> Node::wait_alive(Instant deadline) {
       co_return fail(Errc::deadline_exceeded, "no leader has admitted this node in time",
                      "holo status tells which nodes are alive");
     }
-    if (!co_await env::sleep_for(ports_.loop, kReadyPoll)) co_return fail(Errc::cancelled, "the agent is stopping");
+    const bool awake = co_await env::sleep_for(ports_.loop, kReadyPoll);
+    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }
   co_return Status{};
 }
