@@ -11,8 +11,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # -Wrestrict: GCC bug 105651. Sibling calls: a coroutine that resumes another must not grow the stack, at any -O.
   target_compile_options(holo_warnings INTERFACE -fpch-preprocess -Wno-restrict -foptimize-sibling-calls)
 else()
-  # Clang sees libstdc++ 12 use, inside its own headers, what it has deprecated.
-  target_compile_options(holo_warnings INTERFACE -Wno-deprecated-declarations)
+  # Clang sees libstdc++ 12 use, inside its own headers, what it has deprecated; and calls [x = x] a shadow.
+  target_compile_options(holo_warnings INTERFACE -Wno-deprecated-declarations -Wno-shadow)
 endif()
 
 add_library(holo_flags INTERFACE)
