@@ -15,17 +15,19 @@
 
 namespace holo::client {
 
+/// What may go with a call. Not inside Agent: clang takes no default argument made of a class that is not complete yet.
+struct Extra {
+  std::span<const ByteSpan> payload = {};
+  std::span<const int> fds = {};
+  Duration timeout = seconds(30);
+  MutableByteSpan into = {};
+};
+
 /// A connection after its Hello. Thread: any.
 class Agent {
  public:
   explicit Agent(std::unique_ptr<driver::LocalClient> socket) : socket_(std::move(socket)) {}
 
-  struct Extra {
-    std::span<const ByteSpan> payload = {};
-    std::span<const int> fds = {};
-    Duration timeout = seconds(30);
-    MutableByteSpan into = {};
-  };
   /// Sends `request`, waits, and decodes the answer. Errors: those of LocalClient::call; `malformed`.
   template <class Answer, class Request>
   Result<Answer> call(wire::LocalMessage type, const Request& request, Extra extra = {},
