@@ -104,6 +104,16 @@ struct LocalTxn {
   std::map<RegionId, SnapshotPin> pins;
 };
 
+/// Windows of a process whose connection has closed but which still lives: it may write them until it is gone.
+struct StrayWindows {
+  pid_t pid = 0;
+  RegionPtr region;
+  std::vector<PageNo> pages;
+};
+/// Whether another process may still run as `pid`. This process itself counts as gone: its workers are threads, which end
+/// before their connection does.
+bool process_lives(pid_t pid);
+
 /// A commit that was proposed. Its entry is refused by every epoch after `epoch`.
 struct Doubt {
   Epoch epoch;
@@ -202,6 +212,8 @@ class MemoryImpl final : public MemoryService {
   void session_closed(LocalSession& session);
   void on_faults(const ViewPtr& view, const std::vector<env::PageFault>& faults);
   Task<void> serve_fault(ViewPtr view, PageNo page, std::uint64_t ahead);
+  /// Fetches what a scan will touch next, into the frames.
+  Task<void> prefetch(ViewPtr view, std::uint64_t first, std::uint64_t count);
   /// Gives the process what is here of [first, first + count); returns what has to be fetched.
   Result<std::vector<PageAt>> give_local(View& view, PageNo first, std::uint64_t count);
   Status give_fetched(View& view, PageAt at, const Buffer& bytes);
@@ -252,6 +264,7 @@ class MemoryImpl final : public MemoryService {
   std::map<ViewId, ViewPtr> views_;
   std::map<SessionId, std::set<ViewId>> session_views_;
   std::map<TxnId, LocalTxn> txns_;
+  std::vector<StrayWindows> stray_windows_;
   std::unordered_set<TxnId> open_;       // coordinated here, not decided
   std::map<TxnId, Doubt> in_doubt_;      // proposed, outcome unknown: kept until the log or the epoch decides
   std::unordered_set<TxnId> decided_;

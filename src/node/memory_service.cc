@@ -179,6 +179,7 @@ void MemoryImpl::apply(const CommitEvent& event) {
   if (!missing.empty()) start_repair(r);
   staged_since_.erase(event.txn);
   in_doubt_.erase(event.txn);
+  txns_.erase(event.txn);
   remember_decided(event.txn);
   if (auto waiting = version_waiters_.find(event.region); waiting != version_waiters_.end()) {
     auto waiters = std::move(waiting->second);
@@ -194,11 +195,16 @@ void MemoryImpl::nodes_changed() {
   for (auto& [id, r] : regions_) {
     std::fill(r->owned.begin(), r->owned.end(), static_cast<std::int8_t>(-1));
     r->pages->reclassify();
-    for (const TxnId& txn : r->pages->staged_txns()) {
-      // A dead coordinator never decides: the state machine refuses its commits from now on.
-      const std::uint64_t incarnation = control_.incarnation_of(txn.node);
-      if (incarnation != txn.incarnation && !(incarnation == 0 && txn.node == control_.self())) r->pages->abort(txn);
-    }
+  }
+  // A dead coordinator never decides: the state machine refuses its commits from now on.
+  std::set<TxnId> staged;
+  for (const auto& [id, r] : regions_) {
+    for (const TxnId& txn : r->pages->staged_txns()) staged.insert(txn);
+  }
+  for (const auto& [txn, local] : txns_) staged.insert(txn);
+  for (const TxnId& txn : staged) {
+    const std::uint64_t incarnation = control_.incarnation_of(txn.node);
+    if (incarnation != txn.incarnation && !(incarnation == 0 && txn.node == control_.self())) abort_here(txn);
   }
   std::vector<TxnId> refused;
   for (const auto& [txn, doubt] : in_doubt_) {
@@ -351,6 +357,11 @@ void MemoryImpl::schedule_tick() {
 }
 
 void MemoryImpl::tick() {
+  std::erase_if(stray_windows_, [](const StrayWindows& s) {
+    if (process_lives(s.pid)) return false;
+    for (PageNo page : s.pages) s.region->pages->close_window(page);
+    return true;
+  });
   for (auto& [id, r] : regions_) {
     const Version floor = floor_of(*r);
     if (floor > r->pages->history().floor()) r->pages->raise_floor(floor);

@@ -1,7 +1,9 @@
 // Views of applications: opening, faults, populating, write windows.
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "base/log.h"
 #include "node/memory_impl.h"
@@ -22,6 +24,8 @@ memory::ViewBits free_bit(memory::ViewBits used) {
 }
 
 }  // namespace
+
+bool process_lives(pid_t pid) { return pid > 0 && pid != ::getpid() && (::kill(pid, 0) == 0 || errno == EPERM); }
 
 void MemoryImpl::serve_local(LocalApi& api) {
   auto serve = [&](wire::LocalMessage type, Handled (MemoryImpl::*handler)(std::shared_ptr<LocalSession>, LocalRequest)) {
@@ -132,6 +136,10 @@ void MemoryImpl::session_closed(LocalSession& session) {
         // It died with a window open: whatever it wrote there must not become a version.
         for (auto& [txn, local] : txns_) {
           if (local.windowed.contains(view->region->id()) && view->region->pages->has_open_window(txn)) local.broken = true;
+        }
+        if (process_lives(session.pid())) {
+          stray_windows_.push_back({session.pid(), view->region, {view->windows.begin(), view->windows.end()}});
+          view->windows.clear();
         }
       }
       close_view(view);
@@ -263,7 +271,8 @@ void MemoryImpl::on_faults(const ViewPtr& view, const std::vector<env::PageFault
     if (page == last || page >= r->shape.pages()) continue;
     last = page;
     // A scan asks for what follows what it was given: twice as much each time.
-    view->ahead = page == view->next_page ? std::min(view->ahead * 2, most) : 1;
+    const bool follows = page == view->next_page;
+    view->ahead = follows ? std::min(view->ahead * 2, most) : 1;
     const std::uint64_t count = std::min(view->ahead, r->shape.pages() - page);
     view->next_page = page + count;
     auto wants = give_local(*view, PageNo{page}, count);
@@ -272,7 +281,23 @@ void MemoryImpl::on_faults(const ViewPtr& view, const std::vector<env::PageFault
     } else if (!wants->empty()) {
       loop_.spawn(serve_fault(view, PageNo{page}, count));
     }
+    // In a steady scan the next stretch is on its way while the program works on this one.
+    if (follows && view->ahead == most && view->next_page < r->shape.pages()) {
+      loop_.spawn(prefetch(view, view->next_page, std::min(most, r->shape.pages() - view->next_page)));
+    }
   }
+}
+
+Task<void> MemoryImpl::prefetch(ViewPtr view, std::uint64_t first, std::uint64_t count) {
+  const RegionPtr r = view->region;
+  std::vector<PageAt> wants;
+  for (std::uint64_t p = first; p < first + count; ++p) {
+    auto found = r->pages->resolve(PageNo{p}, view->snapshot);
+    if (found && found->where == memory::Resolution::Where::fetch) wants.push_back({PageNo{p}, found->version});
+  }
+  if (wants.empty()) co_return;
+  // A failure shows when the page is needed.
+  (void)co_await fetch(r, wants, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
 }
 
 Task<void> MemoryImpl::serve_fault(ViewPtr view, PageNo page, std::uint64_t ahead) {

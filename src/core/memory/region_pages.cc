@@ -87,6 +87,7 @@ Status RegionPages::fill_slot(PageNo page, Entry& e, Version version, ByteSpan b
   e.version = version;
   e.txn = {};
   e.orphan = false;
+  e.referenced = true;  // What was read ahead is to live until it is needed: as long as the rest.
   to_clock(page, e);
   return {};
 }
