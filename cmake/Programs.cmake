@@ -35,6 +35,18 @@ foreach(file IN LISTS bench_files)
   target_link_libraries(bench_${name} PRIVATE ${HOLO_MODULES} holo_flags)
 endforeach()
 
+# What the end-to-end tests run on their clusters.
+if(HOLO_TESTS)
+  file(GLOB e2e_files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/test/e2e/*.cc")
+  foreach(file IN LISTS e2e_files)
+    cmake_path(GET file STEM name)
+    add_executable(e2e_${name} "${file}")
+    set_target_properties(e2e_${name} PROPERTIES
+      OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/test/e2e")
+    target_link_libraries(e2e_${name} PRIVATE holo_warnings holo::holo)
+  endforeach()
+endif()
+
 add_custom_target(fuzzers)
 if(HOLO_FUZZ)
   file(GLOB fuzz_files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/fuzz/*_fuzz.cc")

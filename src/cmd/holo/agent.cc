@@ -1,0 +1,263 @@
+#include "cmd/holo/agent.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "base/log.h"
+#include "base/strings.h"
+#include "cmd/holo/machine.h"
+#include "cmd/holo/units.h"
+#include "driver/log/text_log.h"
+#include "driver/posix/agent_registry.h"
+#include "driver/posix/asio_loop.h"
+#include "driver/posix/local_socket.h"
+#include "driver/posix/os_entropy.h"
+#include "driver/posix/process.h"
+#include "driver/posix/tcp.h"
+#include "driver/raft/raft_log.h"
+#include "driver/rocksdb/store.h"
+#include "driver/uffd/memfd_frames.h"
+#include "driver/uffd/uffd_faults.h"
+#include "node/node.h"
+
+namespace holo::cmd {
+namespace {
+
+constexpr Duration kBeginLimit = seconds(15);
+constexpr Duration kStopLimit = milliseconds(1800);  // SIGTERM ends an agent within 2 s, whatever hangs.
+constexpr Duration kDrainLimit = milliseconds(200);
+
+LogLevel log_level(const std::string& name) {
+  return name == "debug"  ? LogLevel::debug
+         : name == "info" ? LogLevel::info
+         : name == "warn" ? LogLevel::warn
+                          : LogLevel::error;
+}
+
+env::FaultMode fault_mode(const std::string& setting) {
+  if (setting == "off") return env::FaultMode::none;
+  const auto mode = driver::probe_fault_mode();
+  return setting == "user" && mode == env::FaultMode::full ? env::FaultMode::user_mode_only : mode;
+}
+
+/// Where others reach an agent that listens on every address of the machine.
+std::string advertise(const AgentConfig& config) {
+  if (!config.advertise.empty()) return config.advertise;
+  const auto listen = split_address(config.listen);
+  if (listen && (listen->host == "0.0.0.0" || listen->host == "::")) return primary_address() + ":0";
+  return "";
+}
+
+/// Pages, sockets and workers take descriptors; the usual soft limit of 1024 is for programs that use select(2).
+void raise_file_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+class Agent {
+ public:
+  Agent(const LoadedConfig& loaded, AgentHooks hooks, StateDir state, hyperbus::Identity identity,
+        ClusterMembership membership, std::shared_ptr<driver::RocksStore> store)
+      : config_(loaded.config),
+        hooks_(std::move(hooks)),
+        state_(std::move(state)),
+        membership_(std::move(membership)),
+        store_(std::move(store)),
+        carrier_(loop_),
+        processes_(loop_),
+        local_(loop_),
+        faults_(loop_, fault_mode(config_.userfaultfd)),
+        node_(std::make_unique<node::Node>(ports(), node_config(loaded, std::move(identity)))) {}
+
+  Outcome<int> run() {
+    driver::SignalWatch signals(loop_, {SIGTERM, SIGINT}, [this](int) { end(); });
+    loop_.post([this] { loop_.spawn(live(this)); });
+    loop_.run();
+    driver::withdraw_agent(record_);
+    node_.reset();
+    store_.reset();  // Before its directory may go.
+    if (left_cluster_) HOLO_TRY(state_.forget_cluster());
+    if (failure_) {
+      if (!membership_.pending.empty()) (void)state_.forget_cluster();
+      hooks_.ready.failed(*failure_);
+      return std::unexpected(*failure_);
+    }
+    return kDone;
+  }
+
+ private:
+  node::NodePorts ports() {
+    return {.loop = loop_,
+            .carrier = carrier_,
+            .entropy = entropy_,
+            .store = *store_,
+            .frames = frames_,
+            .faults = faults_,
+            .processes = processes_,
+            .local = local_,
+            .open_log =
+                [this](env::Transport& transport, env::StateMachine& machine, node::LogOptions options) {
+                  driver::RaftLogPorts ports{
+                      .loop = &loop_, .transport = &transport, .entropy = &entropy_, .store = store_};
+                  return driver::open_raft_log(ports, machine, {.self = options.self, .bootstrap = options.bootstrap});
+                },
+            .socket_pair = []() -> Result<std::pair<env::Fd, env::Fd>> {
+              HOLO_ASSIGN(pair, driver::make_socket_pair());
+              return std::pair(std::move(pair.first), std::move(pair.second));
+            }};
+  }
+
+  node::NodeConfig node_config(const LoadedConfig& loaded, hyperbus::Identity identity) {
+    auto handshake = std::make_shared<hyperbus::HandshakeConfig>(
+        hyperbus::HandshakeConfig{.identity = std::move(identity), .keys = {hyperbus::ClusterKey(membership_.key)}});
+    auto session = std::make_shared<hyperbus::SessionConfig>();
+    session->handshake = std::move(handshake);
+    node::NodeConfig out;
+    out.name = config_.name;
+    out.listen = config_.listen;
+    out.advertise = advertise(config_);
+    out.cores = core_count();
+    out.speed = measure_speed();
+    out.version = HOLO_VERSION;
+    record_.node_id = to_hex(session->handshake->identity.node().value);
+    out.socket_path = driver::agent_socket_path(config_.state_dir, record_.node_id);
+    out.settings_json = config_json(loaded);
+    out.session = std::move(session);
+    out.memory.limit_bytes = config_.memory_bytes;
+    out.memory.state_dir = config_.state_dir;
+    out.memory.stop_budget = milliseconds(1200);
+    out.compute.workers = config_.workers;
+    out.compute.state_dir = config_.state_dir;
+    record_.socket = out.socket_path;
+    return out;
+  }
+
+  static Task<void> live(Agent* self) {
+    auto begun = co_await self->begin();
+    if (!begun) {
+      self->failure_ = Failure(begun.error());
+      self->end();
+      co_return;
+    }
+    const auto alive = co_await self->node_->wait_alive(kNever);
+    if (alive) self->alive();
+  }
+
+  /// Until local processes are answered.
+  Task<Status> begin() {
+    node_->on_end([this](bool left) {
+      left_cluster_ = left;
+      end();
+    });
+    HOLO_CO_TRY(node_->open());
+    HOLO_CO_ASSIGN(member, node_->has_cluster());
+    const Instant deadline = loop_.now() + kBeginLimit;
+    if (member) {
+      HOLO_CO_TRY(co_await node_->begin_resume());
+    } else if (membership_.pending.starts_with("join ")) {
+      HOLO_CO_TRY(co_await node_->begin_join(membership_.pending.substr(5), deadline));
+    } else {
+      HOLO_CO_TRY(co_await node_->begin_init(membership_.name, deadline));
+    }
+    const auto& state = node_->control().state();
+    if (!membership_.pending.empty()) {
+      membership_.id = state.cluster();
+      membership_.name = state.cluster_name();
+      membership_.pending.clear();
+      HOLO_CO_TRY(state_.set_membership(membership_));
+    }
+    record_.state_dir = config_.state_dir;
+    record_.cluster_id = to_hex(membership_.id.value);
+    record_.cluster_name = membership_.name;
+    record_.node_name = config_.name;
+    record_.pid = ::getpid();
+    HOLO_CO_TRY(driver::publish_agent(record_));
+    log_info("agent", "node ", config_.name, " (", record_.node_id, ") of cluster ", membership_.name, " listens on ",
+             node_->listen_address());
+    hooks_.ready.answering(node_->listen_address());
+    co_return Status{};
+  }
+
+  void alive() {
+    log_info("agent", "alive in the cluster, epoch ", node_->control().state().epoch());
+    hooks_.ready.alive();
+    const auto* self = node_->control().state().node(node_->control().self());
+    if (hooks_.on_alive && self && !self->addresses.empty()) hooks_.on_alive(self->addresses.front());
+  }
+
+  void end() {
+    if (std::exchange(ending_, true)) return;
+    log_info("agent", "stopping");
+    loop_.call_at(loop_.now() + kStopLimit, [this] { loop_.stop(); });
+    loop_.spawn(wind_down(this));
+  }
+
+  static Task<void> wind_down(Agent* self) {
+    const auto kept = co_await self->node_->stop();
+    if (!kept) log_warn("agent", "pages were not kept: ", kept.error().message);
+    self->loop_.begin_stop();
+    const Instant limit = self->loop_.now() + kDrainLimit;
+    self->loop_.post([self, limit] { self->drain(limit); });
+  }
+
+  /// Tasks that were told to end get a moment to do so.
+  void drain(Instant limit) {
+    if (loop_.running() == 0 || loop_.now() >= limit) return loop_.stop();
+    loop_.post([this, limit] { drain(limit); });
+  }
+
+  AgentConfig config_;
+  AgentHooks hooks_;
+  StateDir state_;
+  ClusterMembership membership_;
+  driver::AgentRecord record_;
+  std::optional<Failure> failure_;
+  bool ending_ = false, left_cluster_ = false;
+
+  driver::AsioLoop loop_;
+  driver::OsEntropy entropy_;
+  std::shared_ptr<driver::RocksStore> store_;
+  driver::TcpCarrier carrier_;
+  driver::PosixProcesses processes_;
+  driver::LocalSocketServer local_;
+  driver::MemfdFrameStore frames_;
+  driver::UffdFaults faults_;
+  std::unique_ptr<node::Node> node_;
+};
+
+Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
+  HOLO_ASSIGN(state, StateDir::open(loaded.config.state_dir));
+  HOLO_ASSIGN(membership, state.membership());
+  if (!membership) {
+    return fail(Errc::refused, str("the state directory ", state.path(), " belongs to no cluster"),
+                "holo init makes one, holo join enters one");
+  }
+  HOLO_ASSIGN(identity, state.identity());
+  const auto socket = driver::agent_socket_path(state.path(), to_hex(identity.node().value));
+  HOLO_TRY(driver::check_socket_path(socket));
+  HOLO_TRY(driver::make_private_directory(std::filesystem::path(socket).parent_path().string()));
+  HOLO_ASSIGN(store, driver::RocksStore::open(state.log_directory()));
+  Agent agent(loaded, std::move(hooks), std::move(state), std::move(identity), std::move(*membership),
+              std::move(store));
+  return agent.run();
+}
+
+}  // namespace
+
+Outcome<int> run_agent(const LoadedConfig& loaded, AgentHooks hooks) {
+  HOLO_TRY(driver::install_text_log({.file = loaded.config.log_file, .level = log_level(loaded.config.log_level)}));
+  ::signal(SIGPIPE, SIG_IGN);
+  raise_file_limit();
+  auto outcome = start(loaded, hooks);
+  if (!outcome) hooks.ready.failed(outcome.error());  // Silent when the agent has said it itself.
+  return outcome;
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,16 @@
+// One program: the agent and every command. main() shows all of it.
+#include "cmd/holo/command_line.h"
+
+int main(int argc, char** argv) {
+  holo::cmd::CommandLine line;
+  add_agent_commands(line);
+  add_cluster_commands(line);
+  add_status_command(line);
+  add_region_commands(line);
+  add_run_command(line);
+  add_dev_commands(line);
+  add_bench_commands(line);
+  add_doctor_command(line);
+  add_config_commands(line);
+  return line.run(argc, argv);
+}
