@@ -22,15 +22,21 @@ class Hub {
       hub.endpoints_[id] = this;
       hub.addresses_[address] = id;
     }
-    ~Endpoint() override { hub_.endpoints_.erase(id_); }
+    ~Endpoint() override { retire(); }
+    /// Nobody hears it from now on, though it may still be called.
+    void retire() {
+      if (const auto it = hub_.endpoints_.find(id_); it != hub_.endpoints_.end() && it->second == this)
+        hub_.endpoints_.erase(it);
+    }
     Task<Result<Reply>> call(NodeId peer, Request request, CallOptions options) override {
-      return deliver(&hub_, id_, peer, std::move(request), options.deadline);
+      return deliver(&hub_, this, peer, std::move(request), options.deadline);
     }
     void serve(std::uint16_t type, Handler handler) override { handlers_[type] = std::move(handler); }
     void set_addresses(NodeId peer, std::vector<std::string> addresses) override { known[peer] = std::move(addresses); }
     Task<Result<PeerIdentity>> connect(std::string address, Instant) override {
       const auto it = hub_.addresses_.find(address);
-      if (it == hub_.addresses_.end() || !hub_.connected(id_, it->second)) co_return fail(Errc::unavailable, "nobody at " + address);
+      if (it == hub_.addresses_.end() || !hub_.connected(id_, it->second))
+        co_return fail(Errc::unavailable, "nobody at " + address);
       co_return PeerIdentity{it->second, address};
     }
     void disconnect(NodeId) override {}
@@ -54,13 +60,15 @@ class Hub {
     }
   }
   [[nodiscard]] bool connected(NodeId a, NodeId b) const {
-    return endpoints_.contains(a) && endpoints_.contains(b) && (a == b || (!isolated_.contains(a) && !isolated_.contains(b)));
+    return endpoints_.contains(a) && endpoints_.contains(b) &&
+           (a == b || (!isolated_.contains(a) && !isolated_.contains(b)));
   }
   /// Requests delivered so far, by type.
   std::map<std::uint16_t, std::uint64_t> delivered;
 
  private:
-  static Task<void> run(Transport::Handler handler, NodeId from, Request request, std::shared_ptr<OneShot<Result<Reply>>> shot) {
+  static Task<void> run(Transport::Handler handler, NodeId from, Request request,
+                        std::shared_ptr<OneShot<Result<Reply>>> shot) {
     auto reply = co_await handler(from, std::move(request));
     shot->set(std::move(reply));
   }
@@ -69,8 +77,12 @@ class Hub {
     for (const Buffer& p : parts) all.insert(all.end(), p.span().begin(), p.span().end());
     return Buffer(std::move(all));
   }
-  static Task<Result<Reply>> deliver(Hub* hub, NodeId from, NodeId to, Request request, Instant deadline) {
+  static Task<Result<Reply>> deliver(Hub* hub, Endpoint* sender, NodeId to, Request request, Instant deadline) {
+    const NodeId from = sender->id_;
     co_await sleep_for(hub->loop_, microseconds(50));
+    const auto current = hub->endpoints_.find(from);
+    if (current == hub->endpoints_.end() || current->second != sender)
+      co_return fail(Errc::unavailable, "this node is off");
     if (!hub->connected(from, to)) co_return fail(Errc::unavailable, str("node ", to, " cannot be reached"));
     Endpoint* peer = hub->endpoints_[to];
     const auto it = peer->handlers_.find(request.type);

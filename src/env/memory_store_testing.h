@@ -1,4 +1,5 @@
-// env::LogStore and env::KvStore in memory, for tests: what is on this disk survives the objects that use it, and it can fail.
+// env::LogStore and env::KvStore in memory, for tests: what is on this disk survives the objects that use it, and it
+// can fail.
 #pragma once
 
 #include <map>
@@ -29,7 +30,8 @@ class MemoryStore final : public LogStore, public KvStore {
     if (full_) return full();
     ++appends_;
     for (const LogEntry& e : entries) {
-      entries_[e.index] = {.index = e.index, .term = e.term, .type = e.type, .data = Bytes(e.data.begin(), e.data.end())};
+      entries_[e.index] = {
+          .index = e.index, .term = e.term, .type = e.type, .data = Bytes(e.data.begin(), e.data.end())};
     }
     return {};
   }

@@ -1,9 +1,7 @@
-// Life of the control service, proposals to the log, and waiting for what others proposed.
 #include "node/control.h"
 
 #include <algorithm>
 
-#include "base/limits.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "core/control/results.h"
@@ -14,256 +12,319 @@ namespace {
 
 constexpr const char* kIncarnationKey = "incarnation";
 constexpr const char* kClusterKey = "cluster";
-constexpr Duration kAppendDeadline =
-    seconds(3);  // one attempt; then the result is looked up and the command sent again
-constexpr Duration kRetryPause = milliseconds(50);
-constexpr Duration kHandOverDeadline = milliseconds(300);
+constexpr Duration kAttempt =
+    seconds(3);  // One try to append; then the command is sent again, perhaps to another leader.
+constexpr Duration kRetry = milliseconds(30);
+constexpr Duration kHandOver = milliseconds(300);
+constexpr Duration kLongestRetry = milliseconds(500);
 
-Buffer to_buffer(const std::string& s) { return Buffer::copy(as_bytes(s)); }
-
-/// Failures of an attempt after which the same command may still be tried: it acts once.
-bool may_retry(Errc code) {
+/// After such an error the same command may still succeed, or may have done so.
+bool worth_retrying(Errc code) {
   switch (code) {
     case Errc::not_leader:
-    case Errc::no_quorum:
     case Errc::unavailable:
+    case Errc::no_quorum:
     case Errc::deadline_exceeded:
-    case Errc::overloaded: return true;
+    case Errc::overloaded:
+    case Errc::internal: return true;
     default: return false;
   }
 }
 
 }  // namespace
 
-ControlService::ControlService(Ports ports, NodeIdentity self) : identity_(std::move(self)) {
-  impl_ = std::make_unique<Impl>(*this, std::move(ports));
-  state_.add_observer(impl_.get());
+ControlService::Impl::Impl(Ports p, NodeIdentity id)
+    : ports(std::move(p)), identity(std::move(id)), plan(membership::HeartbeatConfig{}, identity.id) {
+  state.add_observer(this);
+}
+
+ControlService::ControlService(Ports ports, NodeIdentity self)
+    : impl_(std::make_shared<Impl>(std::move(ports), std::move(self))) {
   impl_->serve_peers();
 }
 
-ControlService::~ControlService() = default;
-
-// ---------------------------------------------------------------------------------------------------------------- life
-
-Result<bool> ControlService::has_cluster() {
-  HOLO_ASSIGN(value, impl_->ports.store->get(kClusterKey));
-  return value.has_value() && !value->empty();
+ControlService::~ControlService() {
+  impl_->stopped = true;
+  impl_->report_source = nullptr;
+  impl_->floors_observers.clear();
+  impl_->leave_check = nullptr;
+  impl_->log.reset();
 }
 
-Status ControlService::Impl::bump_incarnation() {
-  HOLO_ASSIGN(stored, ports.store->get(kIncarnationKey));
-  std::uint64_t last = 0;
-  if (stored && stored->size() == sizeof(last)) std::memcpy(&last, stored->data(), sizeof(last));
-  self.incarnation_ = last + 1;
-  return ports.store->put(kIncarnationKey, std::as_bytes(std::span(&self.incarnation_, 1)));
-}
+// ---- Plain answers
 
-Status ControlService::Impl::open_log(bool bootstrap) {
-  HOLO_ASSIGN(opened, ports.open_log(*this, LogOptions{.self = self.identity_.id, .bootstrap = bootstrap}));
-  log = std::move(opened);
-  log->on_change([this] { wake_waiters(); });
-  return {};
-}
-
-Status ControlService::Impl::remember_cluster(bool member) {
-  const std::uint64_t id = self.state_.cluster().value;
-  const ByteSpan bytes = std::as_bytes(std::span(&id, 1));
-  return ports.store->put(kClusterKey, member ? bytes : ByteSpan());
-}
-
-Task<Status> ControlService::init(std::string cluster_name, Instant deadline) {
-  HOLO_CO_ASSIGN(member, has_cluster());
-  if (member) co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
-  HOLO_CO_TRY(impl_->bump_incarnation());
-  HOLO_CO_TRY(impl_->open_log(true));
-  impl_->start_loops();
-  wire::CommandBody body;
-  auto* init = body.mutable_cluster_init();
-  init->set_cluster(std::max<std::uint64_t>(impl_->ports.entropy->u64(), 1));
-  init->set_name(cluster_name);
-  *init->mutable_node() = impl_->info();
-  HOLO_CO_TRY(co_await propose(std::move(body), deadline));
-  co_return impl_->remember_cluster(true);
-}
-
-Task<Status> ControlService::join(std::string seed, Instant deadline) {
-  HOLO_CO_ASSIGN(member, has_cluster());
-  if (member) co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
-  HOLO_CO_TRY(impl_->bump_incarnation());
-  HOLO_CO_TRY(impl_->open_log(false));
-  HOLO_CO_ASSIGN(reply, co_await impl_->ask_to_join(std::move(seed), deadline));
-  for (const auto& node : reply.nodes()) {
-    if (NodeId(node.id()) == self()) continue;
-    impl_->ports.transport->set_addresses(NodeId(node.id()), {node.addresses().begin(), node.addresses().end()});
-  }
-  impl_->start_loops();
-  std::string what = "the cluster's log";
-  HOLO_CO_TRY(co_await impl_->wait_until([this] { return ready(); }, deadline, std::move(what)));
-  co_return impl_->remember_cluster(true);
-}
-
-Status ControlService::resume() {
-  HOLO_TRY(impl_->bump_incarnation());
-  HOLO_TRY(impl_->open_log(false));
-  impl_->on_restored();  // Addresses, out of the state that the log brought back.
-  impl_->start_loops();
-  return {};
-}
-
-Task<void> ControlService::stop() {
-  if (std::exchange(impl_->stopping, true)) co_return;
-  if (impl_->log) {
-    const Instant deadline = impl_->ports.loop->now() + kHandOverDeadline;
-    if (is_leader()) (void)co_await impl_->log->hand_over(deadline);
-    co_await impl_->log->close();
-  }
-  impl_->wake_waiters();
-}
-
-// ------------------------------------------------------------------------------------------------------------- queries
-
-NodeId ControlService::leader() const { return impl_->log ? impl_->log->status().leader : NodeId(); }
-bool ControlService::is_leader() const { return impl_->log && impl_->log->status().role == env::LogRole::leader; }
-bool ControlService::ready() const { return state_.alive(identity_.id, incarnation_); }
+const control::State& ControlService::state() const { return impl_->state; }
+void ControlService::add_observer(control::StateObserver* observer) { impl_->state.add_observer(observer); }
+NodeId ControlService::self() const { return impl_->identity.id; }
+std::uint64_t ControlService::incarnation() const { return impl_->incarnation; }
+NodeId ControlService::leader() const { return log_status().leader; }
+bool ControlService::is_leader() const { return impl_->leads(); }
+bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
+void ControlService::set_report_source(std::function<wire::NodeReport()> source) {
+  impl_->report_source = std::move(source);
+}
+void ControlService::on_floors(std::function<void()> f) { impl_->floors_observers.push_back(std::move(f)); }
+void ControlService::set_leave_check(std::function<Task<Status>(Instant)> f) { impl_->leave_check = std::move(f); }
 
 Version ControlService::floor(RegionId region) const {
-  auto it = impl_->floors.find(region);
-  return it == impl_->floors.end() ? Version() : it->second;
+  const auto it = impl_->floors.find(region);
+  return it == impl_->floors.end() ? Version{} : it->second;
 }
+
 std::uint64_t ControlService::frames_used(NodeId node) const {
-  auto it = impl_->usage.find(node);
+  const auto it = impl_->usage.find(node);
   return it == impl_->usage.end() ? 0 : it->second;
 }
 
-wire::NodeInfo ControlService::Impl::info() const {
-  wire::NodeInfo out;
-  out.set_id(self.identity_.id.value);
-  out.set_name(self.identity_.name);
-  for (const auto& a : self.identity_.addresses) out.add_addresses(a);
-  out.set_cores(self.identity_.cores);
-  out.set_memory_bytes(self.identity_.memory_bytes);
-  out.set_speed(self.identity_.speed);
-  out.set_version(self.identity_.version);
-  out.set_incarnation(self.incarnation_);
-  return out;
+// ---- Life
+
+Result<bool> ControlService::has_cluster() {
+  HOLO_ASSIGN(stored, impl_->ports.store->get(kClusterKey));
+  return stored && !stored->empty();
 }
 
-// ------------------------------------------------------------------------------------------------------- state machine
-
-void ControlService::Impl::apply(LogIndex index, WallTime when, ByteSpan command) {
-  self.state_.apply(index, when, command);
-  wake_waiters();
-}
-
-Status ControlService::Impl::restore(LogIndex index, ByteSpan snapshot) {
-  HOLO_TRY(self.state_.restore(index, snapshot));
-  wake_waiters();
+Status ControlService::Impl::next_incarnation() {
+  HOLO_ASSIGN(stored, ports.store->get(kIncarnationKey));
+  std::uint64_t last = 0;
+  if (stored) {
+    if (stored->size() != sizeof last)
+      return fail(Errc::corrupt, "this node's incarnation in its store does not decode");
+    std::memcpy(&last, stored->data(), sizeof last);
+  }
+  // Not only one more: a store that was lost, or began anew, must not bring back numbers that others have seen dead.
+  const auto wall = static_cast<std::uint64_t>(std::max<std::int64_t>(ports.loop->wall_now().ms, 0));
+  const std::uint64_t next = std::max({last + 1, wall, incarnation + 1});
+  HOLO_TRY(ports.store->put(kIncarnationKey, std::as_bytes(std::span(&next, 1))));
+  incarnation = next;
   return {};
 }
 
-// ----------------------------------------------------------------------------------------------------------- proposals
-
-Task<Result<wire::CommandResult>> ControlService::propose(wire::CommandBody body, Instant deadline) {
-  Impl& i = *impl_;
-  if (i.stopping || !i.log) co_return fail(Errc::cancelled, "the agent is stopping");
-  if (i.outstanding.size() >= limits::kMaxPendingCommands) {
-    co_return fail(Errc::overloaded, "too many commands are waiting for the log", "retry in a moment");
-  }
-  const std::uint64_t sequence = i.next_sequence++;
-  i.outstanding.insert(sequence);
-  wire::Command command;
-  command.set_client(identity_.id.value);
-  command.set_incarnation(incarnation_);
-  command.set_sequence(sequence);
-  *command.mutable_body() = std::move(body);
-
-  Result<wire::CommandResult> result = fail(Errc::deadline_exceeded, "the cluster did not answer in time");
-  for (;;) {
-    command.set_outstanding(*i.outstanding.begin());
-    const Buffer bytes = to_buffer(command.SerializeAsString());
-    if (bytes.size() > limits::kMaxCommandBytes) {
-      result = fail(Errc::over_limit,
-                    str("a command of ", bytes.size(), " bytes is over the limit of ", limits::kMaxCommandBytes));
-      break;
-    }
-    const Instant attempt = std::min(deadline, i.ports.loop->now() + kAppendDeadline);
-    auto appended = co_await i.log->append(bytes, attempt);
-    // Also after an error: an earlier attempt may have been committed.
-    if (auto known = state_.result_of(identity_.id, incarnation_, sequence)) {
-      result = std::move(*known);
-      break;
-    }
-    if (appended) {
-      result = fail(Errc::internal, "a command was applied without a result");
-      break;
-    }
-    result = std::unexpected(appended.error());
-    if (!may_retry(appended.error().code) || i.stopping) break;
-    const Instant again = i.ports.loop->now() + kRetryPause;
-    if (again >= deadline) break;
-    const bool awake = co_await env::sleep_until(*i.ports.loop, again);
-    if (!awake) {
-      result = fail(Errc::cancelled, "the agent is stopping");
-      break;
-    }
-  }
-  i.outstanding.erase(sequence);
-  if (result) HOLO_CO_TRY(control::status_of(result->error()));
-  co_return result;
+Status ControlService::Impl::save_cluster(const std::vector<wire::NodeInfo>& nodes) {
+  wire::JoinReply record;
+  record.set_cluster(state.cluster().value);
+  record.set_name(state.cluster_name());
+  for (const wire::NodeInfo& n : nodes) *record.add_nodes() = n;
+  std::string bytes = record.SerializeAsString();
+  if (bytes == saved_cluster) return {};
+  HOLO_TRY(ports.store->put(kClusterKey, as_bytes(bytes)));
+  saved_cluster = std::move(bytes);
+  return {};
 }
 
-// ------------------------------------------------------------------------------------------------------------- waiting
+wire::NodeInfo ControlService::Impl::info() const {
+  wire::NodeInfo n;
+  n.set_id(identity.id.value);
+  n.set_name(identity.name);
+  for (const std::string& a : identity.addresses) n.add_addresses(a);
+  n.set_cores(identity.cores);
+  n.set_memory_bytes(identity.memory_bytes);
+  n.set_speed(identity.speed);
+  n.set_version(identity.version);
+  n.set_incarnation(incarnation);
+  return n;
+}
 
-void ControlService::Impl::wake_waiters() {
-  std::vector<std::shared_ptr<OneShot<Result<bool>>>> done;
-  std::erase_if(waiters, [&](Waiter& w) {
-    if (!stopping && !w.ready()) return false;
-    done.push_back(w.shot);
-    return true;
+Status ControlService::Impl::begin(bool bootstrap) {
+  HOLO_ASSERT(!log, "one of init, join, resume, once");
+  auto opened = ports.open_log(*this, LogOptions{.self = identity.id, .bootstrap = bootstrap});
+  if (!opened) return std::unexpected(opened.error());
+  log = std::move(*opened);
+  log->on_change([weak = weak_from_this()] {
+    if (const Self me = weak.lock(); me && !me->stopped) me->log_changed();
   });
-  // Posted, not called: a waiter that goes on may propose, and this runs inside the log.
-  for (auto& shot : done) {
-    ports.loop->post([shot, stopped = stopping] {
-      if (stopped) {
-        shot->set(fail(Errc::cancelled, "the agent is stopping"));
-      } else {
-        shot->set(true);
-      }
-    });
-  }
+  log_changed();
+  return {};
 }
 
-Task<Status> ControlService::Impl::wait_until(std::function<bool()> ready, Instant deadline, std::string what) {
-  if (ready()) co_return Status{};
-  if (stopping) co_return fail(Errc::cancelled, "the agent is stopping");
+Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadline) {
+  HOLO_CO_ASSIGN(stored, me->ports.store->get(kClusterKey));
+  if (stored && !stored->empty()) {
+    co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
+  }
+  HOLO_CO_TRY(me->next_incarnation());
+  HOLO_CO_TRY(me->begin(true));
+  wire::CommandBody body;
+  std::uint64_t id = 0;
+  while (id == 0) id = me->ports.entropy->u64();
+  body.mutable_cluster_init()->set_cluster(id);
+  body.mutable_cluster_init()->set_name(name);
+  *body.mutable_cluster_init()->mutable_node() = me->info();
+  HOLO_CO_TRY(co_await propose(me, body, deadline));
+  std::vector<wire::NodeInfo> nodes;
+  nodes.push_back(me->info());
+  HOLO_CO_TRY(me->save_cluster(nodes));
+  me->ports.loop->spawn(beat_loop(me));
+  me->ports.loop->spawn(lead_loop(me));
+  co_return Status{};
+}
+
+Task<Status> ControlService::init(std::string cluster_name, Instant deadline) {
+  return Impl::init(impl_, std::move(cluster_name), deadline);
+}
+Task<Status> ControlService::join(std::string seed, Instant deadline) {
+  return Impl::join(impl_, std::move(seed), deadline);
+}
+Task<Status> ControlService::leave(Instant deadline) { return Impl::leave(impl_, deadline); }
+
+Status ControlService::resume() {
+  HOLO_ASSIGN(stored, impl_->ports.store->get(kClusterKey));
+  wire::JoinReply record;
+  if (!stored || stored->empty()) return fail(Errc::refused, "this node is in no cluster", "holo init, or holo join");
+  if (!record.ParseFromString(std::string(as_text(*stored)))) {
+    return fail(Errc::corrupt, "what this node's store says of its cluster does not decode");
+  }
+  impl_->saved_cluster = as_text(*stored);
+  for (const wire::NodeInfo& n : record.nodes()) {
+    if (NodeId{n.id()} == self()) continue;
+    impl_->ports.transport->set_addresses(NodeId{n.id()}, {n.addresses().begin(), n.addresses().end()});
+  }
+  HOLO_TRY(impl_->next_incarnation());
+  HOLO_TRY(impl_->begin(false));
+  impl_->ports.loop->spawn(Impl::beat_loop(impl_));
+  impl_->ports.loop->spawn(Impl::lead_loop(impl_));
+  return {};
+}
+
+Task<Status> ControlService::Impl::stop(Self me) {
+  if (std::exchange(me->stopped, true)) co_return Status{};
+  for (Waiter& w : std::exchange(me->waiters, {})) w.shot->set(fail(Errc::cancelled, "the agent is stopping"));
+  if (me->log) {
+    // So that the others need not wait for an election.
+    const Instant deadline = me->now() + kHandOver;
+    const Status handed = co_await me->log->hand_over(deadline);
+    if (!handed) log_debug("control", "leadership was not handed over: ", handed.error().to_string());
+    co_await me->log->close();
+  }
+  co_return Status{};
+}
+
+Task<void> ControlService::stop() {
+  const auto impl = impl_;
+  co_await Impl::stop(impl);
+}
+
+// ---- Applying
+
+void ControlService::Impl::apply(LogIndex index, WallTime when, ByteSpan command) {
+  state.apply(index, when, command);
+  wake();
+}
+
+void ControlService::Impl::on_restored() {
+  std::erase_if(floors, [this](const auto& f) { return state.region(f.first) == nullptr; });
+  nodes_changed_soon();
+  wake();
+}
+
+/// Later, once for all: whoever waits must not run in the middle of an apply.
+void ControlService::Impl::wake() {
+  if (waiters.empty() || std::exchange(wake_posted, true)) return;
+  ports.loop->post([me = shared_from_this()] {
+    me->wake_posted = false;
+    std::vector<Waiter> still;
+    std::vector<std::pair<Waiter, Status>> ready;
+    for (Waiter& w : std::exchange(me->waiters, {})) {
+      if (w.shot->is_set()) continue;
+      if (auto status = w.done()) {
+        ready.emplace_back(std::move(w), std::move(*status));
+      } else {
+        still.push_back(std::move(w));
+      }
+    }
+    me->waiters.insert(me->waiters.end(), std::make_move_iterator(still.begin()), std::make_move_iterator(still.end()));
+    for (auto& [w, status] : ready) w.shot->set(status ? Result<bool>(true) : std::unexpected(status.error()));
+  });
+}
+
+Task<Status> ControlService::Impl::wait(Self me, std::function<std::optional<Status>()> done, Instant deadline,
+                                        std::string what) {
+  if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+  if (auto status = done()) co_return *status;
   auto shot = std::make_shared<OneShot<Result<bool>>>();
-  waiters.push_back({std::move(ready), shot});
-  auto result = co_await env::await_until<bool>(*ports.loop, shot, deadline, std::move(what));
-  std::erase_if(waiters, [&](const Waiter& w) { return w.shot == shot; });
-  if (!result) co_return std::unexpected(result.error());
+  me->waiters.push_back({std::move(done), shot});
+  auto r = co_await await_until(*me->ports.loop, shot, deadline, std::move(what));
+  if (!r) co_return std::unexpected(r.error());
   co_return Status{};
 }
 
 Task<Status> ControlService::wait_applied(LogIndex index, Instant deadline) {
-  std::string what = str("entry ", index, " of the log");
-  co_return co_await impl_->wait_until([this, index] { return state_.applied() >= index; }, deadline, std::move(what));
+  const Impl* i = impl_.get();
+  return Impl::wait(
+      impl_,
+      [i, index]() -> std::optional<Status> {
+        if (i->state.applied() >= index) return Status{};
+        return std::nullopt;
+      },
+      deadline, str("entry ", index, " of the log"));
 }
 
 Task<Status> ControlService::wait_version(RegionId region, Version version, Instant deadline) {
-  std::string what = str("version ", version, " of region ", region);
-  auto reached = [this, region, version] {
-    const auto* r = state_.region(region);
-    return r == nullptr || r->version >= version;
-  };
-  HOLO_CO_TRY(co_await impl_->wait_until(std::move(reached), deadline, std::move(what)));
-  if (state_.region(region) == nullptr) co_return fail(Errc::not_found, str("region ", region, " was freed"));
-  co_return Status{};
+  const Impl* i = impl_.get();
+  return Impl::wait(
+      impl_,
+      [i, region, version]() -> std::optional<Status> {
+        const control::RegionRecord* r = i->state.region(region);
+        if (r == nullptr) return Status(fail(Errc::not_found, str("there is no region ", region, " any more")));
+        if (r->version >= version) return Status{};
+        return std::nullopt;
+      },
+      deadline, str("version ", version, " of region ", region));
 }
 
-Task<Status> ControlService::barrier(Instant deadline) {
-  if (!impl_->log) co_return fail(Errc::unavailable, "this node is in no cluster");
-  co_return co_await impl_->log->barrier(deadline);
+namespace {
+Task<Status> barrier_of(std::shared_ptr<ControlService::Impl> me, Instant deadline) {
+  if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
+  co_return co_await me->log->barrier(deadline);
+}
+}  // namespace
+
+Task<Status> ControlService::barrier(Instant deadline) { return barrier_of(impl_, deadline); }
+
+// ---- Proposing
+
+Task<Result<wire::CommandResult>> ControlService::propose(wire::CommandBody body, Instant deadline) {
+  return Impl::propose(impl_, std::move(body), deadline);
+}
+
+Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::CommandBody body, Instant deadline) {
+  if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
+  if (me->outstanding.size() >= limits::kMaxPendingCommands) {
+    co_return std::unexpected(Error{.code = Errc::overloaded,
+                                    .message = str(me->outstanding.size(), " commands wait for the cluster already"),
+                                    .retryable = true});
+  }
+  wire::Command command;
+  command.set_client(me->identity.id.value);
+  command.set_incarnation(me->incarnation);
+  command.set_sequence(me->next_sequence++);
+  *command.mutable_body() = std::move(body);
+  const std::uint64_t sequence = command.sequence();
+  struct Outstanding {
+    Self me;
+    std::uint64_t sequence;
+    ~Outstanding() { me->outstanding.erase(sequence); }
+  } guard{me, sequence};
+  me->outstanding.insert(sequence);
+
+  Duration pause = kRetry;
+  for (;;) {
+    if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    command.set_outstanding(*me->outstanding.begin());
+    const std::string bytes = command.SerializeAsString();
+    Buffer entry = Buffer::copy(as_bytes(bytes));
+    const Instant until = std::min(deadline, me->now() + kAttempt);
+    auto appended = co_await me->log->append(std::move(entry), until);
+    if (auto result = me->state.result_of(me->identity.id, command.incarnation(), sequence)) {
+      HOLO_CO_TRY(control::status_of(result->error()));
+      co_return std::move(*result);
+    }
+    if (appended) co_return fail(Errc::refused, "this node has been started again, or declared dead, since");
+    if (!worth_retrying(appended.error().code)) co_return std::unexpected(appended.error());
+    if (me->now() + pause >= deadline) co_return std::unexpected(appended.error());
+    co_await env::sleep_for(*me->ports.loop, pause);
+    pause = std::min(pause * 2, kLongestRetry);
+  }
 }
 
 }  // namespace holo::node

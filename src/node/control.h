@@ -80,11 +80,13 @@ class ControlService {
 
   // ---- For other services.
 
-  [[nodiscard]] const control::State& state() const { return state_; }
-  /// Before init, join or resume.
-  void add_observer(control::StateObserver* observer) { state_.add_observer(observer); }
-  [[nodiscard]] NodeId self() const { return identity_.id; }
-  [[nodiscard]] std::uint64_t incarnation() const { return incarnation_; }
+  [[nodiscard]] const control::State& state() const;
+  /// Before init, join or resume. The observer lives until stop() has ended.
+  void add_observer(control::StateObserver* observer);
+  [[nodiscard]] NodeId self() const;
+  /// Grows when this node was declared dead although it lives: its transactions are fenced from then on. Read it for
+  /// each one.
+  [[nodiscard]] std::uint64_t incarnation() const;
   /// The leader as this node knows it; 0 while unknown.
   [[nodiscard]] NodeId leader() const;
   [[nodiscard]] bool is_leader() const;
@@ -107,17 +109,17 @@ class ControlService {
 
   /// What goes into this node's heartbeats: frames used, and per region the lowest snapshot in use (or the newest
   /// applied).
-  void set_report_source(std::function<wire::NodeReport()> source) { report_source_ = std::move(source); }
+  void set_report_source(std::function<wire::NodeReport()> source);
   /// No snapshot of `region` below this is in use anywhere: older versions may go. Never falls. 0: nothing may go.
   [[nodiscard]] Version floor(RegionId region) const;
   /// Called after floors have risen.
-  void on_floors(std::function<void()> f) { floors_observers_.push_back(std::move(f)); }
+  void on_floors(std::function<void()> f);
   /// As heard through the leader; 0 when unknown.
   [[nodiscard]] std::uint64_t frames_used(NodeId node) const;
 
   /// Asked by leave() after the node is draining; returns once nothing here is a last copy, or `refused` saying what
   /// is. Without one, the state alone decides.
-  void set_leave_check(std::function<Task<Status>(Instant deadline)> f) { leave_check_ = std::move(f); }
+  void set_leave_check(std::function<Task<Status>(Instant deadline)> f);
 
   /// Registers REGION_CREATE, REGION_OPEN, REGION_LIST and REGION_FREE.
   void register_local(LocalApi& api);
@@ -127,14 +129,8 @@ class ControlService {
   struct Impl;
 
  private:
-  friend struct Impl;
-  NodeIdentity identity_;
-  std::uint64_t incarnation_ = 0;
-  control::State state_;
-  std::function<wire::NodeReport()> report_source_;
-  std::vector<std::function<void()>> floors_observers_;
-  std::function<Task<Status>(Instant)> leave_check_;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl>
+      impl_;  ///< What waits for the network keeps it, and then looks whether the service has stopped.
 };
 
 }  // namespace holo::node

@@ -1,8 +1,7 @@
-// What ControlService keeps; shared by its parts: control.cc (life, proposals, waiting), control_membership.cc
-// (heartbeats, joining, leaving, voters), control_local.cc (regions for local processes).
+// The inside of ControlService, shared by its three files. Coroutines are static and hold the Impl: the service may go
+// before they end; after each wait they look at `stopped`.
 #pragma once
 
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -16,74 +15,103 @@
 
 namespace holo::node {
 
-struct ControlService::Impl final : env::StateMachine, control::StateObserver {
-  Impl(ControlService& service, Ports ports_in) : self(service), ports(std::move(ports_in)) {}
+struct ControlService::Impl final : env::StateMachine, control::StateObserver, std::enable_shared_from_this<Impl> {
+  using Self = std::shared_ptr<Impl>;
 
-  // ---- control.cc
+  Impl(Ports p, NodeIdentity id);
+
+  // ---- env::StateMachine
   void apply(LogIndex index, WallTime when, ByteSpan command) override;
-  Bytes snapshot() const override { return self.state_.snapshot(); }
-  Status restore(LogIndex index, ByteSpan snapshot) override;
-  Status bump_incarnation();
-  Status open_log(bool bootstrap);
-  Status remember_cluster(bool member);
-  Task<Status> wait_until(std::function<bool()> ready, Instant deadline, std::string what);
-  void wake_waiters();
-  [[nodiscard]] wire::NodeInfo info() const;
+  Bytes snapshot() const override { return state.snapshot(); }
+  Status restore(LogIndex index, ByteSpan bytes) override { return state.restore(index, bytes); }
 
-  // ---- control_membership.cc
-  void serve_peers();
-  void start_loops();
-  void learn_addresses(NodeId node);
+  // ---- control::StateObserver
   void on_commit(RegionId, Version, TxnId, std::span<const control::PageRange>) override {}
   void on_region_created(RegionId) override {}
   void on_region_freed(RegionId region) override { floors.erase(region); }
   void on_nodes_changed(Epoch epoch, NodeId node) override;
   void on_placement_changed(RegionId) override {}
   void on_restored() override;
-  Task<void> beat();
-  Task<void> watch();
-  Task<void> beat_once();
-  Result<wire::HeartbeatReply> on_heartbeat(NodeId from, wire::Heartbeat beat);
-  void admit(wire::NodeInfo node);
-  void raise_floors();
+
+  // ---- Life (control.cc)
+  Status begin(bool bootstrap);
+  Status next_incarnation();
+  Status save_cluster(const std::vector<wire::NodeInfo>& nodes);
+  [[nodiscard]] wire::NodeInfo info() const;
+  [[nodiscard]] Instant now() const { return ports.loop->now(); }
+  [[nodiscard]] bool leads() const { return log && log->status().role == env::LogRole::leader; }
+  static Task<Status> init(Self me, std::string name, Instant deadline);
+  static Task<Status> stop(Self me);
+
+  // ---- Proposals and waits (control.cc)
+  static Task<Result<wire::CommandResult>> propose(Self me, wire::CommandBody body, Instant deadline);
+  static Task<Status> wait(Self me, std::function<std::optional<Status>()> done, Instant deadline, std::string what);
+  void wake();
+
+  // ---- Membership (control_membership.cc)
+  void serve_peers();
+  void log_changed();
+  void nodes_changed_soon();
+  void nodes_changed();
+  void return_anew();
+  static Task<Status> join(Self me, std::string seed, Instant deadline);
+  static Task<Status> leave(Self me, Instant deadline);
+  static Task<Status> leave_draining(Self me, Instant deadline);
+  static Task<Status> give_up_lead(Self me, Instant deadline);
+  static Task<Status> ask_to_leave(Self me, Instant deadline);
+  static Task<void> beat_loop(Self me);
+  static Task<void> beat(Self me, NodeId to);
+  static Task<void> lead_loop(Self me);
+  static Task<void> declare_dead(Self me, membership::Death death);
+  static Task<void> reconcile(Self me);
+  static Task<Result<bool>> reconcile_once(Self me);
+  static Task<void> admit(Self me, wire::NodeInfo node, bool alive);
+  Result<wire::HeartbeatReply> hear(NodeId from, const wire::Heartbeat& beat);
   void take_reply(const wire::HeartbeatReply& reply);
-  std::optional<membership::VoterChange> next_change(bool& hand_over) const;
-  void declare_dead();
-  Task<void> mend_voters();
-  Task<void> propose_quietly(wire::CommandBody body, std::string what);
-  Task<Result<env::Reply>> on_join(NodeId from, env::Request request);
-  Task<Result<wire::JoinReply>> admit_newcomer(wire::JoinRequest request, Instant deadline);
-  Task<Result<wire::JoinReply>> ask_to_join(std::string seed, Instant deadline);
+  [[nodiscard]] wire::Heartbeat make_beat() const;
+  void compute_floors();
+  void raise_floors(const google::protobuf::RepeatedPtrField<wire::RegionVersion>& raised);
+  static Task<Result<env::Reply>> refuse_stopped();
+  static Task<Result<env::Reply>> on_heartbeat(Self me, NodeId from, env::Request request);
+  static Task<Result<env::Reply>> on_join(Self me, NodeId from, env::Request request);
+  static Task<Result<env::Reply>> on_leave(Self me, NodeId from, env::Request request);
 
-  // ---- control_local.cc
-  Task<Result<LocalReply>> create_region(std::shared_ptr<LocalSession> session, LocalRequest request);
-  Task<Result<LocalReply>> open_region(LocalRequest request);
-  Task<Result<LocalReply>> list_regions();
-  Task<Result<LocalReply>> free_region(std::shared_ptr<LocalSession> session, LocalRequest request);
-
-  ControlService& self;
   Ports ports;
+  NodeIdentity identity;
+  std::uint64_t incarnation = 0;
+  control::State state;
   std::unique_ptr<env::CommandLog> log;
-  bool stopping = false;
-  bool loops_started = false;
+  bool stopped = false;
+  bool leaving = false;
 
+  std::function<wire::NodeReport()> report_source;
+  std::vector<std::function<void()>> floors_observers;
+  std::function<Task<Status>(Instant)> leave_check;
+
+  // Proposals
   std::uint64_t next_sequence = 1;
   std::set<std::uint64_t> outstanding;
-
   struct Waiter {
-    std::function<bool()> ready;
+    std::function<std::optional<Status>()> done;
     std::shared_ptr<OneShot<Result<bool>>> shot;
   };
   std::vector<Waiter> waiters;
+  bool wake_posted = false;
 
+  // Membership
   membership::FailureDetector detector{membership::DetectorConfig{}};
-  membership::HeartbeatPlan plan{membership::HeartbeatConfig{}, self.identity_.id};
-  std::set<NodeId> proposing;  ///< Nodes about which a NodeAlive or NodeDead is under way.
-  bool mending = false;
-  bool admitting = false;                      ///< A newcomer is being added: one at a time.
-  std::map<NodeId, wire::NodeReport> reports;  ///< Leader: the newest of each node under this leadership.
+  membership::HeartbeatPlan plan;
+  unsigned beats_in_flight = 0;
+  bool nodes_change_posted = false;
+  std::string saved_cluster;                   ///< As last written to the store.
+  std::map<NodeId, wire::NodeReport> reports;  ///< Leader: the newest of each live incarnation.
+  std::map<NodeId, std::uint64_t> report_incarnations;
+  std::map<NodeId, std::uint64_t> usage;  ///< Frames used, as heard.
   std::map<RegionId, Version> floors;
-  std::map<NodeId, std::uint64_t> usage;
+  std::set<NodeId> admitting;           ///< Leader: a proposal about this node is under way.
+  std::map<NodeId, bool> alive_before;  ///< As nodes_changed() saw them last.
+  bool reconciling = false;
+  bool reconcile_again = false;  ///< Something changed since it last looked.
 };
 
 }  // namespace holo::node

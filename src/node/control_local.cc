@@ -1,5 +1,4 @@
-// Regions, as local processes ask for them.
-#include "base/limits.h"
+// What processes of this machine ask of the control state: regions by name.
 #include "base/strings.h"
 #include "core/control/results.h"
 #include "node/control_impl.h"
@@ -7,35 +6,27 @@
 namespace holo::node {
 namespace {
 
-constexpr Duration kRegionDeadline = seconds(10);
-constexpr Duration kBarrierDeadline = seconds(2);
+using Impl = ControlService::Impl;
 
-template <class Message>
-Result<Message> parse(const LocalRequest& request) {
-  Message m;
-  if (!m.ParseFromString(request.header)) return fail(Errc::malformed, "a local message does not decode");
-  return m;
+constexpr Duration kChange = seconds(15);  // To create or free a region.
+constexpr Duration kLook = seconds(10);    // To be sure that this node's view is the newest.
+
+LocalReply reply_of(const std::string& header) {
+  LocalReply r;
+  r.header = header;
+  return r;
 }
 
-LocalReply reply_of(const google::protobuf::MessageLite& message) {
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  return reply;
+Error no_such_region(const std::string& name) {
+  return {
+      .code = Errc::not_found, .message = str("there is no region named ", name), .hint = "holo regions lists them"};
 }
 
-Error no_region(const std::string& name) {
-  return Error{.code = Errc::not_found,
-               .message = str("there is no region \"", name.substr(0, limits::kMaxRegionName), "\""),
-               .hint = "holo regions lists them"};
-}
-
-}  // namespace
-
-wire::RegionInfo ControlService::region_info(RegionId id) const {
+wire::RegionInfo info_of(const control::State& state, RegionId id) {
   wire::RegionInfo out;
-  const auto* r = state_.region(id);
+  const control::RegionRecord* r = state.region(id);
   if (r == nullptr) return out;
-  out.set_region(r->id.value);
+  out.set_region(id.value);
   out.set_name(r->name);
   out.set_type(r->type);
   out.set_element_bytes(r->element_bytes);
@@ -47,7 +38,7 @@ wire::RegionInfo ControlService::region_info(RegionId id) const {
   out.set_version(r->version.value);
   out.set_owner_uid(r->owner_uid);
   out.set_block_pages(r->block_pages);
-  for (const auto& [node, pages] : state_.pages_by_node(id)) {
+  for (const auto& [node, pages] : state.pages_by_node(id)) {
     auto* share = out.add_pages_by_node();
     share->set_node(node.value);
     share->set_pages(pages);
@@ -55,58 +46,68 @@ wire::RegionInfo ControlService::region_info(RegionId id) const {
   return out;
 }
 
-Task<Result<LocalReply>> ControlService::Impl::create_region(std::shared_ptr<LocalSession> session,
-                                                             LocalRequest request) {
-  HOLO_CO_ASSIGN(asked, parse<wire::RegionCreate>(request));
+Task<Status> look(std::shared_ptr<Impl> me) {
+  if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
+  const Instant deadline = me->now() + kLook;
+  co_return co_await me->log->barrier(deadline);
+}
+
+Task<Result<LocalReply>> create(std::shared_ptr<Impl> me, std::shared_ptr<LocalSession> session, LocalRequest request) {
   wire::CommandBody body;
-  *body.mutable_create_region()->mutable_region() = std::move(asked);
+  if (!body.mutable_create_region()->mutable_region()->ParseFromString(request.header)) {
+    co_return fail(Errc::malformed, "a request that does not decode");
+  }
   body.mutable_create_region()->set_owner_uid(session->uid());
-  const Instant deadline = ports.loop->now() + kRegionDeadline;
-  HOLO_CO_ASSIGN(result, co_await self.propose(std::move(body), deadline));
-  co_return reply_of(self.region_info(RegionId(result.region())));
+  const Instant deadline = me->now() + kChange;
+  HOLO_CO_ASSIGN(result, co_await Impl::propose(me, std::move(body), deadline));
+  const RegionId id{result.region()};
+  if (me->state.region(id) == nullptr) co_return fail(Errc::not_found, "the region was freed at once by someone else");
+  co_return reply_of(info_of(me->state, id).SerializeAsString());
 }
 
-Task<Result<LocalReply>> ControlService::Impl::open_region(LocalRequest request) {
-  HOLO_CO_ASSIGN(asked, parse<wire::RegionOpen>(request));
-  // A region that another node has just made, or written, is seen: nothing committed before this call is missed.
-  const Instant deadline = ports.loop->now() + kBarrierDeadline;
-  HOLO_CO_TRY(co_await self.barrier(deadline));
-  const auto* region = self.state_.region_by_name(asked.name());
-  if (region == nullptr) co_return std::unexpected(no_region(asked.name()));
-  co_return reply_of(self.region_info(region->id));
+Task<Result<LocalReply>> open(std::shared_ptr<Impl> me, std::shared_ptr<LocalSession>, LocalRequest request) {
+  wire::RegionOpen ask;
+  if (!ask.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
+  HOLO_CO_TRY(co_await look(me));
+  const control::RegionRecord* r = me->state.region_by_name(ask.name());
+  if (r == nullptr) co_return std::unexpected(no_such_region(ask.name()));
+  co_return reply_of(info_of(me->state, r->id).SerializeAsString());
 }
 
-Task<Result<LocalReply>> ControlService::Impl::list_regions() {
-  // Without a quorum the list is what this node has applied: better to look at than nothing.
-  const Instant deadline = ports.loop->now() + kBarrierDeadline;
-  (void)co_await self.barrier(deadline);
-  wire::RegionListReply reply;
-  for (const RegionId id : self.state_.regions()) *reply.add_regions() = self.region_info(id);
-  co_return reply_of(reply);
+Task<Result<LocalReply>> list(std::shared_ptr<Impl> me, std::shared_ptr<LocalSession>, LocalRequest) {
+  HOLO_CO_TRY(co_await look(me));
+  wire::RegionListReply out;
+  for (const RegionId id : me->state.regions()) *out.add_regions() = info_of(me->state, id);
+  co_return reply_of(out.SerializeAsString());
 }
 
-Task<Result<LocalReply>> ControlService::Impl::free_region(std::shared_ptr<LocalSession> session,
-                                                           LocalRequest request) {
-  HOLO_CO_ASSIGN(asked, parse<wire::RegionFree>(request));
+Task<Result<LocalReply>> free_region(std::shared_ptr<Impl> me, std::shared_ptr<LocalSession> session,
+                                     LocalRequest request) {
+  wire::RegionFree ask;
+  if (!ask.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
   wire::CommandBody body;
-  body.mutable_free_region()->set_name(asked.name());
+  body.mutable_free_region()->set_name(ask.name());
   body.mutable_free_region()->set_uid(session->uid());
-  const Instant deadline = ports.loop->now() + kRegionDeadline;
-  HOLO_CO_TRY(co_await self.propose(std::move(body), deadline));
+  const Instant deadline = me->now() + kChange;
+  HOLO_CO_TRY(co_await Impl::propose(me, std::move(body), deadline));
   co_return LocalReply{};
 }
 
+}  // namespace
+
 void ControlService::register_local(LocalApi& api) {
-  Impl* i = impl_.get();
-  api.serve(wire::REGION_CREATE, [i](std::shared_ptr<LocalSession> session, LocalRequest request) {
-    return i->create_region(std::move(session), std::move(request));
-  });
+  const std::shared_ptr<Impl> me = impl_;
+  api.serve(wire::REGION_CREATE,
+            [me](std::shared_ptr<LocalSession> s, LocalRequest r) { return create(me, std::move(s), std::move(r)); });
   api.serve(wire::REGION_OPEN,
-            [i](std::shared_ptr<LocalSession>, LocalRequest request) { return i->open_region(std::move(request)); });
-  api.serve(wire::REGION_LIST, [i](std::shared_ptr<LocalSession>, LocalRequest) { return i->list_regions(); });
-  api.serve(wire::REGION_FREE, [i](std::shared_ptr<LocalSession> session, LocalRequest request) {
-    return i->free_region(std::move(session), std::move(request));
+            [me](std::shared_ptr<LocalSession> s, LocalRequest r) { return open(me, std::move(s), std::move(r)); });
+  api.serve(wire::REGION_LIST,
+            [me](std::shared_ptr<LocalSession> s, LocalRequest r) { return list(me, std::move(s), std::move(r)); });
+  api.serve(wire::REGION_FREE, [me](std::shared_ptr<LocalSession> s, LocalRequest r) {
+    return free_region(me, std::move(s), std::move(r));
   });
 }
+
+wire::RegionInfo ControlService::region_info(RegionId id) const { return info_of(impl_->state, id); }
 
 }  // namespace holo::node

@@ -1,8 +1,6 @@
-// Heartbeats, joining, leaving, and who votes. All decisions are cores' (core/membership) or the log's; this file
-// carries them.
+// Joining, leaving, heartbeats, and what the leader does about them.
 #include <algorithm>
 
-#include "base/limits.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "core/control/results.h"
@@ -12,157 +10,259 @@
 namespace holo::node {
 namespace {
 
-constexpr Duration kBeatDeadline = milliseconds(800);
-constexpr Duration kWatch = milliseconds(100);
-constexpr Duration kCommandDeadline = seconds(5);
-constexpr Duration kJoinDeadline = seconds(10);  // what a member spends on one newcomer
-constexpr Duration kJoinRetry = milliseconds(200);
-constexpr Duration kConnectDeadline = seconds(5);
-constexpr Duration kLeavePoll = milliseconds(100);
+using control::NodeRecord;
+using control::NodeState;
+using wire::PeerMessage;
 
-std::uint16_t type_of(wire::PeerMessage m) { return static_cast<std::uint16_t>(m); }
+constexpr Duration kBeatDeadline = milliseconds(1000);
+constexpr unsigned kMaxBeats = 4;  // Unanswered heartbeats; further ones wait.
+constexpr Duration kLeadTick = milliseconds(100);
+constexpr Duration kPropose = seconds(5);        // What the leader proposes of itself.
+constexpr Duration kChangeMember = seconds(10);  // Also lets a new voter catch up.
+constexpr Duration kReconcilePause = milliseconds(200);
+constexpr Duration kServeJoin = seconds(10);
+constexpr Duration kRetryJoin = milliseconds(200);
+constexpr Duration kRetryLeave = milliseconds(200);
 
-template <class Message>
-env::Request request_of(wire::PeerMessage type, const Message& message) {
-  env::Request out;
-  out.type = type_of(type);
-  out.header = message.SerializeAsString();
+env::Request request_of(PeerMessage type, const std::string& header) {
+  env::Request r;
+  r.type = static_cast<std::uint16_t>(type);
+  r.header = header;
+  return r;
+}
+
+env::CallOptions control_call(Instant deadline) {
+  env::CallOptions o;
+  o.klass = env::StreamClass::control;
+  o.deadline = deadline;
+  return o;
+}
+
+wire::NodeInfo info_of(const NodeRecord& n) {
+  wire::NodeInfo out;
+  out.set_id(n.id.value);
+  out.set_name(n.name);
+  for (const std::string& a : n.addresses) out.add_addresses(a);
+  out.set_cores(n.cores);
+  out.set_memory_bytes(n.memory_bytes);
+  out.set_speed(n.speed);
+  out.set_version(n.version);
+  out.set_incarnation(n.incarnation);
   return out;
 }
+
+bool same_facts(const NodeRecord& known, const wire::NodeInfo& said) {
+  return known.name == said.name() && known.memory_bytes == said.memory_bytes() && known.cores == said.cores() &&
+         known.version == said.version() &&
+         std::equal(known.addresses.begin(), known.addresses.end(), said.addresses().begin(), said.addresses().end());
+}
+
+auto malformed() { return fail(Errc::malformed, "a request that does not decode"); }
 
 }  // namespace
 
 void ControlService::Impl::serve_peers() {
-  ports.transport->serve(type_of(wire::PeerMessage::join),
-                         [this](NodeId from, env::Request request) { return on_join(from, std::move(request)); });
-  ports.transport->serve(type_of(wire::PeerMessage::heartbeat),
-                         [this](NodeId from, env::Request request) -> Task<Result<env::Reply>> {
-                           wire::Heartbeat beat_message;
-                           if (!beat_message.ParseFromString(request.header)) {
-                             co_return fail(Errc::malformed, "a heartbeat does not decode");
-                           }
-                           HOLO_CO_ASSIGN(answer, on_heartbeat(from, std::move(beat_message)));
-                           env::Reply reply;
-                           reply.header = answer.SerializeAsString();
-                           co_return reply;
+  const std::weak_ptr<Impl> weak = weak_from_this();
+  ports.transport->serve(static_cast<std::uint16_t>(PeerMessage::heartbeat),
+                         [weak](NodeId from, env::Request request) -> Task<Result<env::Reply>> {
+                           const Self me = weak.lock();
+                           if (!me || me->stopped) return refuse_stopped();
+                           return on_heartbeat(me, from, std::move(request));
+                         });
+  ports.transport->serve(static_cast<std::uint16_t>(PeerMessage::join),
+                         [weak](NodeId from, env::Request request) -> Task<Result<env::Reply>> {
+                           const Self me = weak.lock();
+                           if (!me || me->stopped) return refuse_stopped();
+                           return on_join(me, from, std::move(request));
+                         });
+  ports.transport->serve(static_cast<std::uint16_t>(PeerMessage::leave),
+                         [weak](NodeId from, env::Request request) -> Task<Result<env::Reply>> {
+                           const Self me = weak.lock();
+                           if (!me || me->stopped) return refuse_stopped();
+                           return on_leave(me, from, std::move(request));
                          });
 }
 
-void ControlService::Impl::start_loops() {
-  if (std::exchange(loops_started, true)) return;
-  ports.loop->spawn(beat());
-  ports.loop->spawn(watch());
+Task<Result<env::Reply>> ControlService::Impl::refuse_stopped() {
+  co_return fail(Errc::unavailable, "the agent is stopping");
 }
 
-// ----------------------------------------------------------------------------------------------- what the state
-// teaches
+// ---- What changes around this node
 
-void ControlService::Impl::learn_addresses(NodeId node) {
-  const auto* record = self.state_.node(node);
-  if (record == nullptr || node == self.self()) return;
-  if (record->state == control::NodeState::left) {
-    ports.transport->disconnect(node);
-    return;
+void ControlService::Impl::log_changed() {
+  if (leads() && !detector.leading()) {
+    detector.lead(now());
+    reports.clear();
+    report_incarnations.clear();
+    nodes_changed_soon();
+  } else if (!leads() && detector.leading()) {
+    detector.resign();
   }
-  ports.transport->set_addresses(node, record->addresses);
-  // Calls that wait for a dead node end now, not at their deadlines.
-  if (record->state == control::NodeState::dead) ports.transport->disconnect(node);
+  wake();
 }
 
 void ControlService::Impl::on_nodes_changed(Epoch epoch, NodeId node) {
-  learn_addresses(node);
-  if (const auto* record = self.state_.node(node)) {
-    log_info("membership", "epoch ", epoch, ": node ", record->name, " (", node, ") is ",
-             control::node_state_name(record->state));
+  if (const NodeRecord* n = state.node(node)) {
+    log_info("membership", "epoch ", epoch, ": node ", n->name, " (", node, ") is ", control::node_state_name(n->state),
+             n->draining ? ", draining" : "", n->voter ? ", votes" : "");
+  }
+  nodes_changed_soon();
+}
+
+void ControlService::Impl::nodes_changed_soon() {
+  if (std::exchange(nodes_change_posted, true)) return;
+  ports.loop->post([weak = weak_from_this()] {
+    const Self me = weak.lock();
+    if (!me) return;
+    me->nodes_change_posted = false;
+    if (!me->stopped) me->nodes_changed();
+  });
+}
+
+void ControlService::Impl::nodes_changed() {
+  std::vector<wire::NodeInfo> known;
+  std::vector<membership::Watched> watched;
+  for (const auto& [id, n] : state.nodes()) {
+    if (n.state == NodeState::left) {
+      usage.erase(id);
+      if (id != identity.id) ports.transport->disconnect(id);
+      continue;
+    }
+    known.push_back(info_of(n));
+    known.back().set_incarnation(0);  // Only where they can be reached matters for the next start.
+    if (id == identity.id) continue;
+    ports.transport->set_addresses(id, n.addresses);
+    const bool was_alive = std::exchange(alive_before[id], n.alive());
+    if (was_alive && !n.alive()) ports.transport->disconnect(id);  // Calls that wait for it end now.
+    if (n.alive()) watched.push_back({.node = id, .incarnation = n.incarnation});
+  }
+  if (detector.leading()) detector.watch(now(), watched);
+  const NodeRecord* mine = state.node(identity.id);
+  if (mine != nullptr && mine->state != NodeState::left) {
+    if (const Status s = save_cluster(known); !s) log_warn("control", s.error().to_string());
+  }
+  if (mine != nullptr && mine->state == NodeState::dead && mine->incarnation == incarnation) return_anew();
+  reconcile_again = true;
+  if (leads() && !std::exchange(reconciling, true)) ports.loop->spawn(reconcile(shared_from_this()));
+}
+
+// ---- Heartbeats, every node
+
+wire::Heartbeat ControlService::Impl::make_beat() const {
+  wire::Heartbeat beat;
+  beat.set_cluster(state.cluster().value);
+  *beat.mutable_node() = info();
+  if (report_source) *beat.mutable_report() = report_source();
+  beat.set_applied(state.applied().value);
+  return beat;
+}
+
+Task<void> ControlService::Impl::beat_loop(Self me) {
+  while (!me->stopped && !me->ports.loop->stopping()) {
+    std::vector<NodeId> others;
+    for (const auto& [id, n] : me->state.nodes()) {
+      if (n.state != NodeState::left && id != me->identity.id) others.push_back(id);
+    }
+    const NodeId to = me->plan.next(me->now(), me->log->status().leader, others);
+    if (to == me->identity.id) {
+      const wire::Heartbeat own = me->make_beat();
+      if (auto reply = me->hear(me->identity.id, own)) me->take_reply(*reply);
+    } else if (to && me->beats_in_flight < kMaxBeats) {
+      me->ports.loop->spawn(beat(me, to));
+    }
+    co_await env::sleep_for(*me->ports.loop, me->plan.interval());
   }
 }
 
-void ControlService::Impl::on_restored() {
-  for (const auto& [id, record] : self.state_.nodes()) learn_addresses(id);
-}
-
-// ---------------------------------------------------------------------------------------------------------- heartbeats
-
-Task<void> ControlService::Impl::beat() {
-  while (!stopping) {
-    co_await beat_once();
-    const bool awake = co_await env::sleep_for(*ports.loop, plan.interval());
-    if (!awake) break;
-  }
-}
-
-Task<void> ControlService::Impl::beat_once() {
-  if (self.state_.cluster().value == 0) co_return;
-  const NodeId to = plan.next(ports.loop->now(), self.leader(), self.state_.live_nodes());
-  if (!to) co_return;
-  wire::Heartbeat message;
-  message.set_cluster(self.state_.cluster().value);
-  *message.mutable_node() = info();
-  if (self.report_source_) *message.mutable_report() = self.report_source_();
-  message.set_applied(self.state_.applied().value);
-  if (to == self.self()) {
-    if (auto reply = on_heartbeat(to, std::move(message))) take_reply(*reply);
-    co_return;
-  }
-  env::CallOptions options{.klass = env::StreamClass::control, .deadline = ports.loop->now() + kBeatDeadline};
-  env::Request request = request_of(wire::PeerMessage::heartbeat, message);
-  auto answer = co_await ports.transport->call(to, std::move(request), options);
-  if (!answer) {
-    plan.on_failure(to);
-    if (answer.error().code == Errc::refused) log_warn("membership", answer.error().to_string());
-    co_return;
-  }
+Task<void> ControlService::Impl::beat(Self me, NodeId to) {
+  ++me->beats_in_flight;
+  const std::string header = me->make_beat().SerializeAsString();
+  env::Request request = request_of(PeerMessage::heartbeat, header);
+  const env::CallOptions options = control_call(me->now() + kBeatDeadline);
+  auto answer = co_await me->ports.transport->call(to, std::move(request), options);
+  --me->beats_in_flight;
+  if (me->stopped) co_return;
   wire::HeartbeatReply reply;
-  if (!reply.ParseFromString(answer->header)) co_return;
-  if (NodeId(reply.leader()) != to && reply.leader() != 0) plan.on_hint(NodeId(reply.leader()));
-  take_reply(reply);
-  if (reply.fenced()) {
-    // Declared dead while it lived: what it had staged is void. It comes back as a new incarnation, as after a restart.
-    log_warn("membership", "the cluster had declared this node dead; it returns under a new incarnation");
-    if (const Status bumped = bump_incarnation(); !bumped) log_error("membership", bumped.error().to_string());
+  if (!answer || !reply.ParseFromString(answer->header)) {
+    me->plan.on_failure(to);
+    co_return;
   }
+  if (NodeId{reply.leader()} != to) {
+    me->plan.on_hint(NodeId{reply.leader()});
+    co_return;
+  }
+  me->take_reply(reply);
 }
 
 void ControlService::Impl::take_reply(const wire::HeartbeatReply& reply) {
-  bool risen = false;
-  for (const auto& f : reply.floors()) {
-    if (self.state_.region(RegionId(f.region())) == nullptr) continue;
-    Version& floor = floors[RegionId(f.region())];
-    if (f.version() > floor.value) {
-      floor = Version(f.version());
-      risen = true;
-    }
-  }
-  for (const auto& u : reply.usage()) usage[NodeId(u.node())] = u.frames_used_bytes();
-  if (!risen) return;
-  for (const auto& f : self.floors_observers_) f();
+  for (const wire::NodeUsage& u : reply.usage()) usage[NodeId{u.node()}] = u.frames_used_bytes();
+  raise_floors(reply.floors());
+  if (reply.fenced()) return_anew();
 }
 
-Result<wire::HeartbeatReply> ControlService::Impl::on_heartbeat(NodeId from, wire::Heartbeat message) {
+/// The others have gone on without this node: what it had under way is fenced. It comes back as someone new.
+void ControlService::Impl::return_anew() {
+  log_warn("membership", "the cluster had declared this node dead; it returns under a new incarnation");
+  if (const Status s = next_incarnation(); !s) log_error("membership", s.error().to_string());
+}
+
+void ControlService::Impl::raise_floors(const google::protobuf::RepeatedPtrField<wire::RegionVersion>& raised) {
+  bool any = false;
+  for (const wire::RegionVersion& f : raised) {
+    const RegionId region{f.region()};
+    if (state.region(region) == nullptr) continue;
+    Version& mine = floors[region];
+    if (f.version() <= mine.value) continue;
+    mine = Version{f.version()};
+    any = true;
+  }
+  if (!any) return;
+  for (const auto& f : floors_observers) f();
+}
+
+// ---- Heartbeats, the leader
+
+Task<Result<env::Reply>> ControlService::Impl::on_heartbeat(Self me, NodeId from, env::Request request) {
+  wire::Heartbeat beat;
+  if (!beat.ParseFromString(request.header) || beat.node().id() != from.value) co_return malformed();
+  auto reply = me->hear(from, beat);
+  if (!reply) co_return std::unexpected(reply.error());
+  env::Reply out;
+  out.header = reply->SerializeAsString();
+  co_return out;
+}
+
+Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire::Heartbeat& beat) {
   wire::HeartbeatReply reply;
-  reply.set_leader(self.leader().value);
-  if (!self.is_leader()) return reply;
-  const NodeId node(message.node().id());
-  if (node != from || message.cluster() != self.state_.cluster().value) {
-    return fail(Errc::refused, "a heartbeat of another cluster, or in another's name");
+  if (beat.cluster() != 0 && state.cluster() && beat.cluster() != state.cluster().value) {
+    return fail(Errc::refused, str("node ", from, " belongs to another cluster"), "give it another --state-dir");
   }
-  const auto* record = self.state_.node(node);
-  if (record == nullptr || record->state == control::NodeState::left) {
-    return fail(Errc::refused, str("node ", node, " is no member of this cluster any more"),
-                "holo join enters it anew");
+  if (!leads()) {
+    reply.set_leader(log ? log->status().leader.value : 0);
+    return reply;
   }
-  if (message.node().incarnation() < record->incarnation) {
-    return fail(Errc::refused, str("a later start of node ", record->name, " is a member already"));
+  reply.set_leader(identity.id.value);
+  reply.set_epoch(state.epoch().value);
+  const NodeRecord* known = state.node(from);
+  if (known == nullptr || known->state == NodeState::left) {
+    return fail(Errc::refused, str("node ", from, " is not a member of this cluster"), "holo join");
   }
-  if (record->state == control::NodeState::dead && message.node().incarnation() == record->incarnation) {
+  const std::uint64_t said = beat.node().incarnation();
+  if (said < known->incarnation || (said == known->incarnation && !known->alive())) {
     reply.set_fenced(true);
     return reply;
   }
-  detector.on_heartbeat(ports.loop->now(), node, message.node().incarnation());
-  reports[node] = std::move(*message.mutable_report());
-  if (!self.state_.alive(node, message.node().incarnation())) admit(std::move(*message.mutable_node()));
-  raise_floors();
-  reply.set_epoch(self.state_.epoch().value);
+  if (said > known->incarnation) {
+    if (admitting.insert(from).second) ports.loop->spawn(admit(shared_from_this(), beat.node(), true));
+    return reply;
+  }
+  detector.on_heartbeat(now(), from, said);
+  reports[from] = beat.report();
+  report_incarnations[from] = said;
+  if (!same_facts(*known, beat.node()) && admitting.insert(from).second) {
+    ports.loop->spawn(admit(shared_from_this(), beat.node(), false));
+  }
+  compute_floors();
   for (const auto& [region, version] : floors) {
     auto* f = reply.add_floors();
     f->set_region(region.value);
@@ -176,302 +276,320 @@ Result<wire::HeartbeatReply> ControlService::Impl::on_heartbeat(NodeId from, wir
   return reply;
 }
 
-/// A member that is dead in the state, or alive under an earlier incarnation, has spoken.
-void ControlService::Impl::admit(wire::NodeInfo node) {
-  const NodeId id(node.id());
-  if (!proposing.insert(id).second) return;
-  wire::CommandBody body;
-  *body.mutable_node_alive()->mutable_node() = std::move(node);
-  auto run = [](Impl* i, NodeId about, wire::CommandBody command) -> Task<void> {
-    std::string what = "the return of a node";
-    co_await i->propose_quietly(std::move(command), std::move(what));
-    i->proposing.erase(about);
-  };
-  ports.loop->spawn(run(this, id, std::move(body)));
-}
-
-Task<void> ControlService::Impl::propose_quietly(wire::CommandBody body, std::string what) {
-  const Instant deadline = ports.loop->now() + kCommandDeadline;
-  auto result = co_await self.propose(std::move(body), deadline);
-  if (!result && result.error().code != Errc::cancelled) {
-    log_warn("membership", what, " was not recorded: ", result.error().to_string());
-  }
-}
-
-/// A region's floor is the lowest snapshot that any live node may still read; unknown while one of them has not said.
-void ControlService::Impl::raise_floors() {
-  std::map<RegionId, std::pair<std::uint64_t, std::size_t>> lowest;  // and by how many nodes it was named
-  std::size_t live = 0;
-  for (const auto& [id, record] : self.state_.nodes()) {
-    if (!record.alive()) continue;
-    ++live;
-    auto it = reports.find(id);
-    if (it == reports.end()) return;
-    for (const auto& r : it->second.lowest()) {
-      auto [entry, fresh] = lowest.try_emplace(RegionId(r.region()), r.version(), 0);
-      if (!fresh) entry->second.first = std::min(entry->second.first, r.version());
-      ++entry->second.second;
+/// The lowest of what every live node needs. A node that has said nothing yet holds every floor where it is.
+void ControlService::Impl::compute_floors() {
+  std::map<RegionId, std::pair<Version, std::size_t>> lowest;
+  for (const auto& [id, n] : state.nodes()) {
+    if (!n.alive()) continue;
+    const auto it = report_incarnations.find(id);
+    if (it == report_incarnations.end() || it->second != n.incarnation) return;
+    for (const wire::RegionVersion& v : reports[id].lowest()) {
+      auto [at, fresh] = lowest.try_emplace(RegionId{v.region()}, Version{v.version()}, 0);
+      at->second.first = std::min(at->second.first, Version{v.version()});
+      ++at->second.second;
     }
   }
-  wire::HeartbeatReply risen;
-  for (const auto& [region, value] : lowest) {
-    if (value.second != live) continue;
-    auto* f = risen.add_floors();
+  google::protobuf::RepeatedPtrField<wire::RegionVersion> raised;
+  for (const auto& [region, entry] : lowest) {
+    if (entry.second != state.live_count()) continue;
+    auto* f = raised.Add();
     f->set_region(region.value);
-    f->set_version(value.first);
+    f->set_version(entry.first.value);
   }
-  take_reply(risen);
+  raise_floors(raised);
 }
 
-// -------------------------------------------------------------------------------------------------- the leader's watch
-
-Task<void> ControlService::Impl::watch() {
-  while (!stopping) {
-    const bool leads = self.is_leader();
-    if (leads && !detector.leading()) {
-      detector.lead(ports.loop->now());
-      reports.clear();
-    }
-    if (!leads && detector.leading()) detector.resign();
-    if (leads) {
-      declare_dead();
-      if (!mending) {
-        mending = true;
-        ports.loop->spawn(mend_voters());
-      }
-    }
-    const bool awake = co_await env::sleep_for(*ports.loop, kWatch);
-    if (!awake) break;
-  }
-}
-
-void ControlService::Impl::declare_dead() {
-  std::vector<membership::Watched> alive;
-  for (const auto& [id, record] : self.state_.nodes()) {
-    if (record.alive() && id != self.self()) alive.push_back({.node = id, .incarnation = record.incarnation});
-  }
-  detector.watch(ports.loop->now(), alive);
-  for (const auto& member : detector.tick(ports.loop->now())) {
-    if (!proposing.insert(member.node).second) continue;
-    reports.erase(member.node);
-    wire::CommandBody body;
-    body.mutable_node_dead()->set_node(member.node.value);
-    body.mutable_node_dead()->set_incarnation(member.incarnation);
-    auto run = [](Impl* i, NodeId about, wire::CommandBody command) -> Task<void> {
-      std::string what = "the death of a node";
-      co_await i->propose_quietly(std::move(command), std::move(what));
-      i->proposing.erase(about);
-    };
-    ports.loop->spawn(run(this, member.node, std::move(body)));
-  }
-}
-
-/// Who stays is settled first; only then does a node that leaves lose its vote, and a leaving leader steps down before
-/// it.
-std::optional<membership::VoterChange> ControlService::Impl::next_change(bool& hand_over) const {
-  std::vector<membership::Member> staying;
-  NodeId leaving;
-  for (const auto& member : log->members()) {
-    const auto* record = self.state_.node(member.node);
-    if (record == nullptr || record->state == control::NodeState::left) continue;
-    if (!record->draining) {
-      staying.push_back({.node = member.node, .alive = record->alive(), .voter = member.voter});
-    } else if (member.voter) {
-      leaving = member.node;
-    }
-  }
-  const auto change = membership::next_voter_change(staying, self.self());
-  if (change || !leaving) return change;
-  const bool another = std::ranges::any_of(staying, [](const membership::Member& m) { return m.voter && m.alive; });
-  if (!another) return std::nullopt;
-  hand_over = leaving == self.self();
-  return membership::VoterChange{.node = leaving, .voter = false};
-}
-
-/// One step: the log's members follow the state's nodes, their votes the policy, and the state says who votes.
-Task<void> ControlService::Impl::mend_voters() {
-  const Instant deadline = ports.loop->now() + kCommandDeadline;
-  Status done;
-  NodeId gone;
-  wire::CommandBody told;
-  for (const auto& member : log->members()) {
-    const auto* record = self.state_.node(member.node);
-    if (record == nullptr) continue;  // A newcomer whose entry is on its way.
-    if (record->state == control::NodeState::left) {
-      gone = member.node;
-    } else if (record->voter != member.voter) {
-      told.mutable_node_update()->set_node(member.node.value);
-      told.mutable_node_update()->set_voter(member.voter);
-    }
-  }
-  if (told.has_node_update()) {
-    std::string what = "who votes";
-    co_await propose_quietly(std::move(told), std::move(what));
-  } else if (gone) {
-    done = co_await log->remove(gone, deadline);
+Task<void> ControlService::Impl::admit(Self me, wire::NodeInfo node, bool alive) {
+  wire::CommandBody body;
+  if (alive) {
+    *body.mutable_node_alive()->mutable_node() = node;
   } else {
-    bool hand_over = false;
-    const auto change = next_change(hand_over);
-    if (hand_over) {
-      done = co_await log->hand_over(deadline);
-    } else if (change) {
-      done = co_await log->set_voter(change->node, change->voter, deadline);
-    }
+    body.mutable_node_update()->set_node(node.id());
+    *body.mutable_node_update()->mutable_info() = node;
   }
-  if (!done && done.error().code != Errc::overloaded && done.error().code != Errc::cancelled) {
-    log_debug("membership", "a change of voters waits: ", done.error().to_string());
-    co_await sleep_for(*ports.loop, kLeavePoll);
-  }
-  mending = false;
+  const Instant deadline = me->now() + kPropose;
+  auto done = co_await propose(me, std::move(body), deadline);
+  me->admitting.erase(NodeId{node.id()});
+  if (!done && !me->stopped)
+    log_warn("membership", "node ", node.name(), " is not admitted: ", done.error().to_string());
 }
 
-// ------------------------------------------------------------------------------------------------------------- joining
+// ---- The leader's duties
 
-Task<Result<wire::JoinReply>> ControlService::Impl::ask_to_join(std::string seed, Instant deadline) {
-  const Instant connect_by = std::min(deadline, ports.loop->now() + kConnectDeadline);
-  HOLO_CO_ASSIGN(peer, co_await ports.transport->connect(seed, connect_by));
-  if (peer.node == self.self()) {
-    co_return fail(Errc::invalid_argument, str(seed, " is this node itself"), "name another member of the cluster");
+Task<void> ControlService::Impl::lead_loop(Self me) {
+  while (!me->stopped && !me->ports.loop->stopping()) {
+    for (const membership::Death& d : me->detector.tick(me->now())) {
+      if (me->admitting.insert(d.node).second) me->ports.loop->spawn(declare_dead(me, d));
+    }
+    co_await env::sleep_for(*me->ports.loop, kLeadTick);
   }
-  ports.transport->set_addresses(peer.node, {seed});
-  wire::JoinRequest request;
-  *request.mutable_node() = info();
+}
+
+Task<void> ControlService::Impl::declare_dead(Self me, membership::Death death) {
+  const NodeRecord* n = me->state.node(death.node);
+  log_warn("membership", "node ", n == nullptr ? str(death.node) : n->name, " has been silent for ",
+           death.silent.millis(), " ms: it is declared dead");
+  wire::CommandBody body;
+  body.mutable_node_dead()->set_node(death.node.value);
+  body.mutable_node_dead()->set_incarnation(death.incarnation);
+  const Instant deadline = me->now() + kPropose;
+  auto done = co_await propose(me, std::move(body), deadline);
+  me->admitting.erase(death.node);
+  if (!done && !me->stopped) log_warn("membership", "its death is not recorded: ", done.error().to_string());
+}
+
+/// Brings the log's members and voters in line with the state, one change at a time, until nothing is left to do.
+Task<void> ControlService::Impl::reconcile(Self me) {
+  while (!me->stopped && me->leads()) {
+    auto done = co_await reconcile_once(me);
+    if (me->stopped) break;
+    if (done && !*done) {
+      if (!std::exchange(me->reconcile_again, false)) break;
+      continue;
+    }
+    if (!done) {
+      log_debug("membership", "members of the log: ", done.error().to_string());
+      const bool going_on = co_await env::sleep_for(*me->ports.loop, kReconcilePause);
+      if (!going_on) break;
+    }
+  }
+  me->reconciling = false;
+}
+
+/// True when something was changed.
+Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
+  const Instant deadline = me->now() + kChangeMember;
+  std::map<NodeId, bool> voters;
+  for (const env::LogMember& m : me->log->members()) voters[m.node] = m.voter;
+  std::vector<membership::Member> members;
+  for (const auto& [id, n] : me->state.nodes()) {
+    const auto in_log = voters.find(id);
+    if (n.state == NodeState::left) {
+      if (in_log == voters.end() || id == me->identity.id) continue;
+      HOLO_CO_TRY(co_await me->log->remove(id, deadline));
+      co_return true;
+    }
+    if (in_log == voters.end()) {
+      HOLO_CO_TRY(co_await me->log->add_learner(id, deadline));
+      co_return true;
+    }
+    members.push_back({.node = id, .alive = n.alive() && !n.draining, .voter = in_log->second});
+    if (n.voter != in_log->second) {
+      wire::CommandBody body;
+      body.mutable_node_update()->set_node(id.value);
+      body.mutable_node_update()->set_voter(in_log->second);
+      HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+      co_return true;
+    }
+  }
+  const auto change = membership::next_voter_change(std::move(members), me->identity.id);
+  if (!change || (change->node == me->identity.id && !change->voter))
+    co_return false;  // A leader that leaves hands over first.
+  HOLO_CO_TRY(co_await me->log->set_voter(change->node, change->voter, deadline));
+  co_return true;
+}
+
+// ---- Joining
+
+Task<Status> ControlService::Impl::join(Self me, std::string seed, Instant deadline) {
+  HOLO_CO_ASSIGN(stored, me->ports.store->get("cluster"));
+  if (stored && !stored->empty()) {
+    co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
+  }
+  auto peer = co_await me->ports.transport->connect(seed, deadline);
+  if (!peer) co_return std::unexpected(peer.error());
+  if (peer->node == me->identity.id) co_return fail(Errc::invalid_argument, str(seed, " is this node itself"));
+  std::vector<std::string> addresses;
+  addresses.push_back(seed);
+  me->ports.transport->set_addresses(peer->node, addresses);
+  HOLO_CO_TRY(me->next_incarnation());
+  HOLO_CO_TRY(me->begin(false));
+
+  wire::JoinReply reply;
   for (;;) {
-    env::CallOptions options{.klass = env::StreamClass::control,
-                             .deadline = std::min(deadline, ports.loop->now() + kJoinDeadline)};
-    env::Request message = request_of(wire::PeerMessage::join, request);
-    auto answer = co_await ports.transport->call(peer.node, std::move(message), options);
+    wire::JoinRequest ask;
+    *ask.mutable_node() = me->info();
+    env::Request request = request_of(PeerMessage::join, ask.SerializeAsString());
+    const env::CallOptions options = control_call(std::min(deadline, me->now() + kServeJoin));
+    auto answer = co_await me->ports.transport->call(peer->node, std::move(request), options);
+    if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
     if (answer) {
-      wire::JoinReply reply;
-      if (!reply.ParseFromString(answer->header)) co_return fail(Errc::malformed, "the answer to join does not decode");
-      co_return reply;
+      if (!reply.ParseFromString(answer->header)) co_return malformed();
+      break;
     }
     const Errc code = answer.error().code;
-    const bool again = code == Errc::no_quorum || code == Errc::not_leader || code == Errc::overloaded ||
-                       code == Errc::deadline_exceeded || code == Errc::unavailable;
-    const Instant next = ports.loop->now() + kJoinRetry;
-    if (!again || next >= deadline) co_return std::unexpected(answer.error());
-    const bool awake = co_await env::sleep_until(*ports.loop, next);
-    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
+    const bool again = code == Errc::no_quorum || code == Errc::not_leader || code == Errc::unavailable ||
+                       code == Errc::overloaded || code == Errc::deadline_exceeded;
+    if (!again || me->now() + kRetryJoin >= deadline) co_return std::unexpected(answer.error());
+    co_await env::sleep_for(*me->ports.loop, kRetryJoin);
   }
-}
-
-Task<Result<env::Reply>> ControlService::Impl::on_join(NodeId from, env::Request request) {
-  wire::JoinRequest asked;
-  if (!asked.ParseFromString(request.header)) co_return fail(Errc::malformed, "a join request does not decode");
-  const NodeId leader = self.leader();
-  if (!log || !leader) co_return fail(Errc::no_quorum, "this cluster has no leader at the moment", "retry in a moment");
-  const Instant deadline = ports.loop->now() + kJoinDeadline;
-  env::Reply reply;
-  if (leader != self.self()) {
-    if (asked.forwarded()) co_return fail(Errc::not_leader, "the leader has just changed", "retry in a moment");
-    asked.set_forwarded(true);
-    env::CallOptions options{.klass = env::StreamClass::control, .deadline = deadline};
-    env::Request forward = request_of(wire::PeerMessage::join, asked);
-    co_return co_await ports.transport->call(leader, std::move(forward), options);
+  for (const wire::NodeInfo& n : reply.nodes()) {
+    if (NodeId{n.id()} == me->identity.id) continue;
+    std::vector<std::string> known(n.addresses().begin(), n.addresses().end());
+    me->ports.transport->set_addresses(NodeId{n.id()}, std::move(known));
   }
-  if (!asked.forwarded() && NodeId(asked.node().id()) != from) {
-    co_return fail(Errc::permission_denied, "a node may only ask to join for itself");
-  }
-  HOLO_CO_ASSIGN(answer, co_await admit_newcomer(std::move(asked), deadline));
-  reply.header = answer.SerializeAsString();
-  co_return reply;
-}
-
-Task<Result<wire::JoinReply>> ControlService::Impl::admit_newcomer(wire::JoinRequest request, Instant deadline) {
-  const NodeId node(request.node().id());
-  while (admitting) {
-    const Instant next = ports.loop->now() + kLeavePoll;
-    if (next >= deadline) co_return fail(Errc::overloaded, "other nodes are joining", "retry in a moment");
-    const bool awake = co_await env::sleep_until(*ports.loop, next);
-    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
-  }
-  admitting = true;
-  ports.transport->set_addresses(node, {request.node().addresses().begin(), request.node().addresses().end()});
-  const auto members = log->members();
-  Status added;
-  if (std::ranges::none_of(members, [&](const env::LogMember& m) { return m.node == node; })) {
-    for (;;) {
-      added = co_await log->add_learner(node, deadline);
-      const Instant next = ports.loop->now() + kLeavePoll;
-      if (added || added.error().code != Errc::overloaded || next >= deadline) break;
-      const bool awake = co_await env::sleep_until(*ports.loop, next);
-      if (!awake) break;
-    }
-  }
-  Result<wire::CommandResult> joined = fail(Errc::unavailable, "not tried");
-  if (added) {
-    wire::CommandBody body;
-    *body.mutable_node_join()->mutable_node() = request.node();
-    joined = co_await self.propose(std::move(body), deadline);
-  } else {
-    joined = std::unexpected(added.error());
-  }
-  admitting = false;
-  if (!joined) co_return std::unexpected(joined.error());
-  wire::JoinReply reply;
-  reply.set_cluster(self.state_.cluster().value);
-  reply.set_name(self.state_.cluster_name());
-  reply.set_log_index(self.state_.applied().value);
-  for (const auto& [id, record] : self.state_.nodes()) {
-    if (record.state == control::NodeState::left) continue;
-    auto* n = reply.add_nodes();
-    n->set_id(id.value);
-    n->set_name(record.name);
-    for (const auto& a : record.addresses) n->add_addresses(a);
-  }
-  log_info("membership", "node ", request.node().name(), " (", node, ") joined");
-  co_return reply;
-}
-
-// ------------------------------------------------------------------------------------------------------------- leaving
-
-Task<Status> ControlService::leave(Instant deadline) {
-  Impl& i = *impl_;
-  const bool alone = state_.live_count() == 1;
-  if (alone && !state_.regions().empty()) {
-    co_return fail(Errc::refused, "this is the last live node, and regions are left in it",
-                   "holo free them first, or holo remove the cluster's state directory");
-  }
-  const auto drain = [](NodeId node, bool on) {
-    wire::CommandBody body;
-    body.mutable_node_update()->set_node(node.value);
-    body.mutable_node_update()->set_draining(on);
-    return body;
+  // From here on this node is a member, whatever happens to it: the next start resumes.
+  std::string record = reply.SerializeAsString();
+  HOLO_CO_TRY(me->ports.store->put("cluster", as_bytes(record)));
+  me->saved_cluster = std::move(record);
+  me->ports.loop->spawn(beat_loop(me));
+  me->ports.loop->spawn(lead_loop(me));
+  const Impl* i = me.get();
+  std::function<std::optional<Status>()> alive = [i]() -> std::optional<Status> {
+    if (i->state.alive(i->identity.id, i->incarnation)) return Status{};
+    return std::nullopt;
   };
-  if (!alone) {
-    wire::CommandBody begin = drain(self(), true);
-    HOLO_CO_TRY(co_await propose(std::move(begin), deadline));
-    Status ready_to_go;
-    if (leave_check_) ready_to_go = co_await leave_check_(deadline);
-    // The vote goes first: a log must not lose a voter that it counts on.
-    while (ready_to_go) {
-      const auto members = i.log->members();
-      const bool votes =
-          std::ranges::any_of(members, [&](const env::LogMember& m) { return m.node == self() && m.voter; });
-      if (!votes) break;
-      const Instant next = i.ports.loop->now() + kLeavePoll;
-      if (next >= deadline) {
-        ready_to_go = fail(Errc::deadline_exceeded, "this node's vote could not be handed over in time");
-        break;
-      }
-      const bool awake = co_await env::sleep_until(*i.ports.loop, next);
-      if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
+  co_return co_await wait(me, std::move(alive), deadline, std::string("the cluster's log to reach this node"));
+}
+
+Task<Result<env::Reply>> ControlService::Impl::on_join(Self me, NodeId from, env::Request request) {
+  wire::JoinRequest ask;
+  if (!ask.ParseFromString(request.header)) co_return malformed();
+  const NodeId node{ask.node().id()};
+  const NodeRecord* sender = me->state.node(from);
+  const bool member = sender != nullptr && sender->state != NodeState::left;
+  if (ask.forwarded() ? !member : node != from) co_return malformed();
+  if (!me->log || !me->state.cluster())
+    co_return fail(Errc::refused, "this node is in no cluster itself", "holo init there first");
+  const Instant deadline = me->now() + kServeJoin;
+  if (!me->leads()) {
+    const NodeId leader = me->log->status().leader;
+    if (ask.forwarded() || !leader || leader == me->identity.id) {
+      co_return std::unexpected(
+          Error{.code = Errc::no_quorum, .message = "the cluster has no leader now", .retryable = true});
     }
-    if (ready_to_go) {
-      wire::CommandBody go;
-      go.mutable_node_leave()->set_node(self().value);
-      auto left = co_await propose(std::move(go), deadline);
-      if (!left) ready_to_go = std::unexpected(left.error());
-    }
-    if (!ready_to_go) {
-      wire::CommandBody back = drain(self(), false);
-      const Instant soon = i.ports.loop->now() + kCommandDeadline;
-      (void)co_await propose(std::move(back), soon);
-      co_return ready_to_go;
-    }
+    ask.set_forwarded(true);
+    env::Request onward = request_of(PeerMessage::join, ask.SerializeAsString());
+    const env::CallOptions options = control_call(deadline);
+    co_return co_await me->ports.transport->call(leader, std::move(onward), options);
   }
-  co_return i.remember_cluster(false);
+  std::vector<std::string> addresses(ask.node().addresses().begin(), ask.node().addresses().end());
+  me->ports.transport->set_addresses(node, std::move(addresses));
+  wire::CommandBody body;
+  *body.mutable_node_join()->mutable_node() = ask.node();
+  HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+  if (me->stopped) co_return fail(Errc::unavailable, "the agent is stopping");
+  wire::JoinReply reply;
+  reply.set_cluster(me->state.cluster().value);
+  reply.set_name(me->state.cluster_name());
+  reply.set_log_index(me->state.applied().value);
+  for (const auto& [id, n] : me->state.nodes()) {
+    if (n.state != NodeState::left) *reply.add_nodes() = info_of(n);
+  }
+  env::Reply out;
+  out.header = reply.SerializeAsString();
+  co_return out;  // The state's change has woken reconcile(), which makes the newcomer a member of the log.
+}
+
+// ---- Leaving
+
+Task<Status> ControlService::Impl::leave(Self me, Instant deadline) {
+  if (!me->log || me->state.node(me->identity.id) == nullptr)
+    co_return fail(Errc::refused, "this node is in no cluster");
+  if (std::exchange(me->leaving, true)) co_return fail(Errc::refused, "this node is leaving already");
+  wire::CommandBody drain;
+  drain.mutable_node_update()->set_node(me->identity.id.value);
+  drain.mutable_node_update()->set_draining(true);
+  auto draining = co_await propose(me, drain, deadline);
+  if (!draining) {
+    me->leaving = false;
+    co_return std::unexpected(draining.error());
+  }
+  Status left = co_await leave_draining(me, deadline);
+  if (left) {
+    // The store belongs to no cluster from now on.
+    left = me->ports.store->put("cluster", ByteSpan{});
+    co_return left;
+  }
+  me->leaving = false;
+  if (me->stopped) co_return left;
+  drain.mutable_node_update()->set_draining(false);
+  const Instant soon = me->now() + kPropose;
+  auto undone = co_await propose(me, drain, soon);
+  if (!undone) log_warn("control", "this node goes on draining: ", undone.error().to_string());
+  co_return left;
+}
+
+Task<Status> ControlService::Impl::leave_draining(Self me, Instant deadline) {
+  if (me->leave_check) HOLO_CO_TRY(co_await me->leave_check(deadline));
+  bool alone = true;
+  for (const auto& [id, n] : me->state.nodes()) alone = alone && (id == me->identity.id || n.state == NodeState::left);
+  if (alone) {
+    if (!me->state.regions().empty()) {
+      co_return fail(Errc::refused, "this is the last node of its cluster, and regions are left in it",
+                     "holo free them first, or remove the state directory");
+    }
+    wire::CommandBody body;
+    body.mutable_node_leave()->set_node(me->identity.id.value);
+    HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+    co_return Status{};
+  }
+  for (;;) {
+    Status s = co_await give_up_lead(me, deadline);  // Another change of voters may be under way: then again.
+    if (s) s = co_await ask_to_leave(me, deadline);
+    if (s || s.error().code == Errc::refused || s.error().code == Errc::out_of_memory) co_return s;
+    if (me->stopped || me->now() + kRetryLeave >= deadline) co_return s;
+    co_await env::sleep_for(*me->ports.loop, kRetryLeave);
+  }
+}
+
+/// Sees to it that another node leads: it must take this one out of the log.
+Task<Status> ControlService::Impl::give_up_lead(Self me, Instant deadline) {
+  if (!me->leads()) co_return Status{};
+  NodeId heir;
+  for (const env::LogMember& m : me->log->members()) {
+    const NodeRecord* n = me->state.node(m.node);
+    if (m.node == me->identity.id || n == nullptr || !n->alive()) continue;
+    if (m.voter) {
+      heir = {};
+      break;
+    }
+    if (!heir) heir = m.node;
+  }
+  if (heir) HOLO_CO_TRY(co_await me->log->set_voter(heir, true, deadline));
+  co_return co_await me->log->hand_over(deadline);
+}
+
+Task<Status> ControlService::Impl::ask_to_leave(Self me, Instant deadline) {
+  const NodeId leader = me->log->status().leader;
+  if (!leader || leader == me->identity.id) {
+    co_return std::unexpected(
+        Error{.code = Errc::no_quorum, .message = "no other node leads the cluster", .retryable = true});
+  }
+  wire::LeaveRequest ask;
+  ask.set_node(me->identity.id.value);
+  env::Request request = request_of(PeerMessage::leave, ask.SerializeAsString());
+  const env::CallOptions options = control_call(deadline);
+  auto answer = co_await me->ports.transport->call(leader, std::move(request), options);
+  if (!answer) co_return std::unexpected(answer.error());
+  co_return Status{};
+}
+
+Task<Result<env::Reply>> ControlService::Impl::on_leave(Self me, NodeId from, env::Request request) {
+  wire::LeaveRequest ask;
+  if (!ask.ParseFromString(request.header)) co_return malformed();
+  const NodeRecord* sender = me->state.node(from);
+  if (sender == nullptr) co_return fail(Errc::refused, str("node ", from, " is not a member of this cluster"));
+  if (!me->leads())
+    co_return std::unexpected(Error{.code = Errc::not_leader, .message = "this node does not lead", .retryable = true});
+  const NodeId node{ask.node()};
+  if (node != from) co_return fail(Errc::permission_denied, "a node can only ask to leave itself");
+  const Instant deadline = me->now() + kChangeMember;
+  wire::CommandBody body;
+  body.mutable_node_leave()->set_node(node.value);
+  body.mutable_node_leave()->set_force(ask.force());
+  HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+  // It still takes part: its vote may be needed to take it out. Reconcile may be at it already.
+  for (;;) {
+    if (me->stopped || !me->leads()) co_return fail(Errc::unavailable, "leadership was lost");
+    const auto members = me->log->members();
+    if (std::none_of(members.begin(), members.end(), [node](const env::LogMember& m) { return m.node == node; })) break;
+    Status removed = co_await me->log->remove(node, deadline);
+    if (removed) continue;
+    if (me->now() + kReconcilePause >= deadline) co_return std::unexpected(removed.error());
+    co_await env::sleep_for(*me->ports.loop, kReconcilePause);
+  }
+  co_return env::Reply{};
 }
 
 }  // namespace holo::node

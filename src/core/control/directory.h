@@ -33,8 +33,8 @@ class Directory {
 
  private:
   struct Leaf {
-    std::uint64_t uniform = 0;            ///< Every page's version while `mixed` is empty.
-    std::vector<std::uint64_t> mixed;     ///< kLeafPages versions, or empty.
+    std::uint64_t uniform = 0;         ///< Every page's version while `mixed` is empty.
+    std::vector<std::uint64_t> mixed;  ///< kLeafPages versions, or empty.
   };
   std::map<std::uint64_t, Leaf> leaves_;
 };

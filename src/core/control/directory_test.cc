@@ -15,7 +15,8 @@ TEST(Directory, AgreesWithAPlainArray) {
     std::vector<std::uint64_t> plain(kPages);
     for (std::uint64_t v = 1; v <= 40; ++v) {
       const std::uint64_t first = rnd.below(kPages);
-      const std::uint64_t count = 1 + rnd.below(rnd.chance(1, 2) ? kPages - first : std::min<std::uint64_t>(kPages - first, 50));
+      const std::uint64_t count =
+          1 + rnd.below(rnd.chance(1, 2) ? kPages - first : std::min<std::uint64_t>(kPages - first, 50));
       d.write({first, count}, Version{v});
       std::fill_n(plain.begin() + static_cast<std::ptrdiff_t>(first), count, v);
     }

@@ -1,6 +1,6 @@
-// Which nodes hold which pages of a region. Pages form blocks, blocks hash to shards, and a shard's nodes come from weighted
-// rendezvous hashing (Thaler & Ravishankar 1998; weights after Schindelhauer & Schomaker 2005) with bounded loads
-// (Mirrokni, Thorup & Zadimoghaddam 2018). All integers: every node computes the same.
+// Which nodes hold which pages of a region. Pages form blocks, blocks hash to shards, and a shard's nodes come from
+// weighted rendezvous hashing (Thaler & Ravishankar 1998; weights after Schindelhauer & Schomaker 2005) with bounded
+// loads (Mirrokni, Thorup & Zadimoghaddam 2018). All integers: every node computes the same.
 #pragma once
 
 #include <array>
@@ -75,8 +75,8 @@ class Placement {
   /// Pages per block for a region of `pages` pages over `members` nodes: many blocks per member, at most 4 MiB each.
   static std::uint64_t choose_block_pages(std::uint64_t pages, std::uint64_t page_bytes, std::size_t members);
 
-  /// Places every shard on `members`, within their free bytes and as near to their shares as whole shards allow; nullopt
-  /// when they do not suffice. Members: non-empty, ascending, no fewer than the replication.
+  /// Places every shard on `members`, within their free bytes and as near to their shares as whole shards allow;
+  /// nullopt when they do not suffice. Members: non-empty, ascending, no fewer than the replication.
   static std::optional<Placement> create(Shape shape, std::vector<NodeCapacity> members);
   /// The same lists as `create` would give without bounds; deviations are then put in by `set`.
   static Placement plain(Shape shape, std::vector<NodeCapacity> members);

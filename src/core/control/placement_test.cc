@@ -18,7 +18,8 @@ std::vector<NodeCapacity> nodes(std::size_t n, std::uint64_t memory = 64 * kGiB)
   return out;
 }
 
-Placement::Shape shape(std::uint64_t pages, std::size_t members, std::uint32_t replication = 1, std::uint64_t page_bytes = 65536) {
+Placement::Shape shape(std::uint64_t pages, std::size_t members, std::uint32_t replication = 1,
+                       std::uint64_t page_bytes = 65536) {
   return {.region = RegionId{3},
           .pages = pages,
           .page_bytes = page_bytes,

@@ -1,4 +1,5 @@
-// What the state remembers of one client node so that a repeated command, or a repeated commit of a transaction, acts once.
+// What the state remembers of one client node so that a repeated command, or a repeated commit of a transaction, acts
+// once.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +20,10 @@ struct Session {
   std::uint64_t floor = 0;  ///< Commands with a lower sequence are refused: their results are gone.
   std::map<std::uint64_t, wire::CommandResult> results;
 
-  std::uint64_t decided_floor = 0;                   ///< Transactions with a lower sequence count as decided.
-  std::map<std::uint64_t, std::uint64_t> decided;    ///< first -> end of decided sequences
+  std::uint64_t decided_floor = 0;                 ///< Transactions with a lower sequence count as decided.
+  std::map<std::uint64_t, std::uint64_t> decided;  ///< first -> end of decided sequences
   std::map<std::uint64_t, wire::TxnResult> txns;
-  std::deque<std::uint64_t> txn_order;               ///< Oldest first.
+  std::deque<std::uint64_t> txn_order;  ///< Oldest first.
 
   /// Forgets everything of the earlier incarnation.
   void start(std::uint64_t new_incarnation);

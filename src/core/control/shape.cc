@@ -38,8 +38,8 @@ std::string quoted(std::string_view s) {
 bool valid_region_name(std::string_view name) {
   if (name.empty() || name.size() > limits::kMaxRegionName) return false;
   return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '/' ||
-           c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           c == '/' || c == '-';
   });
 }
 
@@ -75,8 +75,8 @@ std::string human_bytes(std::uint64_t bytes) {
 
 Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_uid) {
   if (!valid_region_name(c.name())) {
-    return fail(Errc::invalid_argument,
-                str(quoted(c.name()), " is not a region name: 1 to ", limits::kMaxRegionName, " of A-Z a-z 0-9 . _ / -"));
+    return fail(Errc::invalid_argument, str(quoted(c.name()), " is not a region name: 1 to ", limits::kMaxRegionName,
+                                            " of A-Z a-z 0-9 . _ / -"));
   }
   RegionRecord r;
   r.name = c.name();
@@ -93,12 +93,14 @@ Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_u
   r.element_bytes = static_cast<std::uint32_t>(element);
   if (c.count() == 0) return fail(Errc::invalid_argument, str("region ", quoted(r.name), " would have no elements"));
   if (c.count() > limits::kMaxRegionBytes / element) {
-    return fail(Errc::over_limit, str("region ", quoted(r.name), " would be larger than ", human_bytes(limits::kMaxRegionBytes)));
+    return fail(Errc::over_limit,
+                str("region ", quoted(r.name), " would be larger than ", human_bytes(limits::kMaxRegionBytes)));
   }
   r.count = c.count();
   r.bytes = c.count() * element;
   r.page_bytes = c.page_bytes() == 0 ? limits::kDefaultPageBytes : c.page_bytes();
-  if (!std::has_single_bit(r.page_bytes) || r.page_bytes < limits::kMinPageBytes || r.page_bytes > limits::kMaxPageBytes) {
+  if (!std::has_single_bit(r.page_bytes) || r.page_bytes < limits::kMinPageBytes ||
+      r.page_bytes > limits::kMaxPageBytes) {
     return fail(Errc::invalid_argument, str("a page of ", r.page_bytes, " bytes: it must be a power of two from ",
                                             limits::kMinPageBytes, " to ", limits::kMaxPageBytes));
   }
@@ -110,7 +112,8 @@ Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_u
   if (r.mode != "phased") return fail(Errc::invalid_argument, str(quoted(r.mode), " is not a mode"), "phased");
   r.replication = c.replication() == 0 ? 1 : c.replication();
   if (r.replication > limits::kMaxReplication) {
-    return fail(Errc::invalid_argument, str("replication ", r.replication, ": it must be 1 to ", limits::kMaxReplication));
+    return fail(Errc::invalid_argument,
+                str("replication ", r.replication, ": it must be 1 to ", limits::kMaxReplication));
   }
   r.owner_uid = owner_uid;
   return r;

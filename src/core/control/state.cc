@@ -25,7 +25,8 @@ wire::CommandResult State::apply(LogIndex index, WallTime when, ByteSpan command
   applied_ = index;
   now_ = std::max(now_, when);
   wire::Command c;
-  if (command.size() > limits::kMaxCommandBytes || !c.ParseFromArray(command.data(), static_cast<int>(command.size()))) {
+  if (command.size() > limits::kMaxCommandBytes ||
+      !c.ParseFromArray(command.data(), static_cast<int>(command.size()))) {
     return refusal(Errc::malformed, str("log entry ", index, " is not a command"));
   }
   const NodeId client{c.client()};

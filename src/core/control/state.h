@@ -1,5 +1,6 @@
-// The replicated state of a cluster: nodes, epochs, regions, placement, and the page directory. Every agent applies the same
-// log to its own copy, so all copies are equal, byte for byte (snapshot()). No clock, no randomness, no floating point in decisions.
+// The replicated state of a cluster: nodes, epochs, regions, placement, and the page directory. Every agent applies the
+// same log to its own copy, so all copies are equal, byte for byte (snapshot()). No clock, no randomness, no floating
+// point in decisions.
 #pragma once
 
 #include <array>
@@ -36,15 +37,15 @@ struct NodeRecord {
   std::string name;
   std::vector<std::string> addresses;  ///< "host:port", to be tried in this order.
   std::uint32_t cores = 0;
-  std::uint64_t memory_bytes = 0;      ///< Offered for page frames; also its weight in placement.
+  std::uint64_t memory_bytes = 0;  ///< Offered for page frames; also its weight in placement.
   double speed = 0;
   std::string version;
-  std::uint64_t incarnation = 0;       ///< Grows with every start of that agent.
+  std::uint64_t incarnation = 0;  ///< Grows with every start of that agent.
   NodeState state = NodeState::alive;
   bool voter = false;
-  bool draining = false;               ///< Takes no new shards; its last copies get a second node.
-  WallTime since;                      ///< When it entered `state`.
-  std::uint64_t reserved_bytes = 0;    ///< Pages of regions assigned here, whether written or not.
+  bool draining = false;             ///< Takes no new shards; its last copies get a second node.
+  WallTime since;                    ///< When it entered `state`.
+  std::uint64_t reserved_bytes = 0;  ///< Pages of regions assigned here, whether written or not.
 
   [[nodiscard]] bool alive() const { return state == NodeState::alive; }
 };
@@ -52,18 +53,18 @@ struct NodeRecord {
 struct RegionRecord {
   RegionId id;
   std::string name;
-  std::string type;               ///< "u64", "f64", "bytes", "struct:SIZE", ...
+  std::string type;  ///< "u64", "f64", "bytes", "struct:SIZE", ...
   std::uint32_t element_bytes = 0;
   std::uint64_t count = 0;
-  std::uint64_t bytes = 0;        ///< count * element_bytes
+  std::uint64_t bytes = 0;  ///< count * element_bytes
   std::uint64_t page_bytes = 0;
-  std::uint64_t pages = 0;        ///< The last one may be cut by `bytes`; it still takes a whole page.
-  std::string mode;               ///< "phased"
+  std::uint64_t pages = 0;  ///< The last one may be cut by `bytes`; it still takes a whole page.
+  std::string mode;         ///< "phased"
   std::uint32_t replication = 1;
   std::uint32_t owner_uid = 0;
   std::uint64_t block_pages = 1;  ///< A power of two. Block b is pages [b * block_pages, (b + 1) * block_pages).
   std::uint64_t blocks = 0;
-  Version version;                ///< Commits so far.
+  Version version;  ///< Commits so far.
   WallTime created;
 };
 
@@ -77,7 +78,8 @@ class StateObserver {
   virtual void on_region_created(RegionId region) = 0;
   /// The region is no longer in the state.
   virtual void on_region_freed(RegionId region) = 0;
-  /// A node joined, died, returned, left or changed; lists of shards may have changed too. `epoch` is the one from now on.
+  /// A node joined, died, returned, left or changed; lists of shards may have changed too. `epoch` is the one from now
+  /// on.
   virtual void on_nodes_changed(Epoch epoch, NodeId node) = 0;
   /// Shards got or lost in-sync nodes or targets to fill without a change of the epoch.
   virtual void on_placement_changed(RegionId region) = 0;
@@ -95,7 +97,8 @@ class State {
 
   // ---- Changing it: only by the log.
 
-  /// Applies one entry. Bytes that do not decode change nothing and give `malformed`; any command gives a result, never a crash.
+  /// Applies one entry. Bytes that do not decode change nothing and give `malformed`; any command gives a result, never
+  /// a crash.
   wire::CommandResult apply(LogIndex index, WallTime when, ByteSpan command);
   /// The result of an earlier command of that client; nullopt when it was not applied, or is below its `outstanding`.
   std::optional<wire::CommandResult> result_of(NodeId client, std::uint64_t incarnation, std::uint64_t sequence) const;
@@ -132,8 +135,8 @@ class State {
   // ---- Placement. Cost of each: a hash and a lookup.
 
   [[nodiscard]] ShardNo shard_of(RegionId region, PageNo page) const;
-  /// Where writers stage and readers ask first. May be dead: then it is the sole holder. 0: no such region or page, or its
-  /// last holder was made to leave and no node has room.
+  /// Where writers stage and readers ask first. May be dead: then it is the sole holder. 0: no such region or page, or
+  /// its last holder was made to leave and no node has room.
   [[nodiscard]] NodeId home(RegionId region, PageNo page) const;
   /// The in-sync nodes, home first. All alive, or exactly one that is dead (the sole holder).
   [[nodiscard]] NodeList replicas(RegionId region, PageNo page) const;
@@ -198,8 +201,8 @@ class State {
   void release(NodeId node, std::uint64_t bytes);
   /// Takes the node out of every in-sync list that has another node, and out of every fill.
   void end_incarnation(NodeId node);
-  /// Gives every shard that is short of copies a node to fill. Only with a new epoch: it may also change homes, and what
-  /// was staged under the old epoch is then void.
+  /// Gives every shard that is short of copies a node to fill. Only with a new epoch: it may also change homes, and
+  /// what was staged under the old epoch is then void.
   void settle(Region& region);
   void choose_fill(Region& region, ShardNo shard_no, Placement::Shard& shard);
   void count_nodes();

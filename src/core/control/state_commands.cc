@@ -104,12 +104,15 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   }
   for (const auto& [other, n] : nodes_) {
     if (other != id && n.state != NodeState::left && n.name == c.node().name()) {
-      return refusal(Errc::already_exists, str("a node named ", n.name, " is in the cluster already"), "choose another --name");
+      return refusal(Errc::already_exists, str("a node named ", n.name, " is in the cluster already"),
+                     "choose another --name");
     }
   }
   if (known == nullptr && nodes_.size() >= limits::kMaxNodes) {
-    const auto gone = std::find_if(nodes_.begin(), nodes_.end(), [](const auto& n) { return n.second.state == NodeState::left; });
-    if (gone == nodes_.end()) return refusal(Errc::over_limit, str("a cluster has at most ", limits::kMaxNodes, " nodes"));
+    const auto gone =
+        std::find_if(nodes_.begin(), nodes_.end(), [](const auto& n) { return n.second.state == NodeState::left; });
+    if (gone == nodes_.end())
+      return refusal(Errc::over_limit, str("a cluster has at most ", limits::kMaxNodes, " nodes"));
     sessions_.erase(gone->first);
     nodes_.erase(gone);
   }
@@ -227,7 +230,8 @@ wire::CommandResult State::node_update(const wire::NodeUpdate& c) {
   if (n.state == NodeState::left) return refusal(Errc::refused, str("node ", id, " has left the cluster"));
   if (c.has_info()) {
     if (const Status ok = check_info(c.info()); !ok) return refusal(ok.error());
-    if (c.info().id() != c.node()) return refusal(Errc::invalid_argument, "an update of one node with facts of another");
+    if (c.info().id() != c.node())
+      return refusal(Errc::invalid_argument, "an update of one node with facts of another");
     set_info(n, c.info());
   }
   if (c.has_voter()) n.voter = c.voter();
@@ -255,8 +259,8 @@ wire::CommandResult State::create_region(const wire::CreateRegion& c) {
     }
     if (!same) {
       return refusal(Errc::already_exists,
-                     str("region ", record.name, " exists with another shape: ", there->count, " x ", there->type, ", pages of ",
-                         there->page_bytes, ", replication ", there->replication));
+                     str("region ", record.name, " exists with another shape: ", there->count, " x ", there->type,
+                         ", pages of ", there->page_bytes, ", replication ", there->replication));
     }
     wire::CommandResult r;
     r.set_region(there->id.value);
@@ -269,8 +273,8 @@ wire::CommandResult State::create_region(const wire::CreateRegion& c) {
   std::vector<NodeCapacity> members = capacities();
   if (members.size() < record.replication) {
     return refusal(Errc::under_replicated,
-                   str("region ", record.name, " wants ", record.replication, " copies of each page, and only ", members.size(),
-                       members.size() == 1 ? " node is" : " nodes are", " there to hold them"),
+                   str("region ", record.name, " wants ", record.replication, " copies of each page, and only ",
+                       members.size(), members.size() == 1 ? " node is" : " nodes are", " there to hold them"),
                    "let more nodes join, or ask for less replication");
   }
   const std::uint64_t one_copy = record.pages * record.page_bytes;
@@ -318,7 +322,8 @@ wire::CommandResult State::create_region(const wire::CreateRegion& c) {
 wire::CommandResult State::free_region(const wire::FreeRegion& c) {
   const RegionRecord* record = region_by_name(c.name());
   if (record == nullptr) {
-    return refusal(Errc::not_found, valid_region_name(c.name()) ? str("there is no region named ", c.name()) : "there is no such region",
+    return refusal(Errc::not_found,
+                   valid_region_name(c.name()) ? str("there is no region named ", c.name()) : "there is no such region",
                    "holo regions lists them");
   }
   if (c.uid() != 0 && c.uid() != record->owner_uid) {
@@ -356,7 +361,8 @@ wire::CommandResult State::free_region(const wire::FreeRegion& c) {
 
 wire::CommandResult State::commit(const wire::CommitTxns& c) {
   if (c.epoch() != epoch_.value) {
-    Error e{.code = Errc::stale_epoch, .message = str("staged in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
+    Error e{.code = Errc::stale_epoch,
+            .message = str("staged in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
     e.retryable = true;
     return refusal(e);
   }
@@ -370,7 +376,8 @@ wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
   if (!alive(txn.node, txn.incarnation)) {
     return txn_refusal(Errc::refused, str("the coordinator ", txn.node, " of the transaction is dead"));
   }
-  if (txn.sequence == 0 || txn.sequence == UINT64_MAX) return txn_refusal(Errc::invalid_argument, "a transaction without a number");
+  if (txn.sequence == 0 || txn.sequence == UINT64_MAX)
+    return txn_refusal(Errc::invalid_argument, "a transaction without a number");
   Session& session = sessions_[txn.node];
   if (session.incarnation > txn.incarnation) {
     return txn_refusal(Errc::refused, str("the coordinator ", txn.node, " has been started again since"));
@@ -386,7 +393,8 @@ wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
   for (const wire::RegionPages& rp : t.regions()) {
     const RegionRecord* r = region(RegionId{rp.region()});
     if (r == nullptr) return txn_refusal(Errc::not_found, str("there is no region ", rp.region(), " any more"));
-    if (!seen.insert(r->id).second) return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
+    if (!seen.insert(r->id).second)
+      return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
     std::uint64_t next = 0;
     for (const wire::PageRange& p : rp.pages()) {
       if (p.count() == 0 || p.first() < next || p.first() >= r->pages || p.count() > r->pages - p.first()) {
@@ -396,8 +404,10 @@ wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
     }
   }
   for (const std::uint64_t id : t.bump_only()) {
-    if (region(RegionId{id}) == nullptr) return txn_refusal(Errc::not_found, str("there is no region ", id, " any more"));
-    if (!seen.insert(RegionId{id}).second) return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
+    if (region(RegionId{id}) == nullptr)
+      return txn_refusal(Errc::not_found, str("there is no region ", id, " any more"));
+    if (!seen.insert(RegionId{id}).second)
+      return txn_refusal(Errc::invalid_argument, "a transaction that names a region twice");
   }
 
   wire::TxnResult result;
@@ -435,7 +445,8 @@ wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
 
 wire::CommandResult State::shards_filled(const wire::ShardsFilled& c) {
   if (c.epoch() != epoch_.value) {
-    Error e{.code = Errc::stale_epoch, .message = str("filled in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
+    Error e{.code = Errc::stale_epoch,
+            .message = str("filled in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
     e.retryable = true;
     return refusal(e);
   }

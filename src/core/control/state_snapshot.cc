@@ -213,7 +213,8 @@ struct SnapshotReader {
     s.decided_floor = c.decided_floor();
     std::uint64_t next = 0;
     for (const wire::PageRange& d : c.decided()) {
-      if (d.count() == 0 || d.first() < next || d.count() > UINT64_MAX - d.first()) return bad("decided transactions out of order");
+      if (d.count() == 0 || d.first() < next || d.count() > UINT64_MAX - d.first())
+        return bad("decided transactions out of order");
       next = d.first() + d.count();
       s.decided.emplace(d.first(), next);
     }

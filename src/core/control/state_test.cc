@@ -41,7 +41,8 @@ namespace {
 struct Recorder : StateObserver {
   std::vector<std::string> seen;
   void on_commit(RegionId r, Version v, TxnId t, std::span<const PageRange> pages) override {
-    std::string s = "commit " + std::to_string(r.value) + "@" + std::to_string(v.value) + " txn " + std::to_string(t.sequence);
+    std::string s =
+        "commit " + std::to_string(r.value) + "@" + std::to_string(v.value) + " txn " + std::to_string(t.sequence);
     for (const PageRange& p : pages) s += " " + std::to_string(p.first) + "+" + std::to_string(p.count);
     seen.push_back(s);
   }
@@ -153,7 +154,8 @@ TEST(ControlState, CommitsGiveVersionsOnceAndNameThePages) {
   bump.mutable_txn()->set_sequence(3);
   bump.add_bump_only(xs.value);
   EXPECT_EQ(rig.commit({bump}).txns(0).versions(0).version(), 3U);
-  const std::vector<std::string> want{"created 1", "commit 1@1 txn 1 0+10", "commit 1@2 txn 1 5+1 99+1", "commit 1@3 txn 3"};
+  const std::vector<std::string> want{"created 1", "commit 1@1 txn 1 0+10", "commit 1@2 txn 1 5+1 99+1",
+                                      "commit 1@3 txn 3"};
   EXPECT_EQ(rec.seen, want);
 }
 
@@ -420,8 +422,10 @@ TEST(ControlState, EveryCutOrFlippedSnapshotIsRefusedOrHarmless) {
   Random rnd(7);
   for (int i = 0; i < 2000; ++i) {
     Bytes bad = good;
-    if (rnd.chance(1, 3)) bad.resize(rnd.below(bad.size()));
-    else bad[rnd.below(bad.size())] ^= static_cast<std::byte>(1U << rnd.below(8));
+    if (rnd.chance(1, 3))
+      bad.resize(rnd.below(bad.size()));
+    else
+      bad[rnd.below(bad.size())] ^= static_cast<std::byte>(1U << rnd.below(8));
     State s;
     if (!s.restore(LogIndex{1}, bad)) continue;
     s.for_each_fill([](const State::ShardView&) {});

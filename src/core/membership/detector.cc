@@ -41,10 +41,12 @@ std::vector<Death> FailureDetector::tick(Instant now) {
   const Duration since = now - last_tick_;
   last_tick_ = now;
   if (since > config_.tick + config_.late) {
-    for (auto& [node, seen] : seen_) seen.deadline = std::max(seen.deadline + (since - config_.tick), now + config_.late);
+    for (auto& [node, seen] : seen_)
+      seen.deadline = std::max(seen.deadline + (since - config_.tick), now + config_.late);
   }
   for (const auto& [node, seen] : seen_) {
-    if (now >= seen.deadline) dead.push_back({.node = node, .incarnation = seen.incarnation, .silent = now - seen.last});
+    if (now >= seen.deadline)
+      dead.push_back({.node = node, .incarnation = seen.incarnation, .silent = now - seen.last});
   }
   return dead;
 }

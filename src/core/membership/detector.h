@@ -12,10 +12,10 @@
 namespace holo::membership {
 
 struct DetectorConfig {
-  Duration silence = milliseconds(1500);      ///< A node not heard for so long is dead.
-  Duration tick = milliseconds(100);          ///< How often the caller means to call tick().
-  Duration grace = milliseconds(3000);        ///< For everybody after this node began to lead, and for who came anew.
-  Duration late = milliseconds(200);          ///< A tick later than this tells that this node itself stood still.
+  Duration silence = milliseconds(1500);  ///< A node not heard for so long is dead.
+  Duration tick = milliseconds(100);      ///< How often the caller means to call tick().
+  Duration grace = milliseconds(3000);    ///< For everybody after this node began to lead, and for who came anew.
+  Duration late = milliseconds(200);      ///< A tick later than this tells that this node itself stood still.
 };
 
 struct Watched {
@@ -41,8 +41,8 @@ class FailureDetector {
   /// The nodes that the state says are alive, this one left out. New ones get the grace. Cost: O(nodes).
   void watch(Instant now, const std::vector<Watched>& nodes);
   void on_heartbeat(Instant now, NodeId node, std::uint64_t incarnation);
-  /// Who has become silent, each told again until watch() leaves it out. Time in which this node stood still does not count
-  /// against the others: what they sent meanwhile may still wait to be read.
+  /// Who has become silent, each told again until watch() leaves it out. Time in which this node stood still does not
+  /// count against the others: what they sent meanwhile may still wait to be read.
   std::vector<Death> tick(Instant now);
 
  private:
@@ -67,8 +67,8 @@ class HeartbeatPlan {
  public:
   HeartbeatPlan(HeartbeatConfig config, NodeId self) : config_(config), self_(self) {}
 
-  /// `leader`: as the log knows it, 0 when unknown; `others`: nodes that may be asked. Returns to whom to send now: the leader
-  /// (perhaps this node itself), else after a while the next of `others` in turn; 0: nobody now.
+  /// `leader`: as the log knows it, 0 when unknown; `others`: nodes that may be asked. Returns to whom to send now: the
+  /// leader (perhaps this node itself), else after a while the next of `others` in turn; 0: nobody now.
   NodeId next(Instant now, NodeId leader, const std::vector<NodeId>& others);
   /// Somebody named a leader that the log does not know yet.
   void on_hint(NodeId leader) { hint_ = leader; }

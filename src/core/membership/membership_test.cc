@@ -105,7 +105,8 @@ TEST(HeartbeatPlan, SpeaksToTheLeaderAndAsksAroundWithoutOne) {
   EXPECT_EQ(plan.next(at(2'700), {}, {}), NodeId{});
 }
 
-// ---- Voters. One row: members as text (upper case: alive; v: voter, l: learner; lower case a/d for the state), then the change.
+// ---- Voters. One row: members as text (upper case: alive; v: voter, l: learner; lower case a/d for the state), then
+// the change.
 
 struct VoterRow {
   const char* members;  // "Av Al Dv": node 1 alive voter, node 2 alive learner, node 3 dead voter
@@ -128,24 +129,27 @@ TEST_P(Voters, NextChange) {
 
 INSTANTIATE_TEST_SUITE_P(
     Table, Voters,
-    ::testing::Values(VoterRow{"Av", 1, std::nullopt}, VoterRow{"Av Al", 1, std::nullopt},
-                      VoterRow{"Av Al Al", 1, VoterChange{NodeId{2}, true}}, VoterRow{"Av Av Al", 1, VoterChange{NodeId{3}, true}},
-                      VoterRow{"Av Av Av", 1, std::nullopt}, VoterRow{"Av Av Av Al", 1, std::nullopt},
-                      VoterRow{"Av Av Dv Al", 1, VoterChange{NodeId{4}, true}},
-                      VoterRow{"Av Av Dv Av", 1, VoterChange{NodeId{3}, false}}, VoterRow{"Av Av Dv", 1, std::nullopt},
-                      VoterRow{"Av Av Dv Dl", 1, std::nullopt}, VoterRow{"Av Av Av Al Al", 1, VoterChange{NodeId{4}, true}},
-                      VoterRow{"Av Av Av Av Al", 1, VoterChange{NodeId{5}, true}},
-                      VoterRow{"Av Av", 2, VoterChange{NodeId{1}, false}}, VoterRow{"Av Av", 1, VoterChange{NodeId{2}, false}},
-                      VoterRow{"Av Dv", 1, VoterChange{NodeId{2}, false}},
-                      VoterRow{"Av Av Av Av", 4, VoterChange{NodeId{3}, false}}, VoterRow{"", 1, std::nullopt}));
+    ::testing::Values(
+        VoterRow{"Av", 1, std::nullopt}, VoterRow{"Av Al", 1, std::nullopt},
+        VoterRow{"Av Al Al", 1, VoterChange{NodeId{2}, true}}, VoterRow{"Av Av Al", 1, VoterChange{NodeId{3}, true}},
+        VoterRow{"Av Av Av", 1, std::nullopt}, VoterRow{"Av Av Av Al", 1, std::nullopt},
+        VoterRow{"Av Av Dv Al", 1, VoterChange{NodeId{4}, true}},
+        VoterRow{"Av Av Dv Av", 1, VoterChange{NodeId{3}, false}}, VoterRow{"Av Av Dv", 1, std::nullopt},
+        VoterRow{"Av Av Dv Dl", 1, std::nullopt}, VoterRow{"Av Av Av Al Al", 1, VoterChange{NodeId{4}, true}},
+        VoterRow{"Av Av Av Av Al", 1, VoterChange{NodeId{5}, true}},
+        VoterRow{"Av Av", 2, VoterChange{NodeId{1}, false}}, VoterRow{"Av Av", 1, VoterChange{NodeId{2}, false}},
+        VoterRow{"Av Dv", 1, VoterChange{NodeId{2}, false}}, VoterRow{"Av Av Av Av", 4, VoterChange{NodeId{3}, false}},
+        VoterRow{"", 1, std::nullopt}));
 
 TEST(Voters, AlwaysComesToRest) {
-  // From any state of up to seven nodes, changes end, and end with the wanted number of live voters where there are enough.
+  // From any state of up to seven nodes, changes end, and end with the wanted number of live voters where there are
+  // enough.
   for (std::uint32_t code = 0; code < (1U << 14); ++code) {
     std::vector<Member> members;
     for (int i = 0; i < 7; ++i) {
       const std::uint32_t two = code >> (2 * i) & 3;
-      members.push_back({.node = NodeId{static_cast<std::uint64_t>(i + 1)}, .alive = (two & 1) != 0, .voter = (two & 2) != 0});
+      members.push_back(
+          {.node = NodeId{static_cast<std::uint64_t>(i + 1)}, .alive = (two & 1) != 0, .voter = (two & 2) != 0});
     }
     members[0] = {.node = NodeId{1}, .alive = true, .voter = true};
     int steps = 0;

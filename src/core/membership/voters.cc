@@ -16,13 +16,15 @@ std::optional<VoterChange> next_voter_change(std::vector<Member> members, NodeId
     live_voters += m.voter && m.alive ? 1 : 0;
   }
   if (live_voters < wanted) {
-    const auto learner = std::find_if(members.begin(), members.end(), [](const Member& m) { return m.alive && !m.voter; });
+    const auto learner =
+        std::find_if(members.begin(), members.end(), [](const Member& m) { return m.alive && !m.voter; });
     if (learner != members.end()) return VoterChange{learner->node, true};
   }
   if (voters <= wanted) return std::nullopt;
   const auto dead = std::find_if(members.begin(), members.end(), [](const Member& m) { return m.voter && !m.alive; });
   if (dead != members.end()) return VoterChange{dead->node, false};
-  const auto last = std::find_if(members.rbegin(), members.rend(), [&](const Member& m) { return m.voter && m.node != leader; });
+  const auto last =
+      std::find_if(members.rbegin(), members.rend(), [&](const Member& m) { return m.voter && m.node != leader; });
   if (last == members.rend()) return std::nullopt;
   return VoterChange{last->node, false};
 }

@@ -23,8 +23,9 @@ struct VoterChange {
 /// How many of `nodes` should vote.
 std::size_t wanted_voters(std::size_t nodes);
 
-/// The next change, one at a time; nullopt when all is well. `members`: all that have not left, dead ones too, as the number of
-/// voters does not fall by itself. A dead voter is replaced by a live learner before it loses its vote. `leader` keeps its own.
+/// The next change, one at a time; nullopt when all is well. `members`: all that have not left, dead ones too, as the
+/// number of voters does not fall by itself. A dead voter is replaced by a live learner before it loses its vote.
+/// `leader` keeps its own.
 std::optional<VoterChange> next_voter_change(std::vector<Member> members, NodeId leader);
 
 }  // namespace holo::membership

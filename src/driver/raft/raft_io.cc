@@ -9,8 +9,8 @@
 namespace holo::driver {
 namespace {
 
-constexpr unsigned kMaxInFlight = 32;            // Messages to one peer; more are not sent, libraft sends again.
-constexpr std::size_t kMaxWriteEntries = 1024;   // In one write to the disk.
+constexpr unsigned kMaxInFlight = 32;           // Messages to one peer; more are not sent, libraft sends again.
+constexpr std::size_t kMaxWriteEntries = 1024;  // In one write to the disk.
 constexpr Duration kRetryWrite = milliseconds(500);
 constexpr Duration kMessageDeadline = seconds(2);
 constexpr Duration kSnapshotDeadline = seconds(10);  // For each part.
@@ -57,7 +57,8 @@ void RaftIo::bind() {
   io_.impl = this;
   io_.init = [](raft_io*, raft_id, const char*) { return 0; };
   io_.close = [](raft_io* io, raft_io_close_cb cb) { self(io)->close(cb); };
-  io_.load = [](raft_io* io, raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries,
+  io_.load = [](raft_io* io, raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start,
+                raft_entry** entries,
                 size_t* n) { return self(io)->take_stored(term, vote, snapshot, start, entries, n); };
   io_.start = [](raft_io* io, unsigned, raft_io_tick_cb on_tick, raft_io_recv_cb on_recv) {
     RaftIo* me = self(io);
@@ -163,7 +164,8 @@ Status RaftIo::load() {
   next_index_ = stored_.snapshot ? stored_.snapshot->index + 1 : 1;
   if (!stored_.entries.empty()) next_index_ = stored_.entries.back().index + 1;
   if (stored_.snapshot && next_index_ <= stored_.snapshot->index) {
-    return fail(Errc::corrupt, str("entry ", next_index_, " of the log is missing: the snapshot reaches up to ", stored_.snapshot->index));
+    return fail(Errc::corrupt, str("entry ", next_index_, " of the log is missing: the snapshot reaches up to ",
+                                   stored_.snapshot->index));
   }
   for (const env::OwnedLogEntry& e : stored_.entries) {
     if (e.type < RAFT_COMMAND || e.type > RAFT_CHANGE) {
@@ -173,8 +175,8 @@ Status RaftIo::load() {
   return {};
 }
 
-int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries,
-                        size_t* n) {
+int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start,
+                        raft_entry** entries, size_t* n) {
   *term = stored_.term;
   *vote = stored_.vote.value;
   *snapshot = nullptr;
@@ -204,10 +206,8 @@ int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot
 int RaftIo::bootstrap(const raft_configuration* conf) {
   raft_buffer encoded{};
   if (const int rv = raft_configuration_encode(conf, &encoded); rv != 0) return rv;
-  const env::LogEntry first{.index = 1,
-                            .term = 1,
-                            .type = RAFT_CHANGE,
-                            .data = {static_cast<const std::byte*>(encoded.base), encoded.len}};
+  const env::LogEntry first{
+      .index = 1, .term = 1, .type = RAFT_CHANGE, .data = {static_cast<const std::byte*>(encoded.base), encoded.len}};
   Status s = ports_.store->append({first});
   if (s) s = ports_.store->set_vote(1, NodeId{});
   raft_free(encoded.base);

@@ -18,9 +18,9 @@ extern "C" {  // The header does not say so itself.
 
 namespace holo::driver {
 
-/// Serves one struct raft. Writes are done in order on a helper thread, appends that wait together as one; a write that fails
-/// is tried again until it succeeds, so that libraft never has to doubt what is on the disk. Thread: loop.
-/// Held by shared_ptr: what runs on the helper thread, or waits for the network, keeps it.
+/// Serves one struct raft. Writes are done in order on a helper thread, appends that wait together as one; a write that
+/// fails is tried again until it succeeds, so that libraft never has to doubt what is on the disk. Thread: loop. Held
+/// by shared_ptr: what runs on the helper thread, or waits for the network, keeps it.
 class RaftIo : public std::enable_shared_from_this<RaftIo> {
  public:
   RaftIo(RaftLogPorts ports, RaftLogOptions options, std::function<void()> after_event);
@@ -40,8 +40,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   struct Write {
     enum class Kind : std::uint8_t { append, truncate, snapshot };
     Kind kind = Kind::append;
-    std::uint64_t index = 0;               ///< append: of the first entry; truncate: first to go.
-    const raft_entry* entries = nullptr;   ///< append: libraft keeps them until the callback.
+    std::uint64_t index = 0;              ///< append: of the first entry; truncate: first to go.
+    const raft_entry* entries = nullptr;  ///< append: libraft keeps them until the callback.
     unsigned n = 0;
     raft_io_append* append = nullptr;
     raft_io_snapshot_put* put = nullptr;
@@ -55,7 +55,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   static RaftIo* self(raft_io* io) { return static_cast<RaftIo*>(io->impl); }
   void bind();
   int bootstrap(const raft_configuration* conf);
-  int take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries, size_t* n);
+  int take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot, raft_index* start, raft_entry** entries,
+                  size_t* n);
   int send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb);
   void sent(std::uint64_t id, NodeId peer, int status);
   void enqueue(Write w);

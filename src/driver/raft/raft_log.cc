@@ -1,6 +1,5 @@
 #include "driver/raft/raft_log.h"
 
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -18,8 +17,9 @@
 namespace holo::driver {
 namespace {
 
-constexpr std::size_t kEnvelopeBytes = 24;     // Of every entry: who proposed it (origin, number), and the leader's wall time.
-constexpr std::size_t kSnapshotHeader = 16;    // Of every snapshot: its index, and the last wall time.
+constexpr std::size_t kEnvelopeBytes =
+    24;  // Of every entry: who proposed it (origin, number), and the leader's wall time.
+constexpr std::size_t kSnapshotHeader = 16;  // Of every snapshot: its index, and the last wall time.
 constexpr std::size_t kMaxBatchEntries = 256;
 constexpr std::size_t kMaxBatchBytes = 4 << 20;
 constexpr Duration kLookForLeader = milliseconds(50);
@@ -42,11 +42,14 @@ Error error_of(int rv, const char* what) {
   switch (rv) {
     case RAFT_NOTLEADER: return not_leader();
     case RAFT_LEADERSHIPLOST:
-      return {.code = Errc::unavailable, .message = str(what, ": leadership was lost, the outcome is unknown"), .retryable = true};
+      return {.code = Errc::unavailable,
+              .message = str(what, ": leadership was lost, the outcome is unknown"),
+              .retryable = true};
     case RAFT_SHUTDOWN:
     case RAFT_CANCELED: return closing();
     case RAFT_CANTCHANGE:
-    case RAFT_BUSY: return {.code = Errc::overloaded, .message = str(what, ": another change is under way"), .retryable = true};
+    case RAFT_BUSY:
+      return {.code = Errc::overloaded, .message = str(what, ": another change is under way"), .retryable = true};
     default: return {.code = Errc::internal, .message = str(what, ": ", raft_strerror(rv)), .retryable = true};
   }
 }
@@ -175,7 +178,8 @@ void RaftCore::close(std::function<void()> done) {
   closing_ = true;
   for (Pending& p : std::exchange(pending_, {})) raft_free(p.entry.base);
   fail_waiting(::holo::driver::closing());
-  for (auto& [index, shot] : std::exchange(applied_waiters_, {})) resolve(shot, std::unexpected(::holo::driver::closing()));
+  for (auto& [index, shot] : std::exchange(applied_waiters_, {}))
+    resolve(shot, std::unexpected(::holo::driver::closing()));
   if (!initialised_) return done();
   closed_ = std::move(done);
   self_until_closed_ = shared_from_this();
@@ -349,7 +353,8 @@ void RaftCore::flush() {
     batch->core = shared_from_this();
     std::vector<raft_buffer> bufs;
     std::size_t bytes = 0;
-    while (at < all.size() && bufs.size() < kMaxBatchEntries && (bufs.empty() || bytes + all[at].entry.len <= kMaxBatchBytes)) {
+    while (at < all.size() && bufs.size() < kMaxBatchEntries &&
+           (bufs.empty() || bytes + all[at].entry.len <= kMaxBatchBytes)) {
       put_u64(static_cast<std::byte*>(all[at].entry.base) + 16, static_cast<std::uint64_t>(wall));
       bytes += all[at].entry.len;
       bufs.push_back(all[at].entry);
@@ -517,8 +522,12 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   }
   Task<Status> barrier(Instant deadline) override { return barrier(shared_from_this(), deadline); }
   env::LogStatus status() const override { return core_ ? core_->status() : env::LogStatus{}; }
-  std::vector<env::LogMember> members() const override { return core_ ? core_->members() : std::vector<env::LogMember>{}; }
-  Task<Status> add_learner(NodeId node, Instant deadline) override { return add_learner(shared_from_this(), node, deadline); }
+  std::vector<env::LogMember> members() const override {
+    return core_ ? core_->members() : std::vector<env::LogMember>{};
+  }
+  Task<Status> add_learner(NodeId node, Instant deadline) override {
+    return add_learner(shared_from_this(), node, deadline);
+  }
   Task<Status> set_voter(NodeId node, bool voter, Instant deadline) override {
     return assign(shared_from_this(), node, voter ? RAFT_VOTER : RAFT_STANDBY, deadline);
   }
@@ -689,7 +698,8 @@ Task<Status> RaftLog::barrier(Self me, Instant deadline) {
       auto reply = co_await me->ports_.transport->call(leader, std::move(request), options);
       if (reply) {
         wire::ReadIndexReply decoded;
-        if (!decoded.ParseFromString(reply->header)) co_return fail(Errc::malformed, "the leader's answer does not decode");
+        if (!decoded.ParseFromString(reply->header))
+          co_return fail(Errc::malformed, "the leader's answer does not decode");
         const LogIndex index{decoded.index()};
         co_return co_await applied(me, index, deadline);
       }
@@ -723,9 +733,10 @@ Task<Status> RaftLog::assign(Self me, NodeId node, int role, Instant deadline) {
   const int now = me->core_->role_of(node);
   if (now < 0) co_return fail(Errc::not_found, str("node ", node, " is not a member of the log"));
   if (now == role) co_return Status{};
-  auto shot = me->core_->change(
-      [node, role](raft* r, raft_change* request, raft_change_cb cb) { return raft_assign(r, request, node.value, role, cb); },
-      "changing a voter");
+  auto shot =
+      me->core_->change([node, role](raft* r, raft_change* request,
+                                     raft_change_cb cb) { return raft_assign(r, request, node.value, role, cb); },
+                        "changing a voter");
   co_return co_await await(me, std::move(shot), deadline, std::string("changing a voter"));
 }
 
@@ -826,12 +837,16 @@ class Handle final : public env::CommandLog {
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
 
-  Task<Result<LogIndex>> append(Buffer command, Instant deadline) override { return log_->append(std::move(command), deadline); }
+  Task<Result<LogIndex>> append(Buffer command, Instant deadline) override {
+    return log_->append(std::move(command), deadline);
+  }
   Task<Status> barrier(Instant deadline) override { return log_->barrier(deadline); }
   env::LogStatus status() const override { return log_->status(); }
   std::vector<env::LogMember> members() const override { return log_->members(); }
   Task<Status> add_learner(NodeId node, Instant deadline) override { return log_->add_learner(node, deadline); }
-  Task<Status> set_voter(NodeId node, bool voter, Instant deadline) override { return log_->set_voter(node, voter, deadline); }
+  Task<Status> set_voter(NodeId node, bool voter, Instant deadline) override {
+    return log_->set_voter(node, voter, deadline);
+  }
   Task<Status> remove(NodeId node, Instant deadline) override { return log_->remove(node, deadline); }
   Task<Status> hand_over(Instant deadline) override { return log_->hand_over(deadline); }
   void on_change(std::function<void()> f) override { log_->on_change(std::move(f)); }
@@ -843,7 +858,8 @@ class Handle final : public env::CommandLog {
 
 }  // namespace
 
-Result<std::unique_ptr<env::CommandLog>> open_raft_log(RaftLogPorts ports, env::StateMachine& machine, RaftLogOptions options) {
+Result<std::unique_ptr<env::CommandLog>> open_raft_log(RaftLogPorts ports, env::StateMachine& machine,
+                                                       RaftLogOptions options) {
   auto log = std::make_shared<RaftLog>(std::move(ports), machine, options);
   HOLO_TRY(log->start());
   log->serve();

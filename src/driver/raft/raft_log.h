@@ -1,5 +1,5 @@
-// env::CommandLog on libraft: elections, replication and snapshots are libraft's; disk, network, time and randomness come
-// through the ports.
+// env::CommandLog on libraft: elections, replication and snapshots are libraft's; disk, network, time and randomness
+// come through the ports.
 #pragma once
 
 #include <memory>
@@ -24,16 +24,18 @@ struct RaftLogPorts {
 
 struct RaftLogOptions {
   NodeId self;
-  bool bootstrap = false;                            ///< A fresh cluster with this node as its only voter.
-  Duration election_timeout = milliseconds(1000);    ///< To twice that, by chance; time in which the loop stood still does not count.
+  bool bootstrap = false;  ///< A fresh cluster with this node as its only voter.
+  Duration election_timeout =
+      milliseconds(1000);  ///< To twice that, by chance; time in which the loop stood still does not count.
   Duration heartbeat = milliseconds(150);
-  unsigned snapshot_threshold = 8192;                ///< Entries between snapshots.
-  unsigned snapshot_trailing = 1024;                 ///< Entries kept below one, for those a little behind.
+  unsigned snapshot_threshold = 8192;  ///< Entries between snapshots.
+  unsigned snapshot_trailing = 1024;   ///< Entries kept below one, for those a little behind.
 };
 
-/// Opens the log and applies to `machine` what is known to be committed. Registers its handlers with the transport. `machine`
-/// and the ports outlive the log. Blocks for the reading of the disk.
-/// Errors: `corrupt` (names entry and file), `io_error`, `refused` (bootstrap of a log that is not empty).
-Result<std::unique_ptr<env::CommandLog>> open_raft_log(RaftLogPorts ports, env::StateMachine& machine, RaftLogOptions options);
+/// Opens the log and applies to `machine` what is known to be committed. Registers its handlers with the transport.
+/// `machine` and the ports outlive the log. Blocks for the reading of the disk. Errors: `corrupt` (names entry and
+/// file), `io_error`, `refused` (bootstrap of a log that is not empty).
+Result<std::unique_ptr<env::CommandLog>> open_raft_log(RaftLogPorts ports, env::StateMachine& machine,
+                                                       RaftLogOptions options);
 
 }  // namespace holo::driver

@@ -91,9 +91,10 @@ class RaftLogTest : public ::testing::Test {
   void stop(std::uint64_t id) {
     Server& s = server(id);
     if (!s.log) return;
-    s.endpoint.reset();  // From now on nobody hears it.
+    s.endpoint->retire();
     run(close(s.log.get()));
     s.log.reset();
+    retired_.push_back(std::move(s.endpoint));
   }
   static Task<Status> close(env::CommandLog* log) {
     co_await log->close();
@@ -145,6 +146,7 @@ class RaftLogTest : public ::testing::Test {
   AsioLoop loop_;
   Hub hub_{loop_};
   RaftLogOptions options_{.self = {}, .election_timeout = milliseconds(300), .heartbeat = milliseconds(50)};
+  std::vector<std::unique_ptr<Hub::Endpoint>> retired_;
   std::map<std::uint64_t, std::unique_ptr<Server>> servers_;
   std::uint64_t starts_ = 0;
 };
@@ -173,13 +175,15 @@ TEST_F(RaftLogTest, ManyAppendsShareWrites) {
   const std::uint64_t before = server(1).store->appends();
   for (int i = 0; i < 1000; ++i) {
     results.push_back(std::make_shared<std::optional<Result<LogIndex>>>());
-    loop_.spawn(keep(server(1).log->append(Buffer::copy(as_bytes(std::to_string(i))), loop_.now() + seconds(10)), results.back()));
+    loop_.spawn(keep(server(1).log->append(Buffer::copy(as_bytes(std::to_string(i))), loop_.now() + seconds(10)),
+                     results.back()));
   }
   ASSERT_TRUE(until([&] { return server(1).journal->commands.size() == 1000 && results.back()->has_value(); }));
   for (std::size_t i = 0; i < results.size(); ++i) {
     ASSERT_TRUE(**results[i]);
     EXPECT_EQ(server(1).journal->commands[i], std::to_string(i));
-    EXPECT_NE(server(1).journal->text.find(str(i, "@", ***results[i], "\n")), std::string::npos) << "each got its own index";
+    EXPECT_NE(server(1).journal->text.find(str(i, "@", ***results[i], "\n")), std::string::npos)
+        << "each got its own index";
   }
   EXPECT_LT(server(1).store->appends() - before, 100U);
 }
@@ -217,7 +221,9 @@ TEST_F(RaftLogTest, TheMinorityCannotCommitAndLosesItsTail) {
   const auto lost = append(1, "lost", milliseconds(200));
   ASSERT_FALSE(lost);
   EXPECT_EQ(lost.error().code, Errc::no_quorum) << lost.error().message;
-  ASSERT_TRUE(until([&] { return server(2).log->status().role == env::LogRole::leader || server(3).log->status().role == env::LogRole::leader; }));
+  ASSERT_TRUE(until([&] {
+    return server(2).log->status().role == env::LogRole::leader || server(3).log->status().role == env::LogRole::leader;
+  }));
   ASSERT_TRUE(append(2, "won"));
   const auto none = append(1, "nobody", milliseconds(1500));
   ASSERT_FALSE(none);
@@ -236,7 +242,9 @@ TEST_F(RaftLogTest, AFullStopLosesNothing) {
   for (std::uint64_t id = 1; id <= 3; ++id) ASSERT_TRUE(start(id));
   ASSERT_TRUE(append(2, "more"));
   for (std::uint64_t id = 1; id <= 3; ++id) {
-    EXPECT_TRUE(until([&] { return server(id).journal->text.starts_with(text) && server(id).journal->text.find("more") != std::string::npos; }));
+    EXPECT_TRUE(until([&] {
+      return server(id).journal->text.starts_with(text) && server(id).journal->text.find("more") != std::string::npos;
+    }));
   }
 }
 
@@ -323,8 +331,9 @@ TEST_F(RaftLogTest, ASnapshotThatIsRefusedStopsTheStart) {
   s.journal->refuse = true;
   RaftLogOptions options = options_;
   options.self = s.id;
-  const auto log = open_raft_log({.loop = &loop_, .transport = s.endpoint.get(), .entropy = s.entropy.get(), .store = s.store},
-                                 *s.journal, options);
+  const auto log =
+      open_raft_log({.loop = &loop_, .transport = s.endpoint.get(), .entropy = s.entropy.get(), .store = s.store},
+                    *s.journal, options);
   ASSERT_FALSE(log);
   EXPECT_EQ(log.error().code, Errc::corrupt);
 }

@@ -22,7 +22,9 @@ env::Request request_of(const wire::RaftMessage& header, std::vector<Buffer> pay
 
 ByteSpan span_of(const raft_buffer& b) { return {static_cast<const std::byte*>(b.base), b.len}; }
 
-auto malformed(const char* what) { return fail(Errc::malformed, str("a message of the log that does not decode: ", what)); }
+auto malformed(const char* what) {
+  return fail(Errc::malformed, str("a message of the log that does not decode: ", what));
+}
 
 void* copy_of(ByteSpan bytes) {
   void* out = raft_malloc(std::max<std::size_t>(bytes.size(), 1));
@@ -175,15 +177,17 @@ ReceivedMessage::~ReceivedMessage() {
 }
 
 Result<std::optional<Bytes>> SnapshotAssembly::add(NodeId from, const wire::RaftMessage& h, ByteSpan part) {
-  if (h.total_bytes() > kMaxSnapshotBytes || part.size() > kMaxMessageBytes) return malformed("a snapshot that is too large");
+  if (h.total_bytes() > kMaxSnapshotBytes || part.size() > kMaxMessageBytes)
+    return malformed("a snapshot that is too large");
   if (h.part_offset() == 0) {
     from_ = from;
     index_ = h.last_index();
     total_ = h.total_bytes();
     bytes_.clear();
   }
-  const bool fits = from == from_ && h.last_index() == index_ && h.total_bytes() == total_ && h.part_offset() == bytes_.size() &&
-                    part.size() <= total_ - bytes_.size() && (!part.empty() || total_ == 0);
+  const bool fits = from == from_ && h.last_index() == index_ && h.total_bytes() == total_ &&
+                    h.part_offset() == bytes_.size() && part.size() <= total_ - bytes_.size() &&
+                    (!part.empty() || total_ == 0);
   if (!fits) {
     *this = {};
     return malformed("a part of a snapshot out of order");
@@ -194,7 +198,8 @@ Result<std::optional<Bytes>> SnapshotAssembly::add(NodeId from, const wire::Raft
   return std::move(bytes_);
 }
 
-Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request, SnapshotAssembly& parts) {
+Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request,
+                                                           SnapshotAssembly& parts) {
   wire::RaftMessage h;
   if (!h.ParseFromString(request.header)) return malformed("its header");
   if (request.payload.size() > 1) return malformed("its payload");

@@ -19,8 +19,8 @@ namespace holo::driver {
 /// The address that libraft knows a server by: its node id in hexadecimal.
 std::string raft_address(NodeId node);
 
-/// One message, copied: libraft may free its own at once. Entries beyond kMaxMessageBytes are left out (libraft sends them
-/// again when the receiver misses them); a snapshot is cut into parts of that size.
+/// One message, copied: libraft may free its own at once. Entries beyond kMaxMessageBytes are left out (libraft sends
+/// them again when the receiver misses them); a snapshot is cut into parts of that size.
 inline constexpr std::size_t kMaxMessageBytes = 6 << 20;
 inline constexpr std::size_t kMaxSnapshotBytes = 512 << 20;  // above: the snapshot is not taken over
 std::vector<env::Request> encode_raft_message(const raft_message& message);
@@ -54,6 +54,7 @@ class SnapshotAssembly {
 };
 
 /// nullopt: a part of a snapshot that is not whole yet. Error: `malformed`.
-Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request, SnapshotAssembly& parts);
+Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request,
+                                                           SnapshotAssembly& parts);
 
 }  // namespace holo::driver

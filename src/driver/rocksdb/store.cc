@@ -78,8 +78,8 @@ std::uint64_t index_of(const Slice& key) {
 
 ByteSpan span_of(const Slice& s) { return std::as_bytes(std::span(s.data(), s.size())); }
 
-/// RocksDB's own messages go where ours go. Its default, a file beside the data, ends the process (an assertion in Debian's
-/// build) when a full disk has made one line of it fail.
+/// RocksDB's own messages go where ours go. Its default, a file beside the data, ends the process (an assertion in
+/// Debian's build) when a full disk has made one line of it fail.
 class ForwardingLogger final : public rocksdb::Logger {
  public:
   ForwardingLogger() : Logger(rocksdb::InfoLogLevel::WARN_LEVEL) {}
@@ -234,7 +234,9 @@ struct RocksStore::Impl {
   }
 
   Error closed_error() const {
-    return {.code = Errc::io_error, .message = str("the store in ", directory, " is closed after a failed write"), .retryable = true};
+    return {.code = Errc::io_error,
+            .message = str("the store in ", directory, " is closed after a failed write"),
+            .retryable = true};
   }
 
   Status write_once(const std::function<void(rocksdb::WriteBatch&)>& fill, const std::string& what) {
@@ -260,7 +262,7 @@ struct RocksStore::Impl {
     return s;
   }
 
-  Result<std::optional<std::string>> read(ColumnFamilyHandle* Impl::*family, const std::string& key) {
+  Result<std::optional<std::string>> read(ColumnFamilyHandle* Impl::* family, const std::string& key) {
     const std::shared_lock lock(mutex);
     if (!db) return std::unexpected(closed_error());
     std::string value;
@@ -304,7 +306,8 @@ Result<std::optional<Bytes>> RocksStore::get(const std::string& key) {
 
 Status RocksStore::put(const std::string& key, ByteSpan value) {
   const std::string record = sealed(key, std::string(as_text(value)));
-  return impl_->write([&](rocksdb::WriteBatch& batch) { batch.Put(impl_->meta, key, record); }, str("writing \"", key, "\""));
+  return impl_->write([&](rocksdb::WriteBatch& batch) { batch.Put(impl_->meta, key, record); },
+                      str("writing \"", key, "\""));
 }
 
 // ---- The log
@@ -313,8 +316,9 @@ Status RocksStore::set_vote(std::uint64_t term, NodeId vote) {
   std::string body;
   put_u64(body, term);
   put_u64(body, vote.value);
-  return impl_->write([&](rocksdb::WriteBatch& batch) { batch.Put(impl_->raft_meta, kVoteKey, sealed(kVoteKey, body)); },
-                      "writing the vote");
+  return impl_->write(
+      [&](rocksdb::WriteBatch& batch) { batch.Put(impl_->raft_meta, kVoteKey, sealed(kVoteKey, body)); },
+      "writing the vote");
 }
 
 Status RocksStore::append(const std::vector<env::LogEntry>& entries) {
@@ -343,7 +347,8 @@ Status RocksStore::append(const std::vector<env::LogEntry>& entries) {
 
 Status RocksStore::truncate(std::uint64_t index) {
   return impl_->write(
-      [&](rocksdb::WriteBatch& batch) { batch.DeleteRange(impl_->log, index_key(index), kAfterLastKey); }, "cutting the log");
+      [&](rocksdb::WriteBatch& batch) { batch.DeleteRange(impl_->log, index_key(index), kAfterLastKey); },
+      "cutting the log");
 }
 
 Status RocksStore::put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) {
@@ -383,8 +388,8 @@ Result<std::optional<env::LogSnapshot>> RocksStore::snapshot() {
   if (servers > (body.size() - 32) / 16) return malformed();
   std::size_t at = 32;
   for (std::uint64_t i = 0; i < servers; ++i, at += 16) {
-    out.servers.push_back({.node = NodeId{get_u64(body.data() + at)},
-                           .role = static_cast<std::uint32_t>(get_u64(body.data() + at + 8))});
+    out.servers.push_back(
+        {.node = NodeId{get_u64(body.data() + at)}, .role = static_cast<std::uint32_t>(get_u64(body.data() + at + 8))});
   }
   const ByteSpan rest = as_bytes(std::string_view(body).substr(at));
   out.data.assign(rest.begin(), rest.end());
@@ -418,7 +423,8 @@ Result<env::StoredLog> RocksStore::load() {
       return std::unexpected(impl_->corrupt_entry(index, "its checksum is wrong"));
     }
     if (out.entries.size() == kMaxLoadedEntries) {
-      return fail(Errc::over_limit, str("the log in ", impl_->directory, " has more than ", kMaxLoadedEntries, " entries"));
+      return fail(Errc::over_limit,
+                  str("the log in ", impl_->directory, " has more than ", kMaxLoadedEntries, " entries"));
     }
     env::OwnedLogEntry e{.index = index,
                          .term = get_u64(body->data()),

@@ -12,13 +12,13 @@
 
 namespace holo::driver {
 
-/// One directory, one process: RocksDB locks it. Every record carries a BLAKE3 checksum of its own over key and value, as
-/// RocksDB's recovery may not notice everything. Every write is synced before it returns.
+/// One directory, one process: RocksDB locks it. Every record carries a BLAKE3 checksum of its own over key and value,
+/// as RocksDB's recovery may not notice everything. Every write is synced before it returns.
 class RocksStore final : public env::KvStore, public env::LogStore {
  public:
-  /// Opens or creates the store in `directory`. A write cut short at the end of the write-ahead log is dropped (it was never
-  /// acknowledged); anything else that is damaged is refused.
-  /// Errors: `corrupt` (names the file), `refused` (another process has it open), `io_error`.
+  /// Opens or creates the store in `directory`. A write cut short at the end of the write-ahead log is dropped (it was
+  /// never acknowledged); anything else that is damaged is refused. Errors: `corrupt` (names the file), `refused`
+  /// (another process has it open), `io_error`.
   static Result<std::unique_ptr<RocksStore>> open(std::string directory);
   ~RocksStore() override;
   RocksStore(const RocksStore&) = delete;

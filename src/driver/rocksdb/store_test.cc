@@ -97,7 +97,8 @@ TEST_F(RocksStoreTest, EverythingComesBackAfterReopening) {
 TEST_F(RocksStoreTest, ASnapshotReplacesTheLogBelow) {
   ASSERT_TRUE(open());
   ASSERT_TRUE(append(1, 20));
-  env::LogSnapshot s{.index = 15, .term = 3, .configuration_index = 1, .servers = {{NodeId{5}, 1}, {NodeId{6}, 0}}, .data = {}};
+  env::LogSnapshot s{
+      .index = 15, .term = 3, .configuration_index = 1, .servers = {{NodeId{5}, 1}, {NodeId{6}, 0}}, .data = {}};
   const ByteSpan data = as_bytes("the whole state");
   s.data.assign(data.begin(), data.end());
   ASSERT_TRUE(store_->put_snapshot(s, 12));
@@ -169,7 +170,7 @@ TEST_F(RocksStoreTest, AFullDiskIsAnErrorThatPasses) {
   ASSERT_TRUE(open());
   ASSERT_TRUE(append(1, 1));
   // Files may not grow: what a full disk looks like from here.
-  struct rlimit before {};
+  struct rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   struct rlimit small = before;

@@ -1,0 +1,423 @@
+// Whole clusters of control services in one process, over the real log and an in-process network.
+#include "node/control.h"
+
+#include <gtest/gtest.h>
+
+#include "base/random.h"
+#include "base/strings.h"
+#include "driver/posix/asio_loop.h"
+#include "driver/raft/raft_log.h"
+#include "env/hub_testing.h"
+#include "env/memory_store_testing.h"
+
+namespace holo::node {
+namespace {
+
+using env::testing::Hub;
+using env::testing::MemoryStore;
+
+constexpr Duration kLimit = seconds(30);
+constexpr std::uint64_t kMiB = 1 << 20;
+
+class SeededEntropy final : public env::Entropy {
+ public:
+  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
+  void fill(MutableByteSpan out) override {
+    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
+  }
+
+ private:
+  Random random_;
+};
+
+struct Machine {
+  std::shared_ptr<MemoryStore> store = std::make_shared<MemoryStore>();
+  std::unique_ptr<SeededEntropy> entropy;
+  std::unique_ptr<Hub::Endpoint> endpoint;
+  std::unique_ptr<ControlService> control;
+  Version lowest{100};  ///< What its report says of every region.
+};
+
+class FakeSession final : public LocalSession {
+ public:
+  explicit FakeSession(uid_t uid) : uid_(uid) {}
+  SessionId id() const override { return SessionId{1}; }
+  uid_t uid() const override { return uid_; }
+  pid_t pid() const override { return 1; }
+  const wire::Hello& hello() const override { return hello_; }
+  Task<Result<LocalReply>> call(LocalRequest, Instant) override { co_return fail(Errc::unavailable, ""); }
+  void notify(LocalRequest) override {}
+  void close() override {}
+
+ private:
+  uid_t uid_;
+  wire::Hello hello_;
+};
+
+class ControlTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    for (auto& [id, m] : machines_) kill(id);
+  }
+
+  template <class T>
+  static Task<void> keep(Task<T> task, std::shared_ptr<std::optional<T>> out) {
+    out->emplace(co_await task);
+  }
+  template <class T>
+  T run(Task<T> task) {
+    auto out = std::make_shared<std::optional<T>>();
+    loop_.spawn(keep(std::move(task), out));
+    EXPECT_TRUE(loop_.run_until([&] { return out->has_value(); }, kLimit + seconds(5)));
+    if (!*out) abort();
+    return std::move(**out);
+  }
+  static Task<Status> stopped(ControlService* c) {
+    co_await c->stop();
+    co_return Status{};
+  }
+  bool until(const std::function<bool()>& f) { return loop_.run_until(f, kLimit); }
+  [[nodiscard]] Instant deadline() { return loop_.now() + kLimit; }
+
+  static std::string address(std::uint64_t id) { return str("n", id, ":1"); }
+  ControlService& make(std::uint64_t id) {
+    Machine& m = machines_[id];
+    m.entropy = std::make_unique<SeededEntropy>(id * 100 + ++starts_);
+    m.endpoint = std::make_unique<Hub::Endpoint>(hub_, NodeId{id}, address(id));
+    NodeIdentity self;
+    self.id = NodeId{id};
+    self.name = str("n", id);
+    self.addresses.push_back(address(id));
+    self.cores = 2;
+    self.memory_bytes = 64 * kMiB;
+    self.speed = 1;
+    self.version = "test";
+    ControlService::Ports ports;
+    ports.loop = &loop_;
+    ports.transport = m.endpoint.get();
+    ports.store = m.store.get();
+    ports.entropy = m.entropy.get();
+    ports.open_log = [this, id](env::StateMachine& machine, LogOptions options) {
+      Machine& mine = machines_[id];
+      return driver::open_raft_log(
+          {.loop = &loop_, .transport = mine.endpoint.get(), .entropy = mine.entropy.get(), .store = mine.store},
+          machine,
+          {.self = options.self,
+           .bootstrap = options.bootstrap,
+           .election_timeout = milliseconds(300),
+           .heartbeat = milliseconds(50)});
+    };
+    m.control = std::make_unique<ControlService>(std::move(ports), std::move(self));
+    m.control->set_report_source([this, id] {
+      wire::NodeReport r;
+      r.set_frames_used_bytes(1000 + id);
+      for (const RegionId region : machines_[id].control->state().regions()) {
+        auto* v = r.add_lowest();
+        v->set_region(region.value);
+        v->set_version(machines_[id].lowest.value);
+      }
+      return r;
+    });
+    return *m.control;
+  }
+  ControlService& at(std::uint64_t id) { return *machines_.at(id).control; }
+  void cluster(std::uint64_t n) {
+    ASSERT_TRUE(run(make(1).init("test", deadline())));
+    for (std::uint64_t id = 2; id <= n; ++id) {
+      const Status joined = run(make(id).join(address(id - 1), deadline()));
+      ASSERT_TRUE(joined) << joined.error().message;
+      EXPECT_TRUE(at(id).ready());
+    }
+  }
+  /// As kill -9 would, but for what the process frees.
+  void kill(std::uint64_t id) {
+    Machine& m = machines_.at(id);
+    if (!m.control) return;
+    m.endpoint->retire();
+    (void)run(stopped(m.control.get()));
+    m.control.reset();
+    retired_.push_back(std::move(m.endpoint));
+  }
+  void restart(std::uint64_t id) {
+    make(id);
+    const Status s = at(id).resume();
+    ASSERT_TRUE(s) << s.error().message;
+  }
+  std::size_t voters(std::uint64_t id) {
+    std::size_t n = 0;
+    for (const auto& [node, r] : at(id).state().nodes()) n += r.voter ? 1 : 0;
+    return n;
+  }
+  std::uint64_t leader() {
+    for (auto& [id, m] : machines_) {
+      if (m.control && m.control->is_leader()) return id;
+    }
+    return 0;
+  }
+  Result<RegionId> create(std::uint64_t at_node, const std::string& name, std::uint64_t bytes,
+                          std::uint32_t replication = 1) {
+    wire::CommandBody b;
+    auto* c = b.mutable_create_region()->mutable_region();
+    c->set_name(name);
+    c->set_type("bytes");
+    c->set_count(bytes);
+    c->set_page_bytes(4096);
+    c->set_replication(replication);
+    auto r = run(at(at_node).propose(std::move(b), deadline()));
+    if (!r) return std::unexpected(r.error());
+    return RegionId{r->region()};
+  }
+  Result<Version> commit(std::uint64_t at_node, RegionId region, std::uint64_t sequence) {
+    wire::CommandBody b;
+    b.mutable_commit()->set_epoch(at(at_node).state().epoch().value);
+    auto* t = b.mutable_commit()->add_txns();
+    t->mutable_txn()->set_node(at_node);
+    t->mutable_txn()->set_incarnation(at(at_node).incarnation());
+    t->mutable_txn()->set_sequence(sequence);
+    auto* rp = t->add_regions();
+    rp->set_region(region.value);
+    rp->add_pages()->set_count(1);
+    auto r = run(at(at_node).propose(std::move(b), deadline()));
+    if (!r) return std::unexpected(r.error());
+    if (r->txns(0).error().code() != 0)
+      return fail(static_cast<Errc>(r->txns(0).error().code()), r->txns(0).error().message());
+    return Version{r->txns(0).versions(0).version()};
+  }
+
+  /// As the memory service would hand over: says of every fill that it is done, until nothing is left to fill.
+  static Task<Status> fill(ControlTest* test, std::uint64_t id) {
+    for (;;) {
+      wire::CommandBody b;
+      b.mutable_shards_filled()->set_epoch(test->at(id).state().epoch().value);
+      test->at(id).state().for_each_fill([&](const control::State::ShardView& v) {
+        auto* f = b.mutable_shards_filled()->add_fills();
+        f->set_region(v.region.value);
+        f->set_shard(v.shard.value);
+        f->set_node(v.filling.value);
+      });
+      if (b.shards_filled().fills_size() == 0) co_return Status{};
+      const Instant limit = test->deadline();
+      auto r = co_await test->at(id).propose(std::move(b), limit);
+      if (!r) co_return std::unexpected(r.error());
+    }
+  }
+
+  driver::AsioLoop loop_;
+  Hub hub_{loop_};
+  std::vector<std::unique_ptr<Hub::Endpoint>> retired_;
+  std::map<std::uint64_t, Machine> machines_;
+  std::uint64_t starts_ = 0;
+};
+
+TEST_F(ControlTest, FourNodesBecomeOneClusterWithThreeVoters) {
+  cluster(4);
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    EXPECT_TRUE(until([&] { return at(id).state().live_count() == 4 && voters(id) == 3; }));
+    EXPECT_EQ(at(id).state().cluster_name(), "test");
+    EXPECT_EQ(at(id).leader(), NodeId{leader()});
+    EXPECT_TRUE(*at(id).has_cluster());
+  }
+  const auto xs = create(3, "xs", kMiB, 2);
+  ASSERT_TRUE(xs) << xs.error().message;
+  EXPECT_EQ(*commit(4, *xs, 1), Version{1});
+  EXPECT_EQ(*commit(2, *xs, 1), Version{2});
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    EXPECT_TRUE(run(at(id).wait_version(*xs, Version{2}, deadline())));
+    EXPECT_EQ(at(id).state().version_of(*xs, PageNo{0}), Version{2});
+  }
+  EXPECT_EQ(create(1, "xs", kMiB).error().code, Errc::already_exists);
+  EXPECT_FALSE(run(at(1).wait_version(RegionId{99}, Version{1}, deadline())));
+  // What the nodes report comes round: frames used, and the lowest snapshot in use.
+  machines_[3].lowest = Version{1};
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    EXPECT_TRUE(until([&] { return at(id).frames_used(NodeId{2}) == 1002 && at(id).floor(*xs) >= Version{1}; }));
+  }
+}
+
+TEST_F(ControlTest, NewcomersAreRefusedForAReason) {
+  cluster(1);
+  EXPECT_EQ(run(at(1).propose({}, deadline())).error().code, Errc::unsupported);
+  EXPECT_EQ(run(make(2).join("nowhere:1", deadline())).error().code, Errc::unavailable);
+  ASSERT_TRUE(run(make(2).join(address(1), deadline())));
+  make(3);
+  machines_[3].control.reset();
+  EXPECT_FALSE(run(make(3).join(address(3), deadline()))) << "itself";
+  EXPECT_EQ(run(make(4).join(address(3), loop_.now() + seconds(1))).error().code, Errc::refused)
+      << "node 3 is in no cluster";
+}
+
+TEST_F(ControlTest, TheClusterOutlivesItsLeader) {
+  cluster(4);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  const auto xs = create(2, "xs", kMiB, 2);
+  ASSERT_TRUE(xs);
+  const std::uint64_t old = leader();
+  const std::uint64_t epoch = at(old).state().epoch().value;
+  hub_.isolate(NodeId{old}, true);
+  const std::uint64_t other = old == 4 ? 3 : 4;
+  EXPECT_EQ(*commit(other, *xs, 1), Version{1}) << "the proposal waits for the next leader";
+  // The dead leader is declared dead, the learner votes in its place, and the epoch has moved.
+  EXPECT_TRUE(until([&] { return !at(other).state().node(NodeId{old})->alive(); }));
+  EXPECT_GT(at(other).state().epoch().value, epoch);
+  EXPECT_TRUE(until([&] { return voters(other) == 3 && !at(other).state().node(NodeId{old})->voter; }));
+  EXPECT_EQ(commit(other, *xs, 2), Version{2});
+  // It was only cut off: it comes back by itself, under a new incarnation, and its old transactions are fenced.
+  const std::uint64_t fenced = at(old).incarnation();
+  hub_.isolate(NodeId{old}, false);
+  EXPECT_TRUE(until([&] { return at(old).ready() && at(old).incarnation() > fenced; }));
+  EXPECT_TRUE(until([&] { return at(old).state().region(*xs)->version == Version{2}; }));
+  EXPECT_TRUE(until([&] { return at(other).state().live_count() == 4; }));
+}
+
+TEST_F(ControlTest, AFullStopAndRestartBringsEverythingBack) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  const auto xs = create(2, "xs", kMiB, 2);
+  ASSERT_TRUE(xs);
+  ASSERT_TRUE(commit(3, *xs, 7));
+  for (std::uint64_t id = 1; id <= 3; ++id) kill(id);
+  for (std::uint64_t id = 1; id <= 3; ++id) restart(id);
+  for (std::uint64_t id = 1; id <= 3; ++id) {
+    EXPECT_TRUE(until([&] { return at(id).ready() && at(id).state().region_by_name("xs") != nullptr; })) << id;
+    EXPECT_EQ(at(id).state().region(*xs)->version, Version{1});
+  }
+  // A heartbeat of the new incarnations, not a stale answer of the old, lets them commit again.
+  EXPECT_EQ(*commit(2, *xs, 1), Version{2});
+}
+
+TEST_F(ControlTest, OneNodeAloneRestarts) {
+  cluster(1);
+  ASSERT_TRUE(create(1, "xs", kMiB));
+  const std::uint64_t before = at(1).incarnation();
+  kill(1);
+  restart(1);
+  EXPECT_TRUE(until([&] { return at(1).ready(); }));
+  EXPECT_GT(at(1).incarnation(), before);
+  EXPECT_NE(at(1).state().region_by_name("xs"), nullptr);
+  EXPECT_EQ(run(at(1).init("again", deadline())).error().code, Errc::refused);
+}
+
+TEST_F(ControlTest, AMinorityDoesNotCommit) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  const auto xs = create(1, "xs", kMiB);
+  ASSERT_TRUE(xs);
+  hub_.isolate(NodeId{1}, true);
+  hub_.isolate(NodeId{2}, true);
+  wire::CommandBody b;
+  b.mutable_free_region()->set_name("xs");
+  const auto r = run(at(3).propose(b, loop_.now() + seconds(2)));
+  ASSERT_FALSE(r);
+  EXPECT_TRUE(r.error().code == Errc::no_quorum || r.error().code == Errc::deadline_exceeded) << r.error().message;
+  hub_.isolate(NodeId{1}, false);
+  hub_.isolate(NodeId{2}, false);
+  EXPECT_TRUE(until([&] { return create(3, "ys", kMiB).has_value(); }));
+}
+
+TEST_F(ControlTest, NodesLeaveOneAfterTheOther) {
+  cluster(4);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  const std::uint64_t first = leader();
+  const Status led = run(at(first).leave(deadline()));
+  ASSERT_TRUE(led) << led.error().message;
+  EXPECT_FALSE(*at(first).has_cluster());
+  kill(first);
+  machines_[first].store = std::make_shared<MemoryStore>();
+  const std::uint64_t second = first == 4 ? 3 : 4;
+  ASSERT_TRUE(until([&] { return leader() != 0 && at(second).state().live_count() == 3; }));
+  ASSERT_TRUE(run(at(second).leave(deadline())));
+  kill(second);
+  ASSERT_TRUE(until([&] { return leader() != 0; }));
+  const std::uint64_t third = leader();
+  const Status of_two = run(at(third).leave(deadline()));
+  ASSERT_TRUE(of_two) << "the leader of two: " << of_two.error().message;
+  kill(third);
+  std::uint64_t last = 0;
+  for (auto& [id, m] : machines_) last = m.control ? id : last;
+  ASSERT_NE(last, 0U);
+  EXPECT_TRUE(until([&] { return at(last).is_leader() && voters(last) == 1 && at(last).state().live_count() == 1; }));
+  ASSERT_TRUE(create(last, "still works", kMiB).error().code == Errc::invalid_argument);
+  ASSERT_TRUE(create(last, "works", kMiB));
+  EXPECT_EQ(run(at(last).leave(deadline())).error().code, Errc::refused) << "the last node, with a region";
+  // Who left may come again.
+  const Status again = run(make(first).join(address(last), deadline()));
+  EXPECT_TRUE(again) << again.error().message;
+}
+
+TEST_F(ControlTest, LeavingWithALastCopyIsRefusedAndUndone) {
+  cluster(2);
+  const auto xs = create(1, "xs", kMiB);
+  ASSERT_TRUE(xs);
+  const NodeId home = at(1).state().home(*xs, PageNo{0});
+  ASSERT_TRUE(commit(1, *xs, 1));
+  const Status s = run(at(home.value).leave(deadline()));
+  ASSERT_FALSE(s);
+  EXPECT_EQ(s.error().code, Errc::refused) << s.error().message;
+  EXPECT_TRUE(until([&] { return !at(1).state().node(home)->draining; }));
+  EXPECT_TRUE(at(home.value).ready());
+  // With a service that hands its copies over, it may go.
+  at(home.value).set_leave_check([this, home](Instant) { return fill(this, home.value); });
+  const Status t = run(at(home.value).leave(deadline()));
+  EXPECT_TRUE(t) << t.error().message;
+}
+
+TEST_F(ControlTest, RegionsOverTheLocalSocket) {
+  cluster(2);
+  LocalApi api;
+  at(2).register_local(api);
+  const auto ask = [&](wire::LocalMessage type, const std::string& header, uid_t uid = 1000) {
+    LocalRequest r;
+    r.type = static_cast<std::uint16_t>(type);
+    r.header = header;
+    return run((*api.find(r.type))(std::make_shared<FakeSession>(uid), std::move(r)));
+  };
+  wire::RegionCreate c;
+  c.set_name("xs");
+  c.set_type("f64");
+  c.set_count(1000);
+  const auto made = ask(wire::REGION_CREATE, c.SerializeAsString());
+  ASSERT_TRUE(made) << made.error().message;
+  wire::RegionInfo info;
+  ASSERT_TRUE(info.ParseFromString(made->header));
+  EXPECT_EQ(info.element_bytes(), 8U);
+  EXPECT_EQ(info.owner_uid(), 1000U);
+  EXPECT_EQ(info.page_bytes(), 65536U);
+  std::uint64_t pages = 0;
+  for (const auto& share : info.pages_by_node()) pages += share.pages();
+  EXPECT_EQ(pages, 1U);
+  // Made on another node a moment ago: seen all the same.
+  ASSERT_TRUE(create(1, "ys", kMiB));
+  wire::RegionOpen o;
+  o.set_name("ys");
+  EXPECT_TRUE(ask(wire::REGION_OPEN, o.SerializeAsString()));
+  o.set_name("zs");
+  EXPECT_EQ(ask(wire::REGION_OPEN, o.SerializeAsString()).error().code, Errc::not_found);
+  wire::RegionListReply list;
+  ASSERT_TRUE(list.ParseFromString(ask(wire::REGION_LIST, "")->header));
+  EXPECT_EQ(list.regions_size(), 2);
+  wire::RegionFree f;
+  f.set_name("xs");
+  EXPECT_EQ(ask(wire::REGION_FREE, f.SerializeAsString(), 1001).error().code, Errc::permission_denied);
+  EXPECT_TRUE(ask(wire::REGION_FREE, f.SerializeAsString()));
+  EXPECT_EQ(ask(wire::REGION_FREE, f.SerializeAsString()).error().code, Errc::not_found);
+  EXPECT_EQ(ask(wire::REGION_OPEN, "\xff\xff").error().code, Errc::malformed);
+}
+
+TEST_F(ControlTest, ProposalsAreBoundedAndManyAtOnceAllAct) {
+  cluster(3);
+  std::vector<std::shared_ptr<std::optional<Result<wire::CommandResult>>>> out;
+  for (int i = 0; i < 300; ++i) {
+    wire::CommandBody b;
+    b.mutable_create_region()->mutable_region()->set_name(str("r", i));
+    b.mutable_create_region()->mutable_region()->set_count(1);
+    b.mutable_create_region()->mutable_region()->set_page_bytes(4096);
+    out.push_back(std::make_shared<std::optional<Result<wire::CommandResult>>>());
+    loop_.spawn(keep(at(1 + static_cast<std::uint64_t>(i % 3)).propose(std::move(b), deadline()), out.back()));
+  }
+  ASSERT_TRUE(until([&] { return std::all_of(out.begin(), out.end(), [](const auto& o) { return o->has_value(); }); }));
+  for (const auto& o : out) EXPECT_TRUE(o->value().has_value()) << o->value().error().message;
+  EXPECT_TRUE(until([&] { return at(2).state().regions().size() == 300; }));
+}
+
+}  // namespace
+}  // namespace holo::node
