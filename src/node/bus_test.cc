@@ -242,6 +242,17 @@ TEST_F(BusTest, WrongKeyIsToldToBothSidesWithinASecond) {
   EXPECT_EQ(call(stranger, a.id(), {.type = kEcho}).error().code, Errc::wrong_key) << "also for a call";
 }
 
+TEST_F(BusTest, AnotherVersionIsToldToBothSides) {
+  auto& a = add(1);
+  auto config = config_of(5);
+  config.newest_version = config.oldest_version = hyperbus::kNewestVersion + 1;
+  TestNode next(loop_, carrier_, 5);
+  next.bus->set_session_config(session_config(std::move(config)));
+  EXPECT_EQ(connect(next, a.address).error().code, Errc::wrong_version);
+  EXPECT_TRUE(loop_.run_until([&] { return a.bus->refused().wrong_version == 1; }, kLimit));
+  next.bus.reset();
+}
+
 TEST_F(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
   auto& a = add(1);
   auto& b = add(2);

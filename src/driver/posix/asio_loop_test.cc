@@ -1,7 +1,8 @@
 #include "driver/posix/asio_loop.h"
 
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -135,6 +136,17 @@ TEST(FdWatch, RepeatsWhileReadableAndCanDieInItsCallback) {
   ASSERT_EQ(::write(writer.get(), "x", 1), 1);
   ASSERT_TRUE(loop.run_until([&] { return !watch; }, kLimit));
   EXPECT_EQ(calls, 3);
+}
+
+TEST(SignalWatch, TellsOnTheLoopUntilItGoes) {
+  AsioLoop loop;
+  std::vector<int> seen;
+  auto watch = std::make_unique<SignalWatch>(loop, std::initializer_list<int>{SIGUSR1, SIGUSR2}, [&](int s) { seen.push_back(s); });
+  ASSERT_EQ(::raise(SIGUSR2), 0);
+  ASSERT_TRUE(loop.run_until([&] { return seen.size() == 1; }, kLimit));
+  ASSERT_EQ(::raise(SIGUSR1), 0);
+  ASSERT_TRUE(loop.run_until([&] { return seen.size() == 2; }, kLimit));
+  EXPECT_EQ(seen, (std::vector<int>{SIGUSR2, SIGUSR1}));
 }
 
 TEST(OsEntropy, FillsAllAndDiffers) {

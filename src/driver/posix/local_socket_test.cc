@@ -384,6 +384,35 @@ class RawClient {
   env::Fd fd_;
 };
 
+TEST(LocalSocket, RequestsOfAProcessThatDoesNotReadWait) {
+  Agent agent({.pause_bytes = 100'000});
+  int begun = 0;  // loop
+  agent.server_->serve(kSum, [&](Connection c, LocalRequest r) {
+    ++begun;
+    r.payload = {Buffer(Bytes(1 << 20))};
+    return echo(c, std::move(r));
+  });
+  RawClient client(agent.path());
+  std::array<std::byte, wire::kLocalFrameBytes> frame;
+  for (std::uint32_t i = 1; i <= 20; ++i) {
+    wire::encode_local_frame({.type = kSum, .id = i}, frame);
+    client.send(frame);
+  }
+  wire::encode_local_frame({.type = kNote, .kind = wire::LocalKind::reply, .id = 7}, frame);
+  frame[0] = std::byte{0};  // An answer to nothing: read, although requests wait, and ignored.
+  client.send(frame);
+  ASSERT_TRUE(agent.until([&] { return begun > 0; }));
+  EXPECT_LT(agent.on_loop([&] { return begun; }), 5);
+  // Once it reads, all are answered, in order.
+  LocalReceiver receiver;
+  std::uint32_t answered = 0;
+  while (answered < 20) {
+    ASSERT_EQ(receiver.receive(client.fd_.get(), 0).value(), LocalReceiver::Got::bytes);
+    for (auto m = receiver.next(); m.value(); m = receiver.next()) EXPECT_EQ((*m)->frame.id, ++answered);
+  }
+  EXPECT_EQ(agent.on_loop([&] { return begun; }), 20);
+}
+
 TEST(LocalSocket, GarbageClosesThatConnectionOnly) {
   Agent agent;
   auto good = agent.client();
