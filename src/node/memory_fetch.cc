@@ -235,7 +235,7 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
 
 Task<Result<env::Reply>> MemoryImpl::serve_fetch(NodeId, env::Request request) {
   HOLO_CO_ASSIGN(ask, decode<wire::PageFetch>(request.header));
-  HOLO_CO_ASSIGN(r, find_region(RegionId{ask.region()}));
+  HOLO_CO_ASSIGN(r, co_await region_for_peer(RegionId{ask.region()}));
   if (static_cast<std::uint64_t>(ask.pages_size()) * r->page_bytes() > limits::kMaxPayloadBytes) {
     co_return fail(Errc::invalid_argument, "more pages than one answer may hold");
   }

@@ -172,6 +172,8 @@ class MemoryImpl final : public MemoryService {
   void schedule_tick();
   Task<void> sweep_staged();
   [[nodiscard]] Result<RegionPtr> find_region(RegionId id) const;
+  /// The same for a request of another node, whose log may be a moment ahead of ours: waits a little for the region.
+  Task<Result<RegionPtr>> region_for_peer(RegionId id);
   [[nodiscard]] bool owned(Region& r, PageNo page) const;
   [[nodiscard]] ShardCopies copies(const Region& r, PageNo page) const;
   [[nodiscard]] std::uint64_t block_end(const Region& r, std::uint64_t page) const;

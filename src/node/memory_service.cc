@@ -7,6 +7,12 @@
 #include "node/memory_impl.h"
 
 namespace holo::node {
+namespace {
+
+constexpr Duration kPeerRegionWait = seconds(1);
+constexpr Duration kPeerRegionPoll = milliseconds(2);
+
+}  // namespace
 
 std::string digest_of(ByteSpan bytes) {
   const auto digest = crypto::blake3(bytes);
@@ -220,6 +226,15 @@ Result<RegionPtr> MemoryImpl::find_region(RegionId id) const {
   auto it = regions_.find(id);
   if (it == regions_.end()) return fail(Errc::not_found, str("there is no region ", id), "it may have been freed; `holo regions` lists them");
   return it->second;
+}
+
+Task<Result<RegionPtr>> MemoryImpl::region_for_peer(RegionId id) {
+  const Instant deadline = loop_.now() + kPeerRegionWait;
+  while (!stopped_ && !regions_.contains(id) && loop_.now() < deadline) {
+    const bool awake = co_await env::sleep_for(loop_, kPeerRegionPoll);
+    if (!awake) break;
+  }
+  co_return find_region(id);
 }
 
 // ---- placement

@@ -287,7 +287,7 @@ Task<Status> MemoryImpl::seal_windows(RegionPtr r, TxnId txn, Instant deadline) 
 
 Task<Result<env::Reply>> MemoryImpl::serve_stage(NodeId from, env::Request request) {
   HOLO_CO_ASSIGN(ask, decode<wire::PageStage>(request.header));
-  HOLO_CO_ASSIGN(r, find_region(RegionId{ask.region()}));
+  HOLO_CO_ASSIGN(r, co_await region_for_peer(RegionId{ask.region()}));
   const Buffer payload = request.payload.empty() ? Buffer{} : request.payload.front();
   std::vector<PagePart> parts;
   std::uint64_t at = 0;
@@ -321,12 +321,7 @@ Task<Result<env::Reply>> MemoryImpl::serve_stage(NodeId from, env::Request reque
 Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request request) {
   HOLO_CO_ASSIGN(ask, decode<wire::PageBackup>(request.header));
   if (stopped_) co_return fail(Errc::unavailable, "the agent is stopping");
-  // A region that the home knows and we do not: our log is behind by a moment.
-  for (int i = 0; i < 40 && !regions_.contains(RegionId{ask.region()}); ++i) {
-    const bool awake = co_await env::sleep_for(loop_, milliseconds(25));
-    if (!awake) break;
-  }
-  HOLO_CO_ASSIGN(r, find_region(RegionId{ask.region()}));
+  HOLO_CO_ASSIGN(r, co_await region_for_peer(RegionId{ask.region()}));
   const Buffer payload = request.payload.empty() ? Buffer{} : request.payload.front();
   const TxnId txn = from_wire(ask.txn());
   Version highest;
