@@ -328,4 +328,13 @@ void View::fail_all(const Error& error) {
   cover(0, length(), str("memory of region \"", shape_.name, "\" is lost to this process: ", error.to_string()));
 }
 
+void View::abandon() {
+  const std::lock_guard lock(mapping_);
+  if (failed_) return;
+  failed_ = true;
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  (void)::mmap(base_, length(), PROT_READ | PROT_WRITE, kFlags, -1, 0);
+  if (userfault_) wake_range(userfault_->get(), base_, length());
+}
+
 }  // namespace holo::client

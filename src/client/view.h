@@ -24,7 +24,8 @@ struct PageRun {
   [[nodiscard]] std::uint64_t end() const { return first + count; }
 };
 
-/// Thread: one owner at a time, except fail() and fail_all(), which come from the connection's reader thread.
+/// Thread: one owner at a time, except fail(), fail_all() and abandon(), which come from the connection's reader
+/// thread.
 class View {
  public:
   struct Shape {
@@ -78,6 +79,9 @@ class View {
   void fail(std::uint64_t page, const Error& error);
   /// The agent is gone: the same for the whole view.
   void fail_all(const Error& error);
+  /// For a task whose outcome nobody will see any more, in a process that must live on: the memory becomes the
+  /// process's own, of zeros, and sleepers go on.
+  void abandon();
 
  private:
   View(Agent& agent, Shape shape) : agent_(agent), shape_(std::move(shape)) {}

@@ -107,6 +107,7 @@ class Worker {
       running_ = id;
       lock.unlock();
       auto result = serve(request);
+      forget_spoiled();
       if (own_process_) {
         std::fflush(stdout);
         std::cout.flush();
@@ -157,18 +158,20 @@ class Worker {
     }
     if (id != 0) (void)socket_->reply(id, std::unexpected(error));
     if (own_process_) ::_exit(node::kWorkerExitPageFailed);
-    const std::lock_guard lock(views_mutex_);
-    for (auto& [region, view] : views_) {
-      if (view->id() == failed.view()) view->fail(failed.page(), error);
-    }
+    spoil();
   }
 
-  void on_closed(const Error& why) {
+  /// In a thread of somebody's process: the task goes on to its end, with memory that means nothing and an outcome that
+  /// is dropped.
+  void spoil() {
+    const std::lock_guard lock(views_mutex_);
+    spoiled_ = true;
+    for (auto& [region, view] : views_) view->abandon();
+  }
+
+  void on_closed(const Error&) {
     if (own_process_) ::_exit(0);  // Nobody wants the task's outcome any more.
-    {
-      const std::lock_guard lock(views_mutex_);
-      for (auto& [region, view] : views_) view->fail_all(why);
-    }
+    spoil();
     const std::lock_guard lock(mutex_);
     closed_ = true;
     wake_.notify_all();
@@ -296,6 +299,12 @@ class Worker {
     }
     views_[region.region()] = std::move(view);
     return out;
+  }
+
+  void forget_spoiled() {
+    std::map<std::uint64_t, std::unique_ptr<View>> old;
+    const std::lock_guard lock(views_mutex_);
+    if (std::exchange(spoiled_, false)) old = std::exchange(views_, {});
   }
 
   void close_view(std::uint64_t region) {
