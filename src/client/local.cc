@@ -170,10 +170,12 @@ class LocalNode {
   Result<env::Fd> connect() {
     HOLO_ASSIGN(pair, driver::make_socket_pair());
     auto end = std::make_shared<env::Fd>(std::move(pair.first));
-    HOLO_TRY(on_loop([this, end]() -> Status {
-      HOLO_TRY(local_.adopt(std::move(*end)));
+    const Status adopted = on_loop([this, end]() -> Status {
+      auto connection = local_.adopt(std::move(*end));
+      if (!connection) return std::unexpected(connection.error());
       return {};
-    }));
+    });
+    HOLO_TRY(adopted);
     return std::move(pair.second);
   }
 
