@@ -149,7 +149,7 @@ class LocalNode {
     auto promise = std::make_shared<std::promise<Status>>();
     auto result = promise->get_future();
     auto shared = std::make_shared<Task<Status>>(std::move(task));
-    loop_.post([this, shared, promise] { loop_.spawn(finish(shared, promise)); });
+    loop_.post([this, shared, promise] { loop_.spawn(finish(std::move(*shared), promise)); });
     if (result.wait_for(std::chrono::nanoseconds(patience.ns)) != std::future_status::ready) {
       return fail(Errc::deadline_exceeded, str("node ", name_, " did not answer in time"));
     }
@@ -191,8 +191,9 @@ class LocalNode {
     thread_ = std::thread([this] { loop_.run(); });
   }
 
-  static Task<void> finish(std::shared_ptr<Task<Status>> task, std::shared_ptr<std::promise<Status>> promise) {
-    promise->set_value(co_await std::move(*task));
+  static Task<void> finish(Task<Status> task, std::shared_ptr<std::promise<Status>> promise) {
+    const Status status = co_await task;
+    promise->set_value(status);
   }
   static Task<Status> stop_node(node::Node* node) { co_return co_await node->stop(); }
 

@@ -324,6 +324,7 @@ class Worker {
   std::uint32_t running_ = 0;  ///< Request that is being served and not yet answered.
   bool closed_ = false;
   std::mutex views_mutex_;  ///< Changes of `views_`, and its use by the reader thread.
+  bool spoiled_ = false;    ///< The views hold nothing that means anything.
   std::map<std::uint64_t, std::unique_ptr<View>> views_;
   std::vector<PageRun> in_place_;
   driver::LocalClient* socket_ = nullptr;  // The agent's, for the reader thread.
