@@ -106,6 +106,7 @@ class Worker {
       queue_.pop_front();
       running_ = id;
       lock.unlock();
+      forget_spoiled();  // Views that failed since the last task.
       auto result = serve(request);
       forget_spoiled();
       if (own_process_) {
@@ -136,7 +137,8 @@ class Worker {
     }
   }
 
-  /// The task cannot go on: it is answered here, because its own thread sleeps in the fault.
+  /// A task that runs on the view cannot go on: it is answered here, because its own thread may sleep in the fault. A
+  /// view that no task uses is just forgotten.
   void on_view_failed(const wire::ViewFailed& failed) {
     const auto& e = failed.error();
     Error error{.code = static_cast<Errc>(e.code()),
@@ -144,21 +146,24 @@ class Worker {
                 .hint = e.hint(),
                 .node = e.node(),
                 .retryable = e.retryable()};
+    const std::lock_guard views_lock(views_mutex_);
+    const bool in_use = running_view_ == failed.view();
+    for (const auto& [region, view] : views_) {
+      if (view->id() != failed.view()) continue;
+      if (failed.page() != UINT64_MAX) {
+        error.message = str("page ", failed.page(), " of region \"", view->shape().name, "\": ", error.message);
+      }
+      if (!in_use || !own_process_) view->abandon();
+      spoiled_ = true;
+    }
+    if (!in_use) return;
     std::uint32_t id = 0;
     {
       const std::lock_guard lock(mutex_);
       id = std::exchange(running_, 0);
     }
-    {
-      const std::lock_guard lock(views_mutex_);
-      for (const auto& [region, view] : views_) {
-        if (view->id() != failed.view()) continue;
-        error.message = str("page ", failed.page(), " of region \"", view->shape().name, "\": ", error.message);
-      }
-    }
     if (id != 0) (void)socket_->reply(id, std::unexpected(error));
     if (own_process_) ::_exit(node::kWorkerExitPageFailed);
-    spoil();
   }
 
   /// In a thread of somebody's process: the task goes on to its end, with memory that means nothing and an outcome that
@@ -217,6 +222,7 @@ class Worker {
       return holo::fail(Errc::malformed, "a task with an impossible chunk");
     }
     HOLO_ASSIGN(view, view_at(region, task.snapshot()));
+    HOLO_TRY(use(*view));
     const Span span = span_of(task);
     auto done = run_on(*view, span, task, context);
     auto closed = view->close_windows();
@@ -301,9 +307,22 @@ class Worker {
     return out;
   }
 
+  /// From now on a failure of the view is a failure of the task.
+  Status use(const View& view) {
+    const std::lock_guard lock(views_mutex_);
+    if (!spoiled_) {
+      running_view_ = view.id();
+      return {};
+    }
+    auto failed = holo::fail(Errc::unavailable, "a page of this worker could not be had");
+    failed.error().retryable = true;
+    return failed;
+  }
+
   void forget_spoiled() {
     std::map<std::uint64_t, std::unique_ptr<View>> old;
     const std::lock_guard lock(views_mutex_);
+    running_view_ = 0;
     if (std::exchange(spoiled_, false)) old = std::exchange(views_, {});
   }
 
@@ -324,7 +343,8 @@ class Worker {
   std::uint32_t running_ = 0;  ///< Request that is being served and not yet answered.
   bool closed_ = false;
   std::mutex views_mutex_;  ///< Changes of `views_`, and its use by the reader thread.
-  bool spoiled_ = false;    ///< The views hold nothing that means anything.
+  bool spoiled_ = false;            ///< Some view holds nothing that means anything.
+  std::uint64_t running_view_ = 0;  ///< Of the running task.
   std::map<std::uint64_t, std::unique_ptr<View>> views_;
   std::vector<PageRun> in_place_;
   driver::LocalClient* socket_ = nullptr;  // The agent's, for the reader thread.

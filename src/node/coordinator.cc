@@ -299,6 +299,7 @@ void Coordinator::arm_timer(const JobPtr& job) {
 void Coordinator::send(const JobPtr& job, const compute::Effects::Send& order) {
   wire::TaskBatch batch = job->batch;
   *batch.mutable_program() = job->program->wire;
+  batch.set_applied(ports_.state.applied().value);
   for (const compute::Attempt attempt : order.attempts) {
     auto [it, fresh] = job->txns.try_emplace(attempt);
     if (fresh) {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr Duration kSealDeadline = seconds(8);
 constexpr Duration kExitPatience = seconds(2);  // From a worker's broken connection to the news of its end.
+constexpr Duration kApplyPoll = milliseconds(1);
 constexpr Duration kReportRetry = milliseconds(200);
 constexpr Duration kFlushPatience = milliseconds(500);
 constexpr std::size_t kMaxOutputBytes = 1 << 20;  // Lines waiting to be sent; above, they are dropped and counted.
@@ -29,6 +30,7 @@ struct Executor::JobInfo {
   wire::RegionInfo region;
   std::uint64_t snapshot = 0;
   bool writes = false;
+  LogIndex applied;  ///< The region and its snapshot are known here once this is applied.
 };
 
 struct Executor::Item {
@@ -56,6 +58,7 @@ struct Executor::Program {
   wire::Program wire;
   std::string path;  ///< Of the executable; empty until it is here.
   bool preparing = false;
+  bool waiting = false;  ///< For the log to be applied as far as the next task needs.
   bool gone = false;
   std::deque<Item> queue;
   std::set<TxnId> known;  ///< Queued, running, or being reported.
@@ -107,6 +110,7 @@ Status Executor::accept(const wire::TaskBatch& batch) {
   job->region = batch.region();
   job->snapshot = batch.snapshot();
   job->writes = batch.writes();
+  job->applied = LogIndex{batch.applied()};
   for (const auto& spec : batch.tasks()) {
     if (!program->known.insert(txn_from_wire(spec.txn())).second) continue;
     program->queue.push_back({job, spec});
@@ -137,6 +141,7 @@ void Executor::pump(const ProgramPtr& program) {
     if (!std::exchange(program->preparing, true)) ports_.loop.spawn(prepare(program));
     return;
   }
+  if (ports_.state.applied() < program->queue.front().job->applied) return pump_later(program);
   std::size_t starting = 0;
   for (const WorkerPtr& worker : program->workers) {
     if (program->queue.empty()) return;
@@ -159,6 +164,15 @@ void Executor::pump(const ProgramPtr& program) {
     start_worker(program);
     ++starting;
   }
+}
+
+/// This node's copy of the control state is behind its coordinator's.
+void Executor::pump_later(const ProgramPtr& program) {
+  if (std::exchange(program->waiting, true)) return;
+  ports_.loop.call_at(ports_.loop.now() + kApplyPoll, [this, program] {
+    program->waiting = false;
+    if (!ports_.loop.stopping()) pump(program);
+  });
 }
 
 Task<Result<Bytes>> Executor::fetch_part(ProgramPtr program, std::uint64_t offset) {

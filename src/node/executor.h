@@ -72,6 +72,7 @@ class Executor {
   using WorkerPtr = std::shared_ptr<Worker>;
 
   void pump(const ProgramPtr& program);
+  void pump_later(const ProgramPtr& program);
   [[nodiscard]] std::size_t choose(const Program& program, const Worker& worker) const;
   Task<void> prepare(ProgramPtr program);
   Task<Result<Bytes>> fetch_part(ProgramPtr program, std::uint64_t offset);
