@@ -458,6 +458,107 @@ TEST(MemoryService, WindowsAreWrittenInPlaceSealedCommittedOrRolledBack) {
   EXPECT_EQ(c.memory(1).status().overflow_bytes, 0u);
 }
 
+/// Several transactions open at once, on all nodes, against a sequential model: the same conflicts, the same bytes at every
+/// snapshot that is pinned, on every node.
+class Interleaved : public ::testing::TestWithParam<int> {};
+TEST_P(Interleaved, AgreesWithASequentialModel) {
+  const auto seed = static_cast<std::uint64_t>(GetParam());
+  SCOPED_TRACE(seed);
+  Random rnd(seed);
+  MemoryCluster c(4, seed);
+  constexpr std::uint64_t kPages = 6;
+  const RegionId r = c.create(kPages, static_cast<std::uint32_t>(1 + rnd.below(3)));
+  struct Open {
+    Program program;
+    std::uint64_t base;
+    node::SnapshotPin pin;
+    std::map<std::size_t, char> changes;
+  };
+  std::vector<std::string> versions{std::string(kPages * kPage, '\0')};
+  std::map<int, std::unique_ptr<Open>> open;
+  int next = 0;
+  auto conflicts = [&](int own, std::uint64_t base, std::size_t at, const std::string& bytes) {
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      if (versions[base][at + i] == bytes[i]) continue;
+      for (std::size_t v = base + 1; v < versions.size(); ++v) {
+        if (versions[v][at + i] != versions[v - 1][at + i]) return true;
+      }
+      for (const auto& [other, o] : open) {
+        if (other != own && o->changes.contains(at + i)) return true;
+      }
+    }
+    return false;
+  };
+  for (int step = 0; step < 60; ++step) {
+    const std::uint64_t newest = versions.size() - 1;
+    const std::uint64_t n = 1 + rnd.below(4);
+    const auto pick = [&] { return std::next(open.begin(), static_cast<std::ptrdiff_t>(rnd.below(open.size()))); };
+    switch (rnd.below(7)) {
+      case 0:
+      case 1:
+        if (open.size() < 4) {
+          c.settle(milliseconds(5));  // It begins at the newest version, once its node has applied that.
+          open[next++] = std::make_unique<Open>(Open{Program{c, n}, newest, c.memory(n).pin(r, Version{newest}), {}});
+        }
+        break;
+      case 2:
+      case 3:
+      case 4: {
+        if (open.empty()) break;
+        auto& [id, o] = *pick();
+        const std::size_t at = rnd.below(kPages) * kPage + rnd.below(8) * 3;
+        const std::string bytes(1 + rnd.below(20), static_cast<char>('a' + rnd.below(26)));
+        const bool refused = conflicts(id, o->base, at, bytes);
+        const std::span<const std::byte> raw = as_bytes(bytes);
+        const auto wrote = o->program.write(r, o->base, at, Bytes(raw.begin(), raw.end()));
+        ASSERT_EQ(!wrote, refused) << (wrote ? "" : wrote.error().message);
+        if (refused) {
+          ASSERT_EQ(wrote.error().code, Errc::write_conflict);
+          break;
+        }
+        for (std::size_t i = 0; i < bytes.size(); ++i) {
+          if (versions[o->base][at + i] != bytes[i]) {
+            o->changes[at + i] = bytes[i];
+          } else {
+            o->changes.erase(at + i);
+          }
+        }
+        break;
+      }
+      case 5: {
+        if (open.empty()) break;
+        const auto it = pick();
+        Open& o = *it->second;
+        ASSERT_EQ(o.program.commit(r).value(), newest + 1);
+        std::string image = versions.back();
+        for (auto [at, v] : o.changes) image[at] = v;
+        versions.push_back(image);
+        open.erase(it);
+        break;
+      }
+      default: {
+        if (open.empty()) break;
+        const auto it = pick();
+        if (it->second->program.txn) {
+          wire::Abort m;
+          *m.mutable_txn() = *it->second->program.txn;
+          ASSERT_TRUE(c.call(it->second->program.n, it->second->program.session, wire::ABORT, m));
+        }
+        open.erase(it);
+        break;
+      }
+    }
+    Program reader{c, n};
+    ASSERT_TRUE(reader.read(r, versions.size() - 1, 0, kPages * kPage) == versions.back()) << "step " << step;
+    for (auto& [id, o] : open) {
+      Program at_base{c, 1 + rnd.below(4)};
+      if (o->base == 0) continue;  // As a request that means the newest.
+      ASSERT_TRUE(at_base.read(r, o->base, 0, kPages * kPage) == versions[o->base]) << "step " << step << " base " << o->base;
+    }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Seeds, Interleaved, ::testing::Range(1, 101));
+
 /// Programs on all nodes write, commit, abort, while nodes die and return; what is committed is always read whole.
 class Histories : public ::testing::TestWithParam<int> {};
 TEST_P(Histories, CommittedBytesSurviveDeathsAndLosses) {
