@@ -81,7 +81,12 @@ MemoryImpl::MemoryImpl(Ports ports, MemoryConfig config)
   schedule_tick();
 }
 
-MemoryImpl::~MemoryImpl() { *alive_ = false; }
+MemoryImpl::~MemoryImpl() {
+  *alive_ = false;
+  std::vector<ViewPtr> open;
+  for (auto& [id, view] : views_) open.push_back(view);
+  for (const ViewPtr& view : open) close_view(view);  // A region and its views hold each other.
+}
 
 Task<Status> MemoryImpl::start() {
   if (config_.state_dir.empty()) co_return Status{};

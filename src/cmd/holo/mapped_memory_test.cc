@@ -155,6 +155,8 @@ class MappedMemory : public ::testing::Test {
       ::kill(child_, SIGKILL);
       ::waitpid(child_, nullptr, 0);
     }
+    loop_.begin_stop();
+    run_until([&] { loop_.post([] {}); return loop_.running() == 0; });
     for (auto& n : nodes_) n->memory.reset();
   }
   void pump() { world_.run_until(world_.now() + milliseconds(10)); }
