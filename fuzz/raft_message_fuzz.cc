@@ -1,4 +1,5 @@
-// libraft's messages from a peer: whatever comes decodes to something whole, or to an error, and nothing is lost or freed twice.
+// libraft's messages from a peer: whatever comes decodes to something whole, or to an error, and nothing is lost or
+// freed twice.
 #include <algorithm>
 
 #include "driver/raft/raft_message.h"

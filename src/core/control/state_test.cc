@@ -312,7 +312,8 @@ std::uint64_t digest(ByteSpan bytes) {
 }
 
 TEST(ControlState, TheSameLogGivesTheSameBytesForEver) {
-  // Other versions of holo replay this log and read this snapshot. If this number has to change, so has the snapshot's format.
+  // Other versions of holo replay this log and read this snapshot. If this number has to change, so has the snapshot's
+  // format.
   Rig rig;
   rig.cluster(4, 64 * kMiB);
   const std::uint64_t xs = rig.create("xs", 20 * kMiB, 2).region();

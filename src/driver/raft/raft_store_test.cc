@@ -56,7 +56,8 @@ class RaftStoreTest : public ::testing::Test {
     if (!store) return std::unexpected(store.error());
     journal_ = std::make_unique<Journal>();
     RaftLogPorts ports{.loop = &loop_, .transport = &endpoint_, .entropy = &entropy_, .store = std::move(*store)};
-    auto log = open_raft_log(std::move(ports), *journal_, {.self = NodeId{1}, .bootstrap = bootstrap, .snapshot_threshold = 64});
+    auto log = open_raft_log(std::move(ports), *journal_,
+                             {.self = NodeId{1}, .bootstrap = bootstrap, .snapshot_threshold = 64});
     if (!log) return std::unexpected(log.error());
     log_ = std::move(*log);
     return {};
