@@ -184,6 +184,8 @@ Task<Status> Node::stop() {
 
 std::string Node::status_json() const {
   return node::status_json({.control = *control_,
+                            .cluster = config_.cluster,
+                            .cluster_name = config_.cluster_name,
                             .memory = memory_->status(),
                             .compute = compute_->status(),
                             .refused = bus_->refused(),

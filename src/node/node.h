@@ -35,6 +35,9 @@ struct NodeConfig {
   std::string version;               ///< Of holo, for `status`.
   std::string socket_path;           ///< Where local processes connect; empty: they are only adopted.
   std::string settings_json = "{}";  ///< What CONFIG_SHOW answers.
+  /// As remembered from the last run; what `status` shows until the log tells (which takes a quorum).
+  ClusterId cluster = {};
+  std::string cluster_name = {};
   std::shared_ptr<const hyperbus::SessionConfig> session;
   MemoryConfig memory;
   ComputeConfig compute;

@@ -17,8 +17,9 @@ void write_cluster(JsonWriter& w, const StatusSources& s) {
   const auto leader = s.control.leader();
   w.key("cluster");
   w.object([&] {
-    w.field("id", to_hex(state.cluster().value));
-    w.field("name", state.cluster_name());
+    const bool known = static_cast<bool>(state.cluster());
+    w.field("id", to_hex(known ? state.cluster().value : s.cluster.value));
+    w.field("name", known ? state.cluster_name() : s.cluster_name);
     w.field("epoch", state.epoch().value);
     w.field("leader", leader ? to_hex(leader.value) : std::string());
     w.field("leader_name", leader ? name_of(state, leader) : std::string());

@@ -14,6 +14,8 @@ namespace holo::node {
 
 struct StatusSources {
   const ControlService& control;
+  ClusterId cluster;  ///< Shown while the state does not know its own.
+  std::string cluster_name;
   MemoryStatus memory;
   ComputeStatus compute;
   env::RefusedCounters refused;

@@ -125,6 +125,14 @@ def wait_until(condition, seconds, what):
         time.sleep(0.02)
 
 
+def gone(pid):
+    """True once the process has ended, whether or not its parent has noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return True
+
+
 def quadratic_sum(n):
     return sum(i * i + 3 * i + 1 for i in range(n)) % 2**64 if n < 1000 else (
         ((n - 1) * n * (2 * n - 1) // 6 + 3 * ((n - 1) * n // 2) + n) % 2**64

@@ -61,15 +61,23 @@ void raise_file_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/// Two stores, because one outlives the other: this node's facts (its incarnation) stay when it leaves a cluster and
+/// its log goes, or it could not return under a higher incarnation.
+struct Stores {
+  std::unique_ptr<driver::RocksStore> facts;
+  std::shared_ptr<driver::RocksStore> log;
+};
+
 class Agent {
  public:
   Agent(const LoadedConfig& loaded, AgentHooks hooks, StateDir state, hyperbus::Identity identity,
-        ClusterMembership membership, std::shared_ptr<driver::RocksStore> store)
+        ClusterMembership membership, Stores stores)
       : config_(loaded.config),
         hooks_(std::move(hooks)),
         state_(std::move(state)),
         membership_(std::move(membership)),
-        store_(std::move(store)),
+        facts_(std::move(stores.facts)),
+        log_(std::move(stores.log)),
         carrier_(loop_),
         processes_(loop_),
         local_(loop_),
@@ -82,7 +90,7 @@ class Agent {
     loop_.run();
     driver::withdraw_agent(record_);
     node_.reset();
-    store_.reset();  // Before its directory may go.
+    log_.reset();  // Before its directory may go.
     if (left_cluster_) HOLO_TRY(state_.forget_cluster());
     if (failure_) {
       if (!membership_.pending.empty()) (void)state_.forget_cluster();
@@ -97,7 +105,7 @@ class Agent {
     return {.loop = loop_,
             .carrier = carrier_,
             .entropy = entropy_,
-            .store = *store_,
+            .store = *facts_,
             .frames = frames_,
             .faults = faults_,
             .processes = processes_,
@@ -105,7 +113,7 @@ class Agent {
             .open_log =
                 [this](env::Transport& transport, env::StateMachine& machine, node::LogOptions options) {
                   driver::RaftLogPorts ports{
-                      .loop = &loop_, .transport = &transport, .entropy = &entropy_, .store = store_};
+                      .loop = &loop_, .transport = &transport, .entropy = &entropy_, .store = log_};
                   return driver::open_raft_log(ports, machine, {.self = options.self, .bootstrap = options.bootstrap});
                 },
             .socket_pair = []() -> Result<std::pair<env::Fd, env::Fd>> {
@@ -135,6 +143,8 @@ class Agent {
     out.memory.stop_budget = milliseconds(1200);
     out.compute.workers = config_.workers;
     out.compute.state_dir = config_.state_dir;
+    out.cluster = membership_.id;
+    out.cluster_name = membership_.name;
     record_.socket = out.socket_path;
     return out;
   }
@@ -223,7 +233,8 @@ class Agent {
 
   driver::AsioLoop loop_;
   driver::OsEntropy entropy_;
-  std::shared_ptr<driver::RocksStore> store_;
+  std::unique_ptr<driver::RocksStore> facts_;
+  std::shared_ptr<driver::RocksStore> log_;
   driver::TcpCarrier carrier_;
   driver::PosixProcesses processes_;
   driver::LocalSocketServer local_;
@@ -243,9 +254,13 @@ Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
   const auto socket = driver::agent_socket_path(state.path(), to_hex(identity.node().value));
   HOLO_TRY(driver::check_socket_path(socket));
   HOLO_TRY(driver::make_private_directory(std::filesystem::path(socket).parent_path().string()));
-  HOLO_ASSIGN(store, driver::RocksStore::open(state.log_directory()));
+  Stores stores;
+  HOLO_ASSIGN(facts, driver::RocksStore::open(state.facts_directory()));
+  stores.facts = std::move(facts);
+  HOLO_ASSIGN(log, driver::RocksStore::open(state.log_directory()));
+  stores.log = std::move(log);
   Agent agent(loaded, std::move(hooks), std::move(state), std::move(identity), std::move(*membership),
-              std::move(store));
+              std::move(stores));
   return agent.run();
 }
 

@@ -222,10 +222,12 @@ Outcome<LoadedConfig> load_config(const ConfigSources& sources) {
                                      out.config.state_dir),
                       .hint = "remove its state_dir"}));
   }
+  const auto place = [&](const char* key) { return std::ranges::find(out.settings, key, &Setting::key)->where; };
   const auto listen = split_address(out.config.listen);
   if (!out.config.advertise.empty() && listen->port == 0) {
     return std::unexpected(Failure(Error{.code = Errc::invalid_argument,
-                                         .message = "advertise names a port, but listen leaves the port open",
+                                         .message = str(place("advertise"), ": advertise names a port, but listen (",
+                                                        place("listen"), ") leaves the port open"),
                                          .hint = "give listen a port too"}));
   }
   return out;

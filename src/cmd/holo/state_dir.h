@@ -39,9 +39,10 @@ class StateDir {
   /// nullopt: this directory belongs to no cluster. Errors: `corrupt`, and those of files.
   Result<std::optional<ClusterMembership>> membership() const;
   Status set_membership(const ClusterMembership& membership);
-  /// Forgets the cluster, its log and its pages, but not the identity.
+  /// Forgets the cluster, its log and its pages, but not the identity and the facts of this node.
   Status forget_cluster();
 
+  [[nodiscard]] std::string facts_directory() const { return path_ + "/facts"; }
   [[nodiscard]] std::string log_directory() const { return path_ + "/log"; }
   [[nodiscard]] std::string pages_directory() const { return path_ + "/pages"; }
 
