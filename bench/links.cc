@@ -1,7 +1,7 @@
 // What a call costs: between two nodes over loopback TCP, and from a program to its agent over the Unix socket.
 //   build/release/bin/bench/links
-// Each side has a thread of its own and blocks when it has nothing to do; so latencies hold cross-core wake-ups, as on real nodes. With
-// `taskset -c 0` in front both sides share a core.
+// Each side has a thread of its own and blocks when it has nothing to do; so latencies hold cross-core wake-ups, as on
+// real nodes. With `taskset -c 0` in front both sides share a core.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -54,7 +54,8 @@ struct Node {
   std::unique_ptr<node::Bus> bus;
 };
 
-Task<void> ask(node::Bus& bus, env::Loop& loop, NodeId peer, std::size_t bytes, int& left, int& running, std::vector<double>& took) {
+Task<void> ask(node::Bus& bus, env::Loop& loop, NodeId peer, std::size_t bytes, int& left, int& running,
+               std::vector<double>& took) {
   ++running;
   while (left-- > 0) {
     env::Request request{.type = kFetch, .header = std::to_string(bytes), .payload = {}};

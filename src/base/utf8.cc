@@ -5,7 +5,8 @@
 namespace holo {
 namespace {
 
-/// Length of the well-formed UTF-8 sequence at `at`, or 0. Overlong forms, surrogates and what is beyond U+10FFFF are none.
+/// Length of the well-formed UTF-8 sequence at `at`, or 0. Overlong forms, surrogates and what is beyond U+10FFFF are
+/// none.
 std::size_t utf8_sequence(std::string_view s, std::size_t at) {
   const auto byte = [&](std::size_t i) { return i < s.size() ? static_cast<unsigned char>(s[i]) : 0U; };
   const unsigned b0 = byte(at), b1 = byte(at + 1);

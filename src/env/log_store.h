@@ -1,4 +1,5 @@
-// The port under the replicated log: where one node keeps its entries, its vote and its last snapshot. RocksDB implements it.
+// The port under the replicated log: where one node keeps its entries, its vote and its last snapshot. RocksDB
+// implements it.
 #pragma once
 
 #include <cstdint>
@@ -38,13 +39,13 @@ struct LogSnapshot {
 
 struct StoredLog {
   std::uint64_t term = 0;
-  NodeId vote;                        ///< For whom this node voted in `term`; 0: nobody.
+  NodeId vote;  ///< For whom this node voted in `term`; 0: nobody.
   std::optional<LogSnapshot> snapshot;
-  std::vector<OwnedLogEntry> entries; ///< Without gaps. Empty, or reaching up to the end of the log.
+  std::vector<OwnedLogEntry> entries;  ///< Without gaps. Empty, or reaching up to the end of the log.
 };
 
-/// Everything that returns success is on the disk. Every call blocks (about a millisecond); calls may come from any thread,
-/// one of append, truncate and put_snapshot at a time.
+/// Everything that returns success is on the disk. Every call blocks (about a millisecond); calls may come from any
+/// thread, one of append, truncate and put_snapshot at a time.
 class LogStore {
  public:
   virtual ~LogStore() = default;

@@ -18,11 +18,11 @@ using hyperbus::StreamId;
 using ReplyShot = std::shared_ptr<OneShot<Result<env::Reply>>>;
 using IdentityShot = std::shared_ptr<OneShot<Result<env::PeerIdentity>>>;
 
-constexpr std::size_t kOutputStep = 128 << 10;    // Encrypted at once; what is urgent can overtake the rest.
-constexpr std::size_t kLastWords = 256 << 10;     // A session that is over has little left to say.
-constexpr Duration kSimultaneous = seconds(2);    // Two dials this close together are one meeting, not a reconnection.
+constexpr std::size_t kOutputStep = 128 << 10;  // Encrypted at once; what is urgent can overtake the rest.
+constexpr std::size_t kLastWords = 256 << 10;   // A session that is over has little left to say.
+constexpr Duration kSimultaneous = seconds(2);  // Two dials this close together are one meeting, not a reconnection.
 constexpr Duration kRetireCheck = seconds(1);
-constexpr Duration kLogEvery = seconds(5);        // Refusals of one kind; the counters have them all.
+constexpr Duration kLogEvery = seconds(5);  // Refusals of one kind; the counters have them all.
 
 Error unavailable(std::string message) {
   return Error{.code = Errc::unavailable, .message = std::move(message), .retryable = true};
@@ -56,8 +56,9 @@ Status check_limits(const Message& message) {
   std::size_t bytes = 0;
   for (const auto& b : message.payload) bytes += b.size();
   if (message.header.size() <= limits::kMaxHeaderBytes && bytes <= limits::kMaxPayloadBytes) return {};
-  return fail(Errc::invalid_argument, str("a message of ", message.header.size(), " + ", bytes, " bytes; the limits are ",
-                                          limits::kMaxHeaderBytes, " + ", limits::kMaxPayloadBytes));
+  return fail(Errc::invalid_argument,
+              str("a message of ", message.header.size(), " + ", bytes, " bytes; the limits are ",
+                  limits::kMaxHeaderBytes, " + ", limits::kMaxPayloadBytes));
 }
 
 }  // namespace
@@ -98,8 +99,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     std::unique_ptr<Session> session;
     Instant started;
     Instant established_at;
-    NodeId peer;            // 0 until established
-    IdentityShot waiter;    // who dialled and waits for the handshake
+    NodeId peer;          // 0 until established
+    IdentityShot waiter;  // who dialled and waits for the handshake
     std::unordered_map<StreamId, ReplyShot> calls;
     std::size_t serving = 0;
     std::uint64_t streams = 0;  // ever, in both directions
@@ -157,11 +158,12 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void on_event(const LinkPtr& link, hyperbus::Established event);
   void on_event(const LinkPtr& link, hyperbus::RequestArrived event);
   void on_event(const LinkPtr& link, hyperbus::ReplyArrived event);
-  void on_event(const LinkPtr&, hyperbus::RequestCancelled) {}  // Handlers run to their end; the session drops the answer.
+  void on_event(const LinkPtr&, hyperbus::RequestCancelled) {
+  }  // Handlers run to their end; the session drops the answer.
   void on_event(const LinkPtr& link, hyperbus::Closed event);
   void count_refusal(RefusalKind kind, const Link& link, const Error& why);
-  static Task<void> run_handler(std::shared_ptr<Impl> self, LinkPtr link, StreamId stream, std::shared_ptr<Handler> handler,
-                                env::Request request);
+  static Task<void> run_handler(std::shared_ptr<Impl> self, LinkPtr link, StreamId stream,
+                                std::shared_ptr<Handler> handler, env::Request request);
 
   // Calls
   void begin_call(NodeId id, env::Request request, env::CallOptions options, const ReplyShot& shot);
@@ -170,7 +172,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void fail_waiting(Peer& peer, const Error& why);
   void time_out(NodeId peer, std::uint64_t waiting);
   Task<Result<env::Reply>> call_self(env::Request request, Instant deadline);
-  static Task<void> run_own(std::shared_ptr<Impl> self, std::shared_ptr<Handler> handler, env::Request request, ReplyShot shot);
+  static Task<void> run_own(std::shared_ptr<Impl> self, std::shared_ptr<Handler> handler, env::Request request,
+                            ReplyShot shot);
 
   // Dialling
   Task<Result<env::PeerIdentity>> open(std::string address, NodeId expected, Instant dial_by, Instant shake_by);
@@ -182,7 +185,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   BusOptions options_;
   const NodeId self_;
   std::unordered_map<std::uint16_t, std::shared_ptr<Handler>> handlers_;
-  std::unordered_map<NodeId, Peer> peers_;  // Entries stay: one for each node that ever proved its identity or was named.
+  std::unordered_map<NodeId, Peer>
+      peers_;  // Entries stay: one for each node that ever proved its identity or was named.
   std::unordered_map<std::uint64_t, LinkPtr> links_;
   std::deque<LinkPtr> half_open_;  // inbound, oldest first
   std::vector<std::unique_ptr<env::Listener>> listeners_;
@@ -197,7 +201,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
 // --- Links -----------------------------------------------------------------------------------------------------------
 
 Result<std::string> Bus::Impl::listen(std::string address) {
-  auto listener = carrier_.listen(std::move(address), [this](std::unique_ptr<env::ByteStream> s) { accept(std::move(s)); });
+  auto listener =
+      carrier_.listen(std::move(address), [this](std::unique_ptr<env::ByteStream> s) { accept(std::move(s)); });
   if (!listener) return std::unexpected(std::move(listener).error());
   listeners_.push_back(std::move(*listener));
   return listeners_.back()->address();
@@ -254,8 +259,8 @@ Bus::Impl::LinkPtr Bus::Impl::add_link(Role role, std::unique_ptr<env::ByteStrea
   return link;
 }
 
-/// Performs what the session wants: its events, then its bytes, then its timer. What events resume may call back into the
-/// bus and the same session; the outermost pump then finds their work.
+/// Performs what the session wants: its events, then its bytes, then its timer. What events resume may call back into
+/// the bus and the same session; the outermost pump then finds their work.
 void Bus::Impl::pump(const LinkPtr& link) {
   if (link->pumping || link->over) return;
   const auto self = shared_from_this();
@@ -375,7 +380,8 @@ void Bus::Impl::check_retired(const LinkPtr& link) {
   close_link(link, unavailable("another connection between these nodes has taken over"));
 }
 
-// --- Events ------------------------------------------------------------------------------------------------------------
+// --- Events
+// ------------------------------------------------------------------------------------------------------------
 
 void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   link->peer = event.peer;
@@ -462,7 +468,8 @@ void Bus::Impl::count_refusal(RefusalKind kind, const Link& link, const Error& w
   quiet = {.until = now + kLogEvery, .unsaid = 0};
 }
 
-// --- Calls -------------------------------------------------------------------------------------------------------------
+// --- Calls
+// -------------------------------------------------------------------------------------------------------------
 
 Task<Result<env::Reply>> Bus::Impl::call(NodeId peer, env::Request request, env::CallOptions options) {
   const auto self = shared_from_this();
@@ -496,7 +503,8 @@ void Bus::Impl::begin_call(NodeId id, env::Request request, env::CallOptions opt
   const auto timer = loop_.call_at(options.deadline, [this, weak = weak_from_this(), id, waiting] {
     if (const auto self = weak.lock()) time_out(id, waiting);
   });
-  peer.waiting.push_back({.id = waiting, .request = std::move(request), .options = options, .shot = shot, .timer = timer});
+  peer.waiting.push_back(
+      {.id = waiting, .request = std::move(request), .options = options, .shot = shot, .timer = timer});
   if (peer.dialling) return;
   peer.dialling = true;
   loop_.spawn(dial_peer(shared_from_this(), id));
@@ -545,7 +553,8 @@ Task<Result<env::Reply>> Bus::Impl::call_self(env::Request request, Instant dead
   if (handler == handlers_.end()) {
     co_return fail(Errc::unsupported, str("this node does not know request ", request.type));
   }
-  if (serving_ >= options_.max_serving) co_return std::unexpected(overloaded("this node serves too many requests at once"));
+  if (serving_ >= options_.max_serving)
+    co_return std::unexpected(overloaded("this node serves too many requests at once"));
   const std::string what = str("own request ", request.type);
   request.payload = gathered(std::move(request.payload));
   auto shot = std::make_shared<OneShot<Result<env::Reply>>>();
@@ -574,7 +583,8 @@ Task<void> Bus::Impl::run_own(std::shared_ptr<Impl> self, std::shared_ptr<Handle
   shot->set(std::move(result));
 }
 
-// --- Dialling ----------------------------------------------------------------------------------------------------------
+// --- Dialling
+// ----------------------------------------------------------------------------------------------------------
 
 void Bus::Impl::set_addresses(NodeId id, std::vector<std::string> addresses) {
   Peer& peer = peers_[id];
@@ -585,7 +595,8 @@ void Bus::Impl::set_addresses(NodeId id, std::vector<std::string> addresses) {
 }
 
 /// Dials one address and waits for the end of the handshake.
-Task<Result<env::PeerIdentity>> Bus::Impl::open(std::string address, NodeId expected, Instant dial_by, Instant shake_by) {
+Task<Result<env::PeerIdentity>> Bus::Impl::open(std::string address, NodeId expected, Instant dial_by,
+                                                Instant shake_by) {
   const auto self = shared_from_this();
   auto dialling = carrier_.dial(address, dial_by);
   auto stream = co_await dialling;
@@ -633,7 +644,8 @@ Task<void> Bus::Impl::dial_peer(std::shared_ptr<Impl> self, NodeId id) {
   self->fail_waiting(peer, self->closed_ ? cancelled() : last);
 }
 
-// --- Ends --------------------------------------------------------------------------------------------------------------
+// --- Ends
+// --------------------------------------------------------------------------------------------------------------
 
 void Bus::Impl::disconnect(NodeId id) {
   const Error why = unavailable(str("the connection to node ", id, " was closed"));
@@ -683,7 +695,8 @@ std::vector<LinkStatus> Bus::Impl::links() const {
   return out;
 }
 
-// --- The public face -----------------------------------------------------------------------------------------------------
+// --- The public face
+// -----------------------------------------------------------------------------------------------------
 
 Bus::Bus(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, BusOptions options)
     : impl_(std::make_shared<Impl>(loop, carrier, entropy, std::move(options))) {}

@@ -21,12 +21,12 @@
 namespace holo::node {
 
 struct BusOptions {
-  std::shared_ptr<const hyperbus::SessionConfig> session;     ///< With the handshake's: identity, keys, trust.
-  std::size_t max_half_open = limits::kMaxHalfOpen;           ///< Beyond it the oldest silent newcomer is closed.
-  std::size_t max_serving = 8192;                             ///< Handlers at once, of all peers; above: overloaded
-  Duration connect_deadline = seconds(2);                     ///< For one address of a peer.
-  Duration first_backoff = milliseconds(50);                  ///< After a round of all addresses failed; doubles ...
-  Duration longest_backoff = seconds(2);                      ///< ... up to this. Meanwhile calls fail at once.
+  std::shared_ptr<const hyperbus::SessionConfig> session;  ///< With the handshake's: identity, keys, trust.
+  std::size_t max_half_open = limits::kMaxHalfOpen;        ///< Beyond it the oldest silent newcomer is closed.
+  std::size_t max_serving = 8192;                          ///< Handlers at once, of all peers; above: overloaded
+  Duration connect_deadline = seconds(2);                  ///< For one address of a peer.
+  Duration first_backoff = milliseconds(50);               ///< After a round of all addresses failed; doubles ...
+  Duration longest_backoff = seconds(2);                   ///< ... up to this. Meanwhile calls fail at once.
 };
 
 /// For `holo status --links`.
@@ -40,7 +40,8 @@ struct LinkStatus {
   std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
 };
 
-/// Thread: loop, all of it. `loop`, `carrier` and `entropy` outlive the bus and every task that the loop still runs for it.
+/// Thread: loop, all of it. `loop`, `carrier` and `entropy` outlive the bus and every task that the loop still runs for
+/// it.
 class Bus final : public env::Transport {
  public:
   Bus(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, BusOptions options);

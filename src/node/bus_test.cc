@@ -37,7 +37,9 @@ Task<Result<env::Reply>> refuse(NodeId, env::Request) {
   co_return std::unexpected(
       Error{.code = Errc::page_lost, .message = "page 7 is gone", .hint = "restore it", .node = 42, .retryable = true});
 }
-Task<Result<env::Reply>> who(NodeId from, env::Request) { co_return env::Reply{.header = to_hex(from.value), .payload = {}}; }
+Task<Result<env::Reply>> who(NodeId from, env::Request) {
+  co_return env::Reply{.header = to_hex(from.value), .payload = {}};
+}
 Task<Result<env::Reply>> never(env::Loop& loop) {
   (void)co_await env::sleep_for(loop, seconds(10'000));
   co_return fail(Errc::cancelled, "stopping");
@@ -70,7 +72,8 @@ using Outcome = std::shared_ptr<std::optional<Result<env::Reply>>>;
 Task<void> call_into(Bus& bus, NodeId peer, env::Request request, env::CallOptions options, Outcome out) {
   *out = co_await bus.call(peer, std::move(request), options);
 }
-Task<void> connect_into(Bus& bus, std::string address, Instant deadline, std::optional<Result<env::PeerIdentity>>& out) {
+Task<void> connect_into(Bus& bus, std::string address, Instant deadline,
+                        std::optional<Result<env::PeerIdentity>>& out) {
   out = co_await bus.connect(address, deadline);
 }
 
@@ -119,7 +122,9 @@ TEST_F(BusTest, CallsAnswersAndErrors) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
-  const auto reply = call(a, b.id(), {.type = kEcho, .header = "hello", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
+  const auto reply =
+      call(a, b.id(),
+           {.type = kEcho, .header = "hello", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
   ASSERT_TRUE(reply) << reply.error().to_string();
   EXPECT_EQ(reply->header, "hello");
   EXPECT_EQ(as_text(hyperbus::testing::joined(reply->payload)), "abc");
@@ -132,8 +137,10 @@ TEST_F(BusTest, CallsAnswersAndErrors) {
   EXPECT_GT(b.bus->links()[0].bytes_in, 0U);
   EXPECT_TRUE(a.bus->connected(b.id()) && b.bus->connected(a.id()));
 
-  EXPECT_EQ(call(a, b.id(), {.type = kFail}).error(),
-            (Error{.code = Errc::page_lost, .message = "page 7 is gone", .hint = "restore it", .node = 42, .retryable = true}));
+  EXPECT_EQ(
+      call(a, b.id(), {.type = kFail}).error(),
+      (Error{
+          .code = Errc::page_lost, .message = "page 7 is gone", .hint = "restore it", .node = 42, .retryable = true}));
   EXPECT_EQ(call(a, b.id(), {.type = 999}).error().code, Errc::unsupported);
   const Instant start = loop_.now();
   EXPECT_EQ(call(a, b.id(), {.type = kSilent}, milliseconds(50)).error().code, Errc::deadline_exceeded);
@@ -143,7 +150,9 @@ TEST_F(BusTest, CallsAnswersAndErrors) {
 
 TEST_F(BusTest, CallsToOneselfTakeTheSamePath) {
   auto& a = add(1);
-  const auto reply = call(a, a.id(), {.type = kEcho, .header = "me", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
+  const auto reply =
+      call(a, a.id(),
+           {.type = kEcho, .header = "me", .payload = {Buffer::copy(as_bytes("ab")), Buffer::copy(as_bytes("c"))}});
   ASSERT_TRUE(reply);
   ASSERT_EQ(reply->payload.size(), 1U) << "one buffer, as from the network";
   EXPECT_EQ(as_text(reply->payload[0].span()), "abc");
@@ -161,11 +170,14 @@ TEST_F(BusTest, LargestPayload) {
   auto& b = add(2);
   introduce(a, b);
   const Bytes sent = pattern(limits::kMaxPayloadBytes);
-  const auto out = begin(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(sent))}}, seconds(25), env::StreamClass::bulk);
+  const auto out = begin(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(sent))}}, seconds(25),
+                         env::StreamClass::bulk);
   const auto reply = finish(out);
   ASSERT_TRUE(reply) << reply.error().to_string();
   EXPECT_EQ(hyperbus::testing::joined(reply->payload), sent);
-  EXPECT_EQ(call(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(limits::kMaxPayloadBytes + 1))}}).error().code,
+  EXPECT_EQ(call(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(limits::kMaxPayloadBytes + 1))}})
+                .error()
+                .code,
             Errc::invalid_argument);
 }
 
@@ -177,8 +189,8 @@ TEST_F(BusTest, ManyCallsAtOnceOverOneConnection) {
   std::vector<Outcome> calls;
   for (int i = 0; i < 400; ++i) {
     const auto klass = static_cast<env::StreamClass>(i % 3);
-    calls.push_back(begin(i % 2 ? a : b, i % 2 ? b.id() : a.id(), {.type = kEcho, .header = std::to_string(i), .payload = {page}},
-                          seconds(25), klass));
+    calls.push_back(begin(i % 2 ? a : b, i % 2 ? b.id() : a.id(),
+                          {.type = kEcho, .header = std::to_string(i), .payload = {page}}, seconds(25), klass));
   }
   for (int i = 0; i < 400; ++i) {
     const auto reply = finish(calls[static_cast<std::size_t>(i)]);

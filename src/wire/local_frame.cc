@@ -53,8 +53,10 @@ Result<LocalFrame> decode_local_frame(ByteSpan bytes) {
       .payload_bytes = get<std::uint32_t>(bytes, 12),
   };
   if (frame.fds > kMaxLocalFrameFds) return fail(Errc::malformed, "a local frame with too many descriptors");
-  if (frame.header_bytes > limits::kMaxHeaderBytes) return fail(Errc::malformed, "a local frame with too long a header");
-  if (frame.payload_bytes > limits::kMaxPayloadBytes) return fail(Errc::malformed, "a local frame with too long a payload");
+  if (frame.header_bytes > limits::kMaxHeaderBytes)
+    return fail(Errc::malformed, "a local frame with too long a header");
+  if (frame.payload_bytes > limits::kMaxPayloadBytes)
+    return fail(Errc::malformed, "a local frame with too long a payload");
   const bool answer = frame.kind == LocalKind::reply || frame.kind == LocalKind::error;
   if (answer && frame.type != 0) return fail(Errc::malformed, "a local answer with a type");
   if (frame.kind != LocalKind::error && (frame.kind == LocalKind::one_way) != (frame.id == 0)) {

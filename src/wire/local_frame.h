@@ -6,7 +6,8 @@
 //                          concerns the connection (refused uid, too many sessions, malformed frame): it closes then
 //   8  u32 header_bytes
 //  12  u32 payload_bytes
-// All little-endian. Descriptors: SCM_RIGHTS of unix(7), sent with the frame's first byte; the receiver takes them in order.
+// All little-endian. Descriptors: SCM_RIGHTS of unix(7), sent with the frame's first byte; the receiver takes them in
+// order.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ inline constexpr std::size_t kMaxLocalFrameFds = 8;
 enum class LocalKind : std::uint8_t {
   request = 0,  ///< Wants one reply or error with the same id.
   reply = 1,
-  error = 2,    ///< The header is a WireError; no payload, no descriptors, type 0.
+  error = 2,  ///< The header is a WireError; no payload, no descriptors, type 0.
   one_way = 3,
 };
 
@@ -44,8 +45,8 @@ struct LocalFrame {
 
 /// Writes kLocalFrameBytes to `out`. The frame is one that decode_local_frame accepts.
 void encode_local_frame(const LocalFrame& frame, MutableByteSpan out);
-/// `bytes`: exactly kLocalFrameBytes. Errors: `malformed` (another length, unknown flag, a limit exceeded, an id where none
-/// belongs or none where one does, an error with payload or descriptors).
+/// `bytes`: exactly kLocalFrameBytes. Errors: `malformed` (another length, unknown flag, a limit exceeded, an id where
+/// none belongs or none where one does, an error with payload or descriptors).
 Result<LocalFrame> decode_local_frame(ByteSpan bytes);
 
 /// An error as the header of a LocalKind::error frame. Over-long texts are cut.

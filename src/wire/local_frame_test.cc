@@ -13,7 +13,11 @@ using Raw = std::array<std::byte, kLocalFrameBytes>;
 
 TEST(LocalFrame, GoldenBytes) {
   Raw raw;
-  encode_local_frame({.type = 0x1234, .kind = LocalKind::request, .fds = 3, .id = 0x89ABCDEF, .header_bytes = 0x01020,
+  encode_local_frame({.type = 0x1234,
+                      .kind = LocalKind::request,
+                      .fds = 3,
+                      .id = 0x89ABCDEF,
+                      .header_bytes = 0x01020,
                       .payload_bytes = 0x00ABCDEF},
                      raw);
   const std::array<unsigned, kLocalFrameBytes> golden{0x34, 0x12, 0x30, 0x00, 0xEF, 0xCD, 0xAB, 0x89,
@@ -22,11 +26,11 @@ TEST(LocalFrame, GoldenBytes) {
 }
 
 TEST(LocalFrame, RoundTripOfAllKinds) {
-  for (const LocalFrame& f : {LocalFrame{.type = 5, .kind = LocalKind::request, .fds = 8, .id = 1, .header_bytes = 1 << 20},
-                              LocalFrame{.kind = LocalKind::reply, .id = 0xFFFFFFFF, .payload_bytes = 16 << 20},
-                              LocalFrame{.kind = LocalKind::error, .id = 7, .header_bytes = 3},
-                              LocalFrame{.kind = LocalKind::error, .id = 0},
-                              LocalFrame{.type = 0xFFFF, .kind = LocalKind::one_way, .fds = 1}}) {
+  for (const LocalFrame& f :
+       {LocalFrame{.type = 5, .kind = LocalKind::request, .fds = 8, .id = 1, .header_bytes = 1 << 20},
+        LocalFrame{.kind = LocalKind::reply, .id = 0xFFFFFFFF, .payload_bytes = 16 << 20},
+        LocalFrame{.kind = LocalKind::error, .id = 7, .header_bytes = 3}, LocalFrame{.kind = LocalKind::error, .id = 0},
+        LocalFrame{.type = 0xFFFF, .kind = LocalKind::one_way, .fds = 1}}) {
     Raw raw;
     encode_local_frame(f, raw);
     EXPECT_EQ(decode_local_frame(raw).value(), f);
@@ -34,14 +38,12 @@ TEST(LocalFrame, RoundTripOfAllKinds) {
 }
 
 TEST(LocalFrame, RefusesWhatBreaksARule) {
-  for (const LocalFrame& f : {LocalFrame{.kind = LocalKind::request, .id = 0},
-                              LocalFrame{.kind = LocalKind::reply, .id = 0},
-                              LocalFrame{.type = 1, .kind = LocalKind::reply, .id = 1},
-                              LocalFrame{.kind = LocalKind::one_way, .id = 1},
-                              LocalFrame{.kind = LocalKind::error, .fds = 1, .id = 1},
-                              LocalFrame{.kind = LocalKind::error, .id = 1, .payload_bytes = 1},
-                              LocalFrame{.id = 1, .header_bytes = (1 << 20) + 1},
-                              LocalFrame{.id = 1, .payload_bytes = (16 << 20) + 1}}) {
+  for (const LocalFrame& f :
+       {LocalFrame{.kind = LocalKind::request, .id = 0}, LocalFrame{.kind = LocalKind::reply, .id = 0},
+        LocalFrame{.type = 1, .kind = LocalKind::reply, .id = 1}, LocalFrame{.kind = LocalKind::one_way, .id = 1},
+        LocalFrame{.kind = LocalKind::error, .fds = 1, .id = 1},
+        LocalFrame{.kind = LocalKind::error, .id = 1, .payload_bytes = 1},
+        LocalFrame{.id = 1, .header_bytes = (1 << 20) + 1}, LocalFrame{.id = 1, .payload_bytes = (16 << 20) + 1}}) {
     Raw raw;
     encode_local_frame(f, raw);
     EXPECT_EQ(decode_local_frame(raw).error().code, Errc::malformed);
@@ -80,7 +82,8 @@ TEST(LocalFrame, WhateverDecodesEncodesToTheSameBytes) {
 }
 
 TEST(LocalError, RoundTrip) {
-  const Error e{.code = Errc::write_conflict, .message = "page 9", .hint = "retry", .node = 1ULL << 63, .retryable = true};
+  const Error e{
+      .code = Errc::write_conflict, .message = "page 9", .hint = "retry", .node = 1ULL << 63, .retryable = true};
   EXPECT_EQ(decode_local_error(encode_local_error(e)), e);
   EXPECT_EQ(decode_local_error("\xff\xff").code, Errc::internal);
   EXPECT_EQ(decode_local_error("").code, Errc::internal) << "code 0 is none";
@@ -90,7 +93,8 @@ TEST(LocalError, TextThatIsNoUtf8StillArrives) {
   const auto through = [](std::string_view text) {
     return decode_local_error(encode_local_error({.code = Errc::io_error, .message = std::string(text)})).message;
   };
-  EXPECT_EQ(through("gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80"), "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80");
+  EXPECT_EQ(through("gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80"),
+            "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80");
   EXPECT_EQ(through("a\x80z\xff"), "a?z?");
   EXPECT_EQ(through("\xc0\xaf"), "??") << "overlong";
   EXPECT_EQ(through("\xed\xa0\x80"), "???") << "surrogate";

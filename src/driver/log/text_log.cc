@@ -29,8 +29,8 @@ std::string now_text() {
   return out.data();
 }
 
-/// Control bytes as escapes: what a peer or a user put into a text cannot begin a record of its own, or steer a terminal.
-/// In JSON also quotes and backslashes.
+/// Control bytes as escapes: what a peer or a user put into a text cannot begin a record of its own, or steer a
+/// terminal. In JSON also quotes and backslashes.
 void append_escaped(std::string& out, std::string_view text, LogFormat format) {
   static constexpr char kHex[] = "0123456789abcdef";
   for (const char c : text) {
@@ -54,7 +54,8 @@ void append_escaped(std::string& out, std::string_view text, LogFormat format) {
 
 spdlog::sink_ptr make_sink(const TextLogOptions& options) {
   if (options.file.empty()) return std::make_shared<spdlog::sinks::stderr_sink_mt>();
-  return std::make_shared<spdlog::sinks::rotating_file_sink_mt>(options.file, options.max_file_bytes, options.old_files);
+  return std::make_shared<spdlog::sinks::rotating_file_sink_mt>(options.file, options.max_file_bytes,
+                                                                options.old_files);
 }
 
 }  // namespace

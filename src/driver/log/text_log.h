@@ -17,16 +17,16 @@ enum class LogFormat : std::uint8_t {
 };
 
 struct TextLogOptions {
-  std::string file;                       ///< Appended to; empty: standard error.
+  std::string file;  ///< Appended to; empty: standard error.
   LogLevel level = LogLevel::info;
   LogFormat format = LogFormat::text;
   std::size_t max_file_bytes = 16 << 20;  ///< Then agent.log becomes agent.1.log, and so on.
   std::size_t old_files = 3;              ///< Kept beside it; the oldest goes.
 };
 
-/// Directs all log records of this process there, from any thread. Every record is one line, whatever its text holds, and
-/// is flushed at once. A disk that fills later loses records, and never the process.
-/// Errors: `io_error` (the file cannot be opened). Thread: before others start.
+/// Directs all log records of this process there, from any thread. Every record is one line, whatever its text holds,
+/// and is flushed at once. A disk that fills later loses records, and never the process. Errors: `io_error` (the file
+/// cannot be opened). Thread: before others start.
 Status install_text_log(const TextLogOptions& options);
 
 /// "debug", "info", "warn", "error". Error: `invalid_argument`.

@@ -82,11 +82,13 @@ TEST(LogRecord, JsonIsEscaped) {
 }
 
 TEST(LogRecord, TextCannotForgeARecordOrSteerATerminal) {
-  EXPECT_EQ(format_log_record(LogFormat::text, "T", LogLevel::info, "bus", "a\r\n\x1b[31mred"), "T info  bus: a\\x0d\\n\\x1b[31mred");
+  EXPECT_EQ(format_log_record(LogFormat::text, "T", LogLevel::info, "bus", "a\r\n\x1b[31mred"),
+            "T info  bus: a\\x0d\\n\\x1b[31mred");
 }
 
 TEST(LogLevels, ParseAndName) {
-  for (const char* name : {"debug", "info", "warn", "error"}) EXPECT_STREQ(log_level_name(*parse_log_level(name)), name);
+  for (const char* name : {"debug", "info", "warn", "error"})
+    EXPECT_STREQ(log_level_name(*parse_log_level(name)), name);
   EXPECT_EQ(parse_log_level("loud").error().code, Errc::invalid_argument);
   EXPECT_FALSE(parse_log_level(""));
 }

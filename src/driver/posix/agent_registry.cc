@@ -173,7 +173,8 @@ Result<AgentRecord> choose_agent(const AgentChoice& choice) {
   }
   if (!choice.node.empty()) {
     std::erase_if(live, [&](const AgentRecord& r) { return r.node_name != choice.node && r.node_id != choice.node; });
-    if (live.empty()) return fail(Errc::not_found, str("no agent of a node \"", choice.node, "\" runs on this machine"));
+    if (live.empty())
+      return fail(Errc::not_found, str("no agent of a node \"", choice.node, "\" runs on this machine"));
   }
   return live.front();
 }

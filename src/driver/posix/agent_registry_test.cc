@@ -22,7 +22,8 @@ class AgentRegistry : public ::testing::Test {
     char name[] = "/tmp/holo-registry-XXXXXX";
     ASSERT_NE(::mkdtemp(name), nullptr);
     root_ = name;
-    for (const char* v : {"HOLO_SOCKET", "HOLO_STATE_DIR", "HOLO_CLUSTER", "HOLO_NODE", "RUNTIME_DIRECTORY"}) ::unsetenv(v);
+    for (const char* v : {"HOLO_SOCKET", "HOLO_STATE_DIR", "HOLO_CLUSTER", "HOLO_NODE", "RUNTIME_DIRECTORY"})
+      ::unsetenv(v);
     ::setenv("XDG_RUNTIME_DIR", (root_ + "/run").c_str(), 1);
     ::setenv("XDG_STATE_HOME", (root_ + "/state").c_str(), 1);
   }

@@ -211,7 +211,8 @@ void AsioLoop::begin_stop() {
 // --- FdWatch -------------------------------------------------------------------------------------------------------
 
 struct FdWatch::State : std::enable_shared_from_this<State> {
-  State(asio::io_context& context, env::Fd fd, Callbacks c) : descriptor(context, fd.release()), callbacks(std::move(c)) {}
+  State(asio::io_context& context, env::Fd fd, Callbacks c)
+      : descriptor(context, fd.release()), callbacks(std::move(c)) {}
 
   asio::posix::stream_descriptor descriptor;
   Callbacks callbacks;
@@ -222,7 +223,8 @@ struct FdWatch::State : std::enable_shared_from_this<State> {
   Side read, write;
   bool ended = false;
 
-  void wait(asio::posix::stream_descriptor::wait_type type, Side State::*side, std::function<void()> Callbacks::*callback) {
+  void wait(asio::posix::stream_descriptor::wait_type type, Side State::* side,
+            std::function<void()> Callbacks::* callback) {
     if (ended || !(this->*side).wanted || (this->*side).waiting) return;
     (this->*side).waiting = true;
     descriptor.async_wait(type, [self = shared_from_this(), type, side, callback](const asio::error_code& error) {

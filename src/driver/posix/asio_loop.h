@@ -45,7 +45,8 @@ class AsioLoop final : public env::Loop {
 };
 
 /// Tells when a non-blocking descriptor can be read or written (level-triggered). Thread: loop.
-/// Destroying it, also inside its own callback, ends the callbacks; the descriptor is closed with it. The loop outlives it.
+/// Destroying it, also inside its own callback, ends the callbacks; the descriptor is closed with it. The loop outlives
+/// it.
 class FdWatch {
  public:
   struct Callbacks {

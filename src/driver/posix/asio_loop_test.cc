@@ -128,10 +128,12 @@ TEST(FdWatch, RepeatsWhileReadableAndCanDieInItsCallback) {
   const env::Fd writer(fds[1]);
   int calls = 0;
   std::unique_ptr<FdWatch> watch;
-  watch = std::make_unique<FdWatch>(loop, env::Fd(fds[0]), FdWatch::Callbacks{.on_readable = [&] {
-                                                                               if (++calls == 3) watch.reset();
-                                                                             },
-                                                                             .on_writable = {}});
+  watch = std::make_unique<FdWatch>(loop, env::Fd(fds[0]),
+                                    FdWatch::Callbacks{.on_readable =
+                                                           [&] {
+                                                             if (++calls == 3) watch.reset();
+                                                           },
+                                                       .on_writable = {}});
   watch->want_read(true);
   ASSERT_EQ(::write(writer.get(), "x", 1), 1);
   ASSERT_TRUE(loop.run_until([&] { return !watch; }, kLimit));
@@ -141,7 +143,8 @@ TEST(FdWatch, RepeatsWhileReadableAndCanDieInItsCallback) {
 TEST(SignalWatch, TellsOnTheLoopUntilItGoes) {
   AsioLoop loop;
   std::vector<int> seen;
-  auto watch = std::make_unique<SignalWatch>(loop, std::initializer_list<int>{SIGUSR1, SIGUSR2}, [&](int s) { seen.push_back(s); });
+  auto watch = std::make_unique<SignalWatch>(loop, std::initializer_list<int>{SIGUSR1, SIGUSR2},
+                                             [&](int s) { seen.push_back(s); });
   ASSERT_EQ(::raise(SIGUSR2), 0);
   ASSERT_TRUE(loop.run_until([&] { return seen.size() == 1; }, kLimit));
   ASSERT_EQ(::raise(SIGUSR1), 0);

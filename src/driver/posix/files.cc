@@ -44,7 +44,8 @@ Status sync_directory(const std::string& path) {
 Status write_and_sync(const std::string& path, ByteSpan content, FileMode mode) {
   env::Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, static_cast<mode_t>(mode)));
   if (!fd) return fail_errno(errno, str("cannot create ", path));
-  if (::fchmod(fd.get(), static_cast<mode_t>(mode)) != 0) return fail_errno(errno, str("cannot set the mode of ", path));
+  if (::fchmod(fd.get(), static_cast<mode_t>(mode)) != 0)
+    return fail_errno(errno, str("cannot set the mode of ", path));
   HOLO_TRY(write_all(fd.get(), content, path));
   if (::fsync(fd.get()) != 0) return fail_errno(errno, str("cannot sync ", path));
   return {};
@@ -70,7 +71,7 @@ Status write_file_atomically(const std::string& path, ByteSpan content, FileMode
 Result<Bytes> read_file(const std::string& path, std::size_t max_bytes) {
   const env::Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno(errno, str("cannot read ", path));
-  struct stat st {};
+  struct stat st{};
   if (::fstat(fd.get(), &st) != 0) return fail_errno(errno, str("cannot read ", path));
   if (S_ISDIR(st.st_mode)) return fail(Errc::invalid_argument, str("cannot read ", path, ": it is a directory"));
   Bytes out;
@@ -94,7 +95,7 @@ Result<std::string> read_text_file(const std::string& path, std::size_t max_byte
 }
 
 Status make_private_directory(const std::string& path) {
-  struct stat st {};
+  struct stat st{};
   if (::stat(path.c_str(), &st) == 0) {
     if (S_ISDIR(st.st_mode)) return {};
     return fail(Errc::already_exists, str("cannot create directory ", path, ": a file has that name"));
@@ -102,7 +103,8 @@ Status make_private_directory(const std::string& path) {
   if (errno == ENOENT && parent_of(path) != path && parent_of(path) != ".") {
     HOLO_TRY(make_private_directory(parent_of(path)));
   }
-  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return fail_errno(errno, str("cannot create directory ", path));
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST)
+    return fail_errno(errno, str("cannot create directory ", path));
   return {};
 }
 
@@ -131,7 +133,7 @@ Result<LockFile> LockFile::acquire(const std::string& path) {
 }
 
 Result<DiskSpace> disk_space(const std::string& path) {
-  struct statvfs st {};
+  struct statvfs st{};
   if (::statvfs(path.c_str(), &st) != 0) return fail_errno(errno, str("cannot ask for the free space of ", path));
   const std::uint64_t unit = st.f_frsize;
   return DiskSpace{.free_bytes = st.f_bavail * unit, .total_bytes = st.f_blocks * unit};

@@ -12,13 +12,14 @@
 namespace holo::driver {
 
 enum class FileMode : std::uint16_t {
-  secret = 0600,   ///< Keys, identities, state.
+  secret = 0600,  ///< Keys, identities, state.
   regular = 0644,
   program = 0700,
 };
 
-/// Replaces `path` by `content`, so that after a crash there is either the old file or the new one (temporary file, fsync,
-/// rename, fsync of the directory). Errors: `not_found` (no such directory), `permission_denied`, `io_error` (disk full...).
+/// Replaces `path` by `content`, so that after a crash there is either the old file or the new one (temporary file,
+/// fsync, rename, fsync of the directory). Errors: `not_found` (no such directory), `permission_denied`, `io_error`
+/// (disk full...).
 Status write_file_atomically(const std::string& path, ByteSpan content, FileMode mode = FileMode::secret);
 
 /// The whole file. Errors: `not_found`, `permission_denied`, `over_limit` (longer than `max_bytes`), `invalid_argument`

@@ -23,7 +23,7 @@ class Files : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(directory_); }
   std::string path(const std::string& name) const { return directory_ + "/" + name; }
   static mode_t mode_of(const std::string& p) {
-    struct stat st {};
+    struct stat st{};
     return ::stat(p.c_str(), &st) == 0 ? st.st_mode & 07777 : 0;
   }
   std::string directory_;
@@ -85,7 +85,9 @@ TEST_F(Files, OneHolderOfALock) {
   ASSERT_FALSE(second);
   EXPECT_EQ(second.error().code, Errc::refused);
   EXPECT_NE(second.error().message.find(std::to_string(::getpid())), std::string::npos);
-  { const LockFile released = std::move(*first); }
+  {
+    const LockFile released = std::move(*first);
+  }
   EXPECT_TRUE(LockFile::acquire(path("lock")));
 }
 

@@ -70,9 +70,11 @@ Result<env::Fd> connect_socket(const std::string& path, Clock::time_point deadli
       default: return fail_errno(errno, str("cannot reach the agent at ", path));
     }
     if (Clock::now() >= deadline) {
-      return fail(Errc::deadline_exceeded, str("the agent at ", path, " accepts no connection: it is overloaded or stopped"));
+      return fail(Errc::deadline_exceeded,
+                  str("the agent at ", path, " accepts no connection: it is overloaded or stopped"));
     }
-    ::poll(nullptr, 0, std::min(5, poll_ms(deadline)));  // There is nothing to wait on: the kernel has no event for this.
+    ::poll(nullptr, 0,
+           std::min(5, poll_ms(deadline)));  // There is nothing to wait on: the kernel has no event for this.
   }
 }
 
@@ -81,7 +83,9 @@ Result<env::Fd> connect_socket(const std::string& path, Clock::time_point deadli
 class LocalClient::Impl {
  public:
   Impl(env::Fd socket, Options options)
-      : socket_(std::move(socket)), options_(std::move(options)), receiver_([this](const LocalFrame& f) { return place(f); }) {
+      : socket_(std::move(socket)),
+        options_(std::move(options)),
+        receiver_([this](const LocalFrame& f) { return place(f); }) {
     reader_ = std::thread([this] { read(); });
   }
 
@@ -143,8 +147,8 @@ class LocalClient::Impl {
 
   const env::Fd socket_;
   const Options options_;
-  LocalReceiver receiver_;    // the reader thread's
-  Bytes payload_;             // the reader thread's: of the reply that is arriving, unless it goes into the caller's memory
+  LocalReceiver receiver_;  // the reader thread's
+  Bytes payload_;  // the reader thread's: of the reply that is arriving, unless it goes into the caller's memory
   std::timed_mutex writing_;  // one frame at a time
   std::mutex mutex_;          // guards users_, waiting_, next_id_, why_ and the Waiting objects
   std::condition_variable unused_;
@@ -296,7 +300,8 @@ void LocalClient::Impl::finish(std::uint32_t id, Result<Reply> result) {
   if (it == waiting_.end()) return;  // Its caller stopped waiting.
   Waiting& waiting = *it->second;
   if (result && !waiting.into.empty() && result->payload_bytes > waiting.into.size()) {
-    result = fail(Errc::over_limit, str("the answer has ", result->payload_bytes, " bytes; there is room for ", waiting.into.size()));
+    result = fail(Errc::over_limit,
+                  str("the answer has ", result->payload_bytes, " bytes; there is room for ", waiting.into.size()));
   }
   waiting.result = std::move(result);
   waiting.done = true;
@@ -329,8 +334,7 @@ Result<std::unique_ptr<LocalClient>> LocalClient::adopt(env::Fd socket, Options 
   if (flags < 0 || ::fcntl(socket.get(), F_SETFL, flags & ~O_NONBLOCK) != 0) {
     return fail_errno(errno, "cannot use a local socket");
   }
-  return std::unique_ptr<LocalClient>(
-      new LocalClient(std::make_unique<Impl>(std::move(socket), std::move(options))));
+  return std::unique_ptr<LocalClient>(new LocalClient(std::make_unique<Impl>(std::move(socket), std::move(options))));
 }
 
 Result<LocalClient::Reply> LocalClient::call(const Call& call) { return impl_->call(call); }

@@ -15,8 +15,8 @@
 
 namespace holo::driver {
 
-/// Thread: every member function from any thread, concurrently. Callbacks run on the client's reader thread and must not
-/// call() (they would wait for themselves); they may reply() and notify(), and hand work to other threads.
+/// Thread: every member function from any thread, concurrently. Callbacks run on the client's reader thread and must
+/// not call() (they would wait for themselves); they may reply() and notify(), and hand work to other threads.
 class LocalClient {
  public:
   /// A request of the agent (type, header, payload, fds); answer it once with reply(id, ...). id 0: one-way.
@@ -27,8 +27,8 @@ class LocalClient {
     std::function<void(Error)> on_closed = {};  ///< The agent went away (its death included). Once; not after close().
   };
 
-  /// Connects to the agent that listens at `path`. Errors: `unavailable` (nobody listens, with a hint), `invalid_argument`
-  /// (path too long), `permission_denied`, `deadline_exceeded`, `io_error`.
+  /// Connects to the agent that listens at `path`. Errors: `unavailable` (nobody listens, with a hint),
+  /// `invalid_argument` (path too long), `permission_denied`, `deadline_exceeded`, `io_error`.
   static Result<std::unique_ptr<LocalClient>> connect(const std::string& path, Options options,
                                                       Duration timeout = seconds(5));
   /// Over a connected stream socket (a socketpair, or one inherited from the agent).
@@ -51,8 +51,8 @@ class LocalClient {
   };
   struct Reply {
     std::string header;
-    Bytes payload;                       ///< Empty when Call::into was given.
-    std::size_t payload_bytes = 0;       ///< Size of the payload, wherever it went.
+    Bytes payload;                  ///< Empty when Call::into was given.
+    std::size_t payload_bytes = 0;  ///< Size of the payload, wherever it went.
     std::vector<env::Fd> fds;
   };
 

@@ -40,7 +40,8 @@ MutableByteSpan LocalReceiver::wanted() {
 }
 
 Result<LocalReceiver::Got> LocalReceiver::receive(int socket, int flags) {
-  // What is left of the current part comes straight into its place; what follows it goes into the buffer. One system call.
+  // What is left of the current part comes straight into its place; what follows it goes into the buffer. One system
+  // call.
   HOLO_ASSERT(begin_ == end_, "next() has taken all it could");
   begin_ = end_ = 0;
   const MutableByteSpan direct = wanted().subspan(filled_);
@@ -58,7 +59,8 @@ Result<LocalReceiver::Got> LocalReceiver::receive(int socket, int flags) {
   if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return Got::nothing_yet;
   if (n < 0) return fail(Errc::unavailable, str("the local connection broke: ", errno_text(errno)));
   take_fds(message, fds_);
-  if ((message.msg_flags & MSG_CTRUNC) != 0) return fail(Errc::malformed, "more descriptors in one message than allowed");
+  if ((message.msg_flags & MSG_CTRUNC) != 0)
+    return fail(Errc::malformed, "more descriptors in one message than allowed");
   if (n == 0) return Got::end;
   const std::size_t into_place = std::min(static_cast<std::size_t>(n), direct.size());
   filled_ += into_place;
@@ -97,7 +99,8 @@ Result<std::optional<LocalMessage>> LocalReceiver::next() {
     const MutableByteSpan part = wanted();
     take(part, filled_);
     if (filled_ < part.size()) {
-      // Descriptors come with a frame's first byte: none can be waiting for a frame that has not begun, and few for one that has.
+      // Descriptors come with a frame's first byte: none can be waiting for a frame that has not begun, and few for one
+      // that has.
       if (fds_.size() > wire::kMaxLocalFrameFds) return fail(Errc::malformed, "descriptors that no frame announces");
       return std::optional<LocalMessage>();
     }
@@ -108,9 +111,7 @@ Result<std::optional<LocalMessage>> LocalReceiver::next() {
         stage_ = Stage::header;
         break;
       case Stage::header: stage_ = Stage::payload; break;
-      case Stage::payload:
-        stage_ = Stage::frame;
-        return std::optional<LocalMessage>(std::move(message_));
+      case Stage::payload: stage_ = Stage::frame; return std::optional<LocalMessage>(std::move(message_));
     }
   }
 }
@@ -187,13 +188,16 @@ int LocalOutgoing::send(int socket, int flags) {
 
 Status check_local_limits(std::size_t header_bytes, std::size_t payload_bytes, std::size_t fds) {
   if (header_bytes > limits::kMaxHeaderBytes) {
-    return fail(Errc::invalid_argument, str("a header of ", header_bytes, " bytes; the limit is ", limits::kMaxHeaderBytes));
+    return fail(Errc::invalid_argument,
+                str("a header of ", header_bytes, " bytes; the limit is ", limits::kMaxHeaderBytes));
   }
   if (payload_bytes > limits::kMaxPayloadBytes) {
-    return fail(Errc::invalid_argument, str("a payload of ", payload_bytes, " bytes; the limit is ", limits::kMaxPayloadBytes));
+    return fail(Errc::invalid_argument,
+                str("a payload of ", payload_bytes, " bytes; the limit is ", limits::kMaxPayloadBytes));
   }
   if (fds > wire::kMaxLocalFrameFds) {
-    return fail(Errc::invalid_argument, str(fds, " descriptors in one message; the limit is ", wire::kMaxLocalFrameFds));
+    return fail(Errc::invalid_argument,
+                str(fds, " descriptors in one message; the limit is ", wire::kMaxLocalFrameFds));
   }
   return {};
 }

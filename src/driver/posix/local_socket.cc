@@ -40,7 +40,7 @@ sockaddr_un socket_address(const std::string& path) {
 
 /// Makes room for a new socket at `path`, unless somebody listens there or something else lies there.
 Status remove_stale_socket(const std::string& path) {
-  struct stat st {};
+  struct stat st{};
   if (::lstat(path.c_str(), &st) != 0) {
     if (errno == ENOENT) return {};
     return fail_errno(errno, str("cannot look at ", path));
@@ -101,9 +101,9 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
  public:
   Connection(std::shared_ptr<Impl> server, env::Fd socket, SessionId id, env::LocalPeer peer)
       : server_(server), loop_(server->loop_), options_(server->options_), id_(id), peer_(peer) {
-    watch_ = std::make_unique<FdWatch>(server->loop_, std::move(socket),
-                                       FdWatch::Callbacks{.on_readable = [this] { on_readable(); },
-                                                          .on_writable = [this] { on_writable(); }});
+    watch_ = std::make_unique<FdWatch>(
+        server->loop_, std::move(socket),
+        FdWatch::Callbacks{.on_readable = [this] { on_readable(); }, .on_writable = [this] { on_writable(); }});
     watch_->want_read(true);
   }
 
@@ -155,8 +155,8 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
 
  private:
   static std::unexpected<Error> overloaded() {
-    return std::unexpected(Error{
-        .code = Errc::overloaded, .message = "too much is waiting for this local process", .retryable = true});
+    return std::unexpected(
+        Error{.code = Errc::overloaded, .message = "too much is waiting for this local process", .retryable = true});
   }
 
   Status may_send(const env::LocalRequest& request) const {
@@ -263,12 +263,14 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
 
   void on_request(LocalMessage message) {
     if (serving_ + waiting_.size() >= options_.max_requests) {
-      const Error error{.code = Errc::overloaded, .message = "too many requests at once on one connection", .retryable = true};
+      const Error error{
+          .code = Errc::overloaded, .message = "too many requests at once on one connection", .retryable = true};
       if (message.frame.id != 0) return send_error(message.frame.id, error);
       log_warn("local", "dropped message ", message.frame.type, " of process ", peer_.pid, ": ", error.message);
       return;
     }
-    // A process that asks faster than it reads waits here: its answers must not pile up. What it answers us is still read.
+    // A process that asks faster than it reads waits here: its answers must not pile up. What it answers us is still
+    // read.
     waiting_.push_back(std::move(message));
     serve_waiting();
   }
@@ -282,8 +284,9 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
       const auto handler = server->handler(message.frame.type);
       if (!handler) {
         if (message.frame.id != 0) {
-          send_error(message.frame.id, Error{.code = Errc::unsupported,
-                                             .message = str("this agent does not know local request ", message.frame.type)});
+          send_error(message.frame.id,
+                     Error{.code = Errc::unsupported,
+                           .message = str("this agent does not know local request ", message.frame.type)});
         }
         continue;
       }
@@ -341,15 +344,16 @@ Status LocalSocketServer::Impl::listen(std::string path) {
   HOLO_TRY(remove_stale_socket(path));
   env::Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return fail_errno(errno, "cannot make a socket");
-  if (::fchmod(socket.get(), 0600) != 0) return fail_errno(errno, str("cannot set the mode of ", path));  // Before it can be seen.
+  if (::fchmod(socket.get(), 0600) != 0)
+    return fail_errno(errno, str("cannot set the mode of ", path));  // Before it can be seen.
   const sockaddr_un address = socket_address(path);
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
       ::listen(socket.get(), SOMAXCONN) != 0) {
     return fail_errno(errno, str("cannot listen on ", path));
   }
   path_ = std::move(path);
-  listener_ = std::make_unique<FdWatch>(loop_, std::move(socket),
-                                        FdWatch::Callbacks{.on_readable = [this] { accept_some(); }, .on_writable = {}});
+  listener_ = std::make_unique<FdWatch>(
+      loop_, std::move(socket), FdWatch::Callbacks{.on_readable = [this] { accept_some(); }, .on_writable = {}});
   listener_->want_read(true);
   return {};
 }
@@ -364,7 +368,8 @@ void LocalSocketServer::Impl::accept_some() {
     }
     if (errno == EINTR || errno == ECONNABORTED) continue;
     if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) return;
-    // No descriptor is left. The newcomer waits in the backlog until one is free; without the pause this loop would spin.
+    // No descriptor is left. The newcomer waits in the backlog until one is free; without the pause this loop would
+    // spin.
     listener_->want_read(false);
     accept_pause_ = loop_.call_at(loop_.now() + kAcceptPause, [weak = weak_from_this()] {
       if (auto impl = weak.lock(); impl && impl->listener_) impl->listener_->want_read(true);
@@ -375,8 +380,10 @@ void LocalSocketServer::Impl::accept_some() {
 
 void LocalSocketServer::Impl::refuse(env::Fd socket, const Error& why) {
   const std::string header = wire::encode_local_error(why);
-  LocalOutgoing frame(LocalFrame{.kind = LocalKind::error}, header, std::span<const ByteSpan>(), std::span<const int>());
-  (void)frame.send(socket.get(), MSG_DONTWAIT);  // A fresh socket takes it whole; if not, the process sees the end only.
+  LocalOutgoing frame(LocalFrame{.kind = LocalKind::error}, header, std::span<const ByteSpan>(),
+                      std::span<const int>());
+  (void)frame.send(socket.get(),
+                   MSG_DONTWAIT);  // A fresh socket takes it whole; if not, the process sees the end only.
 }
 
 void LocalSocketServer::Impl::admit(env::Fd socket) {
@@ -456,7 +463,8 @@ void LocalSocketServer::close() { impl_->close(); }
 
 Result<SocketPair> make_socket_pair() {
   int fds[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) return fail_errno(errno, "cannot make a socket pair");
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0)
+    return fail_errno(errno, "cannot make a socket pair");
   return SocketPair{.first = env::Fd(fds[0]), .second = env::Fd(fds[1])};
 }
 

@@ -11,10 +11,10 @@ namespace holo::driver {
 
 struct LocalSocketOptions {
   std::size_t max_connections = limits::kMaxLocalSessions;  ///< Above: the newcomer is answered `over_limit`.
-  std::size_t max_requests = 256;          ///< Of one process, being served or waiting; above: `overloaded`.
-  std::size_t max_calls = 4096;            ///< To one process, unanswered; above: `overloaded`.
-  std::size_t pause_bytes = 8 << 20;       ///< Queued for one process; above, its requests wait before they are served.
-  std::size_t max_queued_bytes = 64 << 20; ///< Queued for one process; above, call() and notify() are `overloaded`.
+  std::size_t max_requests = 256;     ///< Of one process, being served or waiting; above: `overloaded`.
+  std::size_t max_calls = 4096;       ///< To one process, unanswered; above: `overloaded`.
+  std::size_t pause_bytes = 8 << 20;  ///< Queued for one process; above, its requests wait before they are served.
+  std::size_t max_queued_bytes = 64 << 20;  ///< Queued for one process; above, call() and notify() are `overloaded`.
 };
 
 /// Thread: loop. The loop outlives it. A handler that still runs when its connection has closed runs on; its answer is

@@ -145,8 +145,10 @@ TEST(LocalSocket, ErrorsTravelWhole) {
   auto client = agent.client();
   const auto reply = client->call({.type = kFail});
   ASSERT_FALSE(reply);
-  EXPECT_EQ(reply.error(), (Error{.code = Errc::page_lost, .message = "page 7 is gone?", .hint = "restore it", .node = 42,
-                                  .retryable = true}));
+  EXPECT_EQ(
+      reply.error(),
+      (Error{
+          .code = Errc::page_lost, .message = "page 7 is gone?", .hint = "restore it", .node = 42, .retryable = true}));
   EXPECT_EQ(client->call({.type = 999}).error().code, Errc::unsupported);
   EXPECT_EQ(client->call({.type = kSilent, .timeout = milliseconds(20)}).error().code, Errc::deadline_exceeded);
   EXPECT_TRUE(client->call({.type = kEcho})) << "the connection goes on";
@@ -301,7 +303,8 @@ TEST(LocalSocket, TheProcessesEndIsSeenAndItsCallsFail) {
 
 TEST(LocalSocket, DestroyingTheClientCancelsItsCalls) {
   Agent agent;
-  auto client = agent.client({.on_request = {}, .on_closed = [](Error) { ADD_FAILURE() << "not after our own close"; }});
+  auto client =
+      agent.client({.on_request = {}, .on_closed = [](Error) { ADD_FAILURE() << "not after our own close"; }});
   LocalClient* raw = client.get();
   auto waiting = std::async(std::launch::async, [&] { return raw->call({.type = kSilent}); });
   ASSERT_TRUE(agent.until([&] { return agent.loop_.running() == 1; }));
@@ -455,7 +458,7 @@ TEST(LocalSocket, DescriptorsNobodyAnnouncedDoNotPileUp) {
 TEST(LocalSocket, PathsAndStaleFiles) {
   AsioLoop loop;
   Agent agent;
-  struct stat st {};
+  struct stat st{};
   ASSERT_EQ(::stat(agent.path().c_str(), &st), 0);
   EXPECT_EQ(st.st_mode & 07777, 0600U);
 
@@ -485,8 +488,8 @@ TEST(LocalSocket, PathsAndStaleFiles) {
 
 TEST(LocalSocket, OtherUsersAreRefused) {
   if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
-  // The other way round: an agent of an ordinary user would refuse us were we not root. So the test's process steps down
-  // for connecting: root's agent must refuse uid 65534.
+  // The other way round: an agent of an ordinary user would refuse us were we not root. So the test's process steps
+  // down for connecting: root's agent must refuse uid 65534.
   Agent agent;
   ASSERT_EQ(::chmod(agent.path().c_str(), 0666), 0);
   ASSERT_EQ(::chmod(agent.directory_.c_str(), 0755), 0);

@@ -90,7 +90,8 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 }
 
 Status check(const env::ProcessSpec& spec) {
-  if (spec.program.empty() || spec.args.empty()) return fail(Errc::invalid_argument, "a process needs a program and its name");
+  if (spec.program.empty() || spec.args.empty())
+    return fail(Errc::invalid_argument, "a process needs a program and its name");
   std::vector<int> numbers;
   for (const auto& given : spec.fds) {
     if (given.number < kFirstGiven || given.number > kLastGiven || !given.fd) {
@@ -117,8 +118,8 @@ class LineReader {
   LineReader(AsioLoop& loop, env::Fd pipe, std::function<void(std::string_view)> on_line, std::function<void()> on_end)
       : on_line_(std::move(on_line)),
         on_end_(std::move(on_end)),
-        watch_(std::make_unique<FdWatch>(loop, std::move(pipe),
-                                         FdWatch::Callbacks{.on_readable = [this] { read_some(); }, .on_writable = {}})) {
+        watch_(std::make_unique<FdWatch>(
+            loop, std::move(pipe), FdWatch::Callbacks{.on_readable = [this] { read_some(); }, .on_writable = {}})) {
     watch_->want_read(true);
   }
   bool ended() const { return !watch_; }
@@ -245,8 +246,9 @@ class PosixProcess final : public env::Process {
     bool reported = false;
 
     void kill_group(int signal) {
-      // The group outlives its leader while a grandchild is in it. A reaped leader's number can be a new process's only once the
-      // group is empty, and a group of that number would have to be made by it: ours are signalled at its reaping, not later.
+      // The group outlives its leader while a grandchild is in it. A reaped leader's number can be a new process's only
+      // once the group is empty, and a group of that number would have to be made by it: ours are signalled at its
+      // reaping, not later.
       if (!reaped) ::kill(-pid, signal);
     }
 
@@ -254,7 +256,8 @@ class PosixProcess final : public env::Process {
       const auto self = shared_from_this();
       siginfo_t info{};
       if (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 || info.si_pid == 0) return;
-      kill_group(SIGKILL);  // Grandchildren do not outlive it. The zombie still holds the number, so it is the right group.
+      kill_group(
+          SIGKILL);  // Grandchildren do not outlive it. The zombie still holds the number, so it is the right group.
       int raw = 0;
       while (::waitpid(pid, &raw, 0) < 0 && errno == EINTR) {
       }

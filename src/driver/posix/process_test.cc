@@ -23,8 +23,9 @@ struct Outcome {
   std::vector<std::string> err;
   std::optional<ExitStatus> exit;
   env::ProcessEvents events() {
-    return {.on_line = [this](OutputStream s, std::string_view l) { (s == OutputStream::out ? out : err).emplace_back(l); },
-            .on_exit = [this](ExitStatus s) { exit = s; }};
+    return {
+        .on_line = [this](OutputStream s, std::string_view l) { (s == OutputStream::out ? out : err).emplace_back(l); },
+        .on_exit = [this](ExitStatus s) { exit = s; }};
   }
 };
 
@@ -115,7 +116,8 @@ TEST_F(ProcessTest, GivenDescriptorsAndNoOthers) {
 
 TEST_F(ProcessTest, StopAsksThenKills) {
   Outcome polite;
-  auto p1 = processes_.spawn(shell("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done"), polite.events());
+  auto p1 = processes_.spawn(shell("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done"),
+                             polite.events());
   Outcome stubborn;
   auto p2 = processes_.spawn(shell("trap '' TERM; echo ready; while :; do sleep 0.01; done"), stubborn.events());
   ASSERT_TRUE(p1 && p2);
@@ -161,22 +163,20 @@ TEST_F(ProcessTest, DestroyingEndsItSilently) {
 TEST_F(ProcessTest, DestroyingInsideItsOwnCallbacks) {
   std::unique_ptr<env::Process> p;
   int lines = 0;
-  p = std::move(*processes_.spawn(shell("echo 1; echo 2; echo 3; sleep 1000"),
-                                  {.on_line =
-                                       [&](OutputStream, std::string_view) {
-                                         ++lines;
-                                         p.reset();
-                                       },
-                                   .on_exit = {}}));
+  p = std::move(
+      *processes_.spawn(shell("echo 1; echo 2; echo 3; sleep 1000"), {.on_line =
+                                                                          [&](OutputStream, std::string_view) {
+                                                                            ++lines;
+                                                                            p.reset();
+                                                                          },
+                                                                      .on_exit = {}}));
   ASSERT_TRUE(loop_.run_until([&] { return !p; }, kLimit));
   EXPECT_EQ(lines, 1);
   bool ended = false;
-  p = std::move(*processes_.spawn(shell("true"), {.on_line = {},
-                                                  .on_exit =
-                                                      [&](ExitStatus) {
-                                                        p.reset();
-                                                        ended = true;
-                                                      }}));
+  p = std::move(*processes_.spawn(shell("true"), {.on_line = {}, .on_exit = [&](ExitStatus) {
+                                                    p.reset();
+                                                    ended = true;
+                                                  }}));
   ASSERT_TRUE(loop_.run_until([&] { return ended; }, kLimit));
 }
 

@@ -26,7 +26,7 @@ struct TcpShared {
 
 namespace {
 
-constexpr int kReadsPerEvent = 4;     // Then other streams get their turn.
+constexpr int kReadsPerEvent = 4;  // Then other streams get their turn.
 constexpr int kAcceptsPerEvent = 64;
 constexpr int kUnsentBytes = 256 << 10;  // In the kernel: what is there cannot be overtaken by urgent bytes.
 constexpr Duration kLinger = seconds(1);
@@ -98,9 +98,9 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
       : loop_(loop),
         peer_(std::move(peer)),
         shared_(std::move(shared)),
-        watch_(std::make_unique<FdWatch>(loop, std::move(fd),
-                                         FdWatch::Callbacks{.on_readable = [this] { on_readable(); },
-                                                            .on_writable = [this] { on_writable(); }})) {}
+        watch_(std::make_unique<FdWatch>(
+            loop, std::move(fd),
+            FdWatch::Callbacks{.on_readable = [this] { on_readable(); }, .on_writable = [this] { on_writable(); }})) {}
 
   void start(env::ByteStream::Handlers handlers) {
     handlers_ = std::move(handlers);
@@ -317,13 +317,13 @@ class ListenerCore : public std::enable_shared_from_this<ListenerCore> {
         return;
       }
       tune(fd.get());
-      on_accept_(std::make_unique<TcpStream>(
-          std::make_shared<StreamCore>(loop_, std::move(fd), to_text(peer), shared_)));
+      on_accept_(
+          std::make_unique<TcpStream>(std::make_shared<StreamCore>(loop_, std::move(fd), to_text(peer), shared_)));
     }
   }
 
-  /// No descriptor is left: spend the spare one on telling the newcomer so. Otherwise it would sit in the backlog and this
-  /// loop would spin on a listener that is always ready.
+  /// No descriptor is left: spend the spare one on telling the newcomer so. Otherwise it would sit in the backlog and
+  /// this loop would spin on a listener that is always ready.
   void turn_one_away() {
     spare_.reset();
     if (env::Fd newcomer(::accept4(watch_->fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)); newcomer) {
@@ -383,8 +383,7 @@ Task<Result<env::Fd>> connect_until(AsioLoop& loop, SocketAddress to, Instant de
   if (errno != EINPROGRESS) co_return fail(Errc::unavailable, str("cannot reach ", text, ": ", errno_text(errno)));
 
   auto shot = std::make_shared<OneShot<Result<bool>>>();
-  FdWatch watch(loop, std::move(fd),
-                FdWatch::Callbacks{.on_readable = {}, .on_writable = [shot] { shot->set(true); }});
+  FdWatch watch(loop, std::move(fd), FdWatch::Callbacks{.on_readable = {}, .on_writable = [shot] { shot->set(true); }});
   watch.want_write(true);
   const std::string what = str("connecting to ", text);
   auto ready = co_await env::await_until<bool>(loop, shot, deadline, what);
@@ -400,7 +399,8 @@ Task<Result<env::Fd>> connect_until(AsioLoop& loop, SocketAddress to, Instant de
 
 Result<HostPort> parse_host_port(const std::string& address) {
   const auto bad = [&](std::string_view why) {
-    return fail(Errc::invalid_argument, str("\"", address, "\" is no address: ", why), "write HOST:PORT or [IPV6]:PORT");
+    return fail(Errc::invalid_argument, str("\"", address, "\" is no address: ", why),
+                "write HOST:PORT or [IPV6]:PORT");
   };
   const auto colon = address.rfind(':');
   if (colon == std::string::npos) return bad("the port is missing");
@@ -436,12 +436,12 @@ Task<Result<std::unique_ptr<env::ByteStream>>> TcpCarrier::dial(std::string addr
   for (std::size_t i = 0; found && i < found->size() && !loop.stopping(); ++i) {
     // Each address gets its share of the time that is left, so that one that swallows packets leaves some to the next.
     const Instant now = loop.now();
-    const Instant until = deadline == kNever ? kNever : now + (deadline - now) / static_cast<std::int64_t>(found->size() - i);
+    const Instant until =
+        deadline == kNever ? kNever : now + (deadline - now) / static_cast<std::int64_t>(found->size() - i);
     const SocketAddress to = (*found)[i];
     auto fd = co_await connect_until(loop, to, until);
     if (fd) {
-      co_return std::make_unique<TcpStream>(
-          std::make_shared<StreamCore>(loop, std::move(*fd), to_text(to), shared));
+      co_return std::make_unique<TcpStream>(std::make_shared<StreamCore>(loop, std::move(*fd), to_text(to), shared));
     }
     last = fd.error();
   }
@@ -467,7 +467,8 @@ Result<std::unique_ptr<env::Listener>> TcpCarrier::listen(
                   "choose another port with --listen, or stop the program that has it");
     }
     if (errno == EADDRNOTAVAIL) {
-      return fail(Errc::invalid_argument, str("cannot listen on ", address, ": this machine does not have that address"));
+      return fail(Errc::invalid_argument,
+                  str("cannot listen on ", address, ": this machine does not have that address"));
     }
     return fail_errno(errno, str("cannot listen on ", address));
   }

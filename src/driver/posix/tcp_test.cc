@@ -79,7 +79,8 @@ TEST(HostPorts, Parse) {
   EXPECT_EQ(parse_host_port("node1:8443")->host, "node1");
   EXPECT_EQ(parse_host_port("[::1]:0")->host, "::1");
   EXPECT_EQ(parse_host_port("[fe80::1]:65535")->port, 65535);
-  for (const char* bad : {"", ":", "host", "host:", ":80", "host:65536", "host:-1", "host:8o", "::1:80", "[::1:80", "host: 80"}) {
+  for (const char* bad :
+       {"", ":", "host", "host:", ":80", "host:65536", "host:-1", "host:8o", "::1:80", "[::1:80", "host: 80"}) {
     EXPECT_EQ(parse_host_port(bad).error().code, Errc::invalid_argument) << bad;
   }
 }
