@@ -26,12 +26,14 @@ void to_wire(std::span<const PageSpan> pages, wire::RegionPages& out) {
 
 class Adapter final : public MemoryControl, private control::StateObserver {
  public:
-  explicit Adapter(ControlService& control) : control_(control) { control_.add_observer(this); }
+  Adapter(ControlService& control, ClusterId remembered) : control_(control), remembered_(remembered) {
+    control_.add_observer(this);
+  }
 
   void observe(MemoryObserver observer) override { observers_.push_back(std::move(observer)); }
 
   NodeId self() const override { return control_.self(); }
-  ClusterId cluster() const override { return state().cluster(); }
+  ClusterId cluster() const override { return state().cluster() ? state().cluster() : remembered_; }
   std::uint64_t incarnation() const override { return control_.incarnation(); }
   LogIndex applied() const override { return state().applied(); }
   Epoch epoch() const override { return state().epoch(); }
@@ -185,14 +187,15 @@ class Adapter final : public MemoryControl, private control::StateObserver {
   }
 
   ControlService& control_;
+  ClusterId remembered_;
   std::vector<MemoryObserver> observers_;
   mutable std::unordered_map<RegionId, CopiesTable> copies_;
 };
 
 }  // namespace
 
-std::unique_ptr<MemoryControl> make_memory_control(ControlService& control) {
-  return std::make_unique<Adapter>(control);
+std::unique_ptr<MemoryControl> make_memory_control(ControlService& control, ClusterId remembered) {
+  return std::make_unique<Adapter>(control, remembered);
 }
 
 }  // namespace holo::node

@@ -118,6 +118,7 @@ class MemoryControl {
 
 class ControlService;
 /// MemoryControl over the node's control state. `control` outlives it; made before the service's init, join or resume.
-std::unique_ptr<MemoryControl> make_memory_control(ControlService& control);
+/// `remembered`: the cluster of the last run, which is what cluster() says until the log tells (that takes a quorum).
+std::unique_ptr<MemoryControl> make_memory_control(ControlService& control, ClusterId remembered = {});
 
 }  // namespace holo::node

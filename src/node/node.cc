@@ -63,7 +63,7 @@ void Node::build_services() {
     return ports_.open_log(*bus_, machine, options);
   };
   control_ = std::make_unique<ControlService>(std::move(control_ports), std::move(self));
-  memory_control_ = make_memory_control(*control_);
+  memory_control_ = make_memory_control(*control_, config_.cluster);
 
   memory_ = MemoryService::make({.loop = ports_.loop,
                                  .transport = *bus_,
@@ -98,7 +98,7 @@ void Node::build_services() {
     }
     return report;
   });
-  control_->set_leave_check([this](Instant deadline) { return memory_->hand_over(deadline); });
+  control_->set_leave_check([this](Instant deadline) { return hand_over(deadline); });
   control_->register_local(api_);
   memory_->serve_local(api_);
   compute_->serve_local(api_);
@@ -158,6 +158,24 @@ Task<Status> Node::wait_alive(Instant deadline) {
     if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }
   co_return Status{};
+}
+
+bool Node::nobody_takes_over() const {
+  const auto& state = control_->state();
+  bool stuck = false;
+  for (const auto region : state.regions()) {
+    state.for_each_shard(region, [&](const control::State::ShardView& shard) {
+      const bool only_here = shard.in_sync.size() == 1 && shard.in_sync[0] == control_->self();
+      stuck = stuck || (only_here && !shard.filling);
+    });
+  }
+  return stuck;
+}
+
+Task<Status> Node::hand_over(Instant deadline) {
+  // Waiting would not help: the state names the nodes to fill as soon as this one drains.
+  if (nobody_takes_over()) HOLO_CO_TRY(memory_->may_leave());
+  co_return co_await memory_->hand_over(deadline);
 }
 
 Task<Result<LocalReply>> Node::leave() {

@@ -107,6 +107,9 @@ class Node {
   /// The local socket opens, and the pages that were kept are read.
   Task<Status> serve_processes();
   Task<Result<LocalReply>> leave();
+  Task<Status> hand_over(Instant deadline);
+  /// True when a shard has its only copy here and no node to take it.
+  [[nodiscard]] bool nobody_takes_over() const;
 
   NodePorts ports_;
   NodeConfig config_;

@@ -70,10 +70,9 @@ Outcome<int> alloc(const AllocOptions& o) {
   request.set_page_bytes(*page);
   request.set_mode(o.mode);
   request.set_replication(o.replication);
-  if (*page == 0)
-    return std::unexpected(Failure(Error{.code = Errc::invalid_argument,
-                                         .message = "a page of 0 bytes",
-                                         .hint = "a power of two from 4096 to 2097152"}));
+  // On the wire 0 stands for the default; typed, it is a mistake.
+  if (*page == 0) return fail(Errc::invalid_argument, "a page of 0 bytes", "a power of two from 4096 to 2097152");
+  if (o.replication == 0) return fail(Errc::invalid_argument, "a replication of 0", "1 to 3 nodes that hold each page");
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
   HOLO_ASSIGN(region, link.call_for<wire::RegionInfo>(wire::REGION_CREATE, request, kRegionCall));
   if (o.json) {
