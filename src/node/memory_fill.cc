@@ -184,12 +184,26 @@ Status MemoryImpl::may_leave() const {
   return {};
 }
 
+bool MemoryImpl::stranded() const {
+  bool found = false;
+  for (const auto& [id, r] : regions_) {
+    control_.for_each_written(id, [&](PageSpan span, Version) {
+      for (std::uint64_t i = 0; i < span.count && !found; ++i) {
+        const ShardCopies c = copies(*r, PageNo{span.first.value + i});
+        found = c.in_sync.size() == 1 && c.in_sync.front() == control_.self() && !c.filling;
+      }
+    });
+  }
+  return found;
+}
+
 Task<Status> MemoryImpl::hand_over(Instant deadline) {
   for (;;) {
     auto free = may_leave();
     if (free) co_return free;
     start_fills();
-    if (loop_.now() >= deadline) co_return free;
+    // Draining has named a node for every last copy that any node has room for: what has none now will not get one.
+    if (stranded() || loop_.now() >= deadline) co_return free;
     const bool awake = co_await env::sleep_for(loop_, milliseconds(50));
     if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
   }

@@ -159,6 +159,8 @@ class MemoryImpl final : public MemoryService {
   std::vector<RegionVersion> lowest_snapshots() const override;
   MemoryStatus status() const override;
   Status may_leave() const override;
+  /// A last copy here that no node is being given.
+  [[nodiscard]] bool stranded() const;
   Task<Status> hand_over(Instant deadline) override;
 
  private:
