@@ -375,8 +375,7 @@ Task<Status> Coordinator::on_task_done(NodeId from, wire::TaskDone done, Buffer 
   if (done.error().code() != 0) {
     Error error = error_from_wire(done.error());
     const std::string what = job->chunks.empty() ? job->label : str("task ", attempt.chunk, " of ", job->label);
-    error.message =
-        str(what, " on node ", node_name(NodeId{error.node ? error.node : from.value}), ": ", error.message);
+    error.message = str(what, " on node ", node_name(from), ": ", error.message);
     feed(job, [&](Instant now, compute::Effects& fx) { job->core->on_failed(now, attempt, error, fx); });
     co_return Status{};
   }
