@@ -58,6 +58,9 @@ class ControlTest : public ::testing::Test {
  protected:
   void TearDown() override {
     for (auto& [id, m] : machines_) kill(id);
+    loop_.begin_stop();
+    EXPECT_TRUE(loop_.run_until([&] { return loop_.running() == 0; }, seconds(10)))
+        << loop_.running() << " tasks never end";
   }
 
   template <class T>

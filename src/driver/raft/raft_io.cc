@@ -192,11 +192,17 @@ int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot
     *n = stored_.entries.size();
     *entries = static_cast<raft_entry*>(raft_calloc(*n, sizeof(raft_entry)));
     HOLO_ASSERT(*entries != nullptr, "out of memory");
+    // One batch for all: libraft frees it with the last entry in it, also when it refuses to start.
+    std::size_t bytes = 0;
+    for (const env::OwnedLogEntry& e : stored_.entries) bytes += e.data.size();
+    auto* batch = static_cast<std::byte*>(raft_malloc(std::max<std::size_t>(bytes, 1)));
+    HOLO_ASSERT(batch != nullptr, "out of memory");
+    std::size_t at = 0;
     for (std::size_t i = 0; i < *n; ++i) {
       const env::OwnedLogEntry& e = stored_.entries[i];
-      (*entries)[i].term = e.term;
-      (*entries)[i].type = e.type;
-      (*entries)[i].buf = {raft_copy(e.data), e.data.size()};
+      if (!e.data.empty()) std::memcpy(batch + at, e.data.data(), e.data.size());
+      (*entries)[i] = {.term = e.term, .type = e.type, .buf = {batch + at, e.data.size()}, .batch = batch};
+      at += e.data.size();
     }
   }
   stored_ = {};

@@ -68,6 +68,16 @@ class RaftLogTest : public ::testing::Test {
  protected:
   void TearDown() override {
     for (auto& [id, s] : servers_) stop(id);
+    loop_.begin_stop();
+    EXPECT_TRUE(loop_.run_until([&] { return loop_.running() == 0; }, seconds(10)))
+        << loop_.running() << " tasks never end";
+    // What was posted so far, and what that posts: an open that failed lets go of its store a few turns later.
+    int turns = 0;
+    std::function<void()> turn = [&] {
+      if (++turns < 5) loop_.post(turn);
+    };
+    loop_.post(turn);
+    EXPECT_TRUE(loop_.run_until([&] { return turns == 5; }, seconds(10)));
   }
   Server& server(std::uint64_t id) { return *servers_.at(id); }
 
