@@ -342,7 +342,7 @@ class Worker {
   std::deque<std::pair<std::uint32_t, env::LocalRequest>> queue_;
   std::uint32_t running_ = 0;  ///< Request that is being served and not yet answered.
   bool closed_ = false;
-  std::mutex views_mutex_;  ///< Changes of `views_`, and its use by the reader thread.
+  std::mutex views_mutex_;          ///< Changes of `views_`, and its use by the reader thread.
   bool spoiled_ = false;            ///< Some view holds nothing that means anything.
   std::uint64_t running_view_ = 0;  ///< Of the running task.
   std::map<std::uint64_t, std::unique_ptr<View>> views_;

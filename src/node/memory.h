@@ -69,16 +69,16 @@ class SnapshotPin {
 };
 
 struct MemoryCounters {
-  std::uint64_t faults = 0;             ///< Page faults served.
-  std::uint64_t pages_installed = 0;    ///< Slots mapped into a process, by faults and in bulk.
-  std::uint64_t pages_copied = 0;       ///< Private copies given.
-  std::uint64_t pages_fetched = 0;      ///< From other nodes.
+  std::uint64_t faults = 0;           ///< Page faults served.
+  std::uint64_t pages_installed = 0;  ///< Slots mapped into a process, by faults and in bulk.
+  std::uint64_t pages_copied = 0;     ///< Private copies given.
+  std::uint64_t pages_fetched = 0;    ///< From other nodes.
   std::uint64_t bytes_fetched = 0;
-  std::uint64_t pages_served = 0;       ///< To other nodes.
+  std::uint64_t pages_served = 0;  ///< To other nodes.
   std::uint64_t pages_staged = 0;
-  std::uint64_t pages_merged = 0;       ///< Staged pages that had to be merged with another writer's.
+  std::uint64_t pages_merged = 0;  ///< Staged pages that had to be merged with another writer's.
   std::uint64_t conflicts = 0;
-  std::uint64_t corrupt_refused = 0;    ///< Page bytes that failed their checksum and were thrown away.
+  std::uint64_t corrupt_refused = 0;  ///< Page bytes that failed their checksum and were thrown away.
   std::uint64_t evicted = 0;
   std::uint64_t out_of_memory = 0;
   std::uint64_t fetch_failures = 0;
@@ -86,10 +86,10 @@ struct MemoryCounters {
 
 struct MemoryStatus {
   std::uint64_t limit_bytes = 0;
-  std::uint64_t frames_used_bytes = 0;    ///< Everything below, together.
-  std::uint64_t owned_bytes = 0;          ///< Home and backup pages.
-  std::uint64_t cached_bytes = 0;         ///< Clean copies of pages that live elsewhere.
-  std::uint64_t overflow_bytes = 0;       ///< Further versions, twins and staged pages of owned ones.
+  std::uint64_t frames_used_bytes = 0;  ///< Everything below, together.
+  std::uint64_t owned_bytes = 0;        ///< Home and backup pages.
+  std::uint64_t cached_bytes = 0;       ///< Clean copies of pages that live elsewhere.
+  std::uint64_t overflow_bytes = 0;     ///< Further versions, twins and staged pages of owned ones.
   std::uint64_t views = 0;
   MemoryCounters counters;
 };
@@ -113,8 +113,8 @@ class MemoryService {
 
   /// Opens what a clean stop left behind. Damaged files are named in the log, and their pages are then absent here.
   virtual Task<Status> start() = 0;
-  /// Writes the committed pages this node holds to the state directory, within MemoryConfig::stop_budget, and marks the set
-  /// complete. After it the service answers nothing. Errors: `io_error`, `deadline_exceeded` (no set is left then).
+  /// Writes the committed pages this node holds to the state directory, within MemoryConfig::stop_budget, and marks the
+  /// set complete. After it the service answers nothing. Errors: `io_error`, `deadline_exceeded` (no set is left then).
   virtual Task<Status> stop() = 0;
 
   // -- for compute
@@ -128,10 +128,10 @@ class MemoryService {
   /// `out_of_memory`, `write_conflict`; after an error the txn can only be aborted.
   virtual Task<Result<std::vector<RegionWrites>>> seal(TxnId txn, Instant deadline) = 0;
 
-  /// Commits many transactions of this node with one log entry. The outer error means that nothing is known to be committed;
-  /// the inner results are per transaction, in order. An inner `stale_epoch` is retryable: pages of it were staged on
-  /// nodes that have since died; the txn is aborted, run its task again under a new one.
-  /// Errors: `no_quorum`, `deadline_exceeded`, `unavailable`, `under_replicated`.
+  /// Commits many transactions of this node with one log entry. The outer error means that nothing is known to be
+  /// committed; the inner results are per transaction, in order. An inner `stale_epoch` is retryable: pages of it were
+  /// staged on nodes that have since died; the txn is aborted, run its task again under a new one. Errors: `no_quorum`,
+  /// `deadline_exceeded`, `unavailable`, `under_replicated`.
   virtual Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(std::vector<TxnWrites> txns,
                                                                                Instant deadline) = 0;
 
@@ -145,20 +145,24 @@ class MemoryService {
   /// Returns once `version` is applied here. Errors: `deadline_exceeded`, `not_found` (the region was freed).
   virtual Task<Status> wait_applied(RegionId region, Version version, Instant deadline) = 0;
 
-  /// Reads [offset, offset + length) at `snapshot`; at most limits::kMaxPayloadBytes. Errors: as Read of the local protocol.
+  /// Reads [offset, offset + length) at `snapshot`; at most limits::kMaxPayloadBytes. Errors: as Read of the local
+  /// protocol.
   virtual Task<Result<Bytes>> read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length,
                                    Instant deadline) = 0;
 
   // -- for control and status
 
-  /// The lowest snapshot of each region that this node may still read: open views, pins, reads, and what it has applied.
+  /// The lowest snapshot of each region that this node may still read: open views, pins, reads, and what it has
+  /// applied.
   virtual std::vector<RegionVersion> lowest_snapshots() const = 0;
   virtual MemoryStatus status() const = 0;
 
-  /// Whether this node may leave: no committed page has its only in-sync copy here. Otherwise `refused`, naming a region.
+  /// Whether this node may leave: no committed page has its only in-sync copy here. Otherwise `refused`, naming a
+  /// region.
   virtual Status may_leave() const = 0;
-  /// Gives the shards that are being filled from here their copies, until may_leave() or the deadline. The caller has marked
-  /// this node as draining in the control state, which names the nodes to fill. Errors: `refused`, `deadline_exceeded`.
+  /// Gives the shards that are being filled from here their copies, until may_leave() or the deadline. The caller has
+  /// marked this node as draining in the control state, which names the nodes to fill. Errors: `refused`,
+  /// `deadline_exceeded`.
   virtual Task<Status> hand_over(Instant deadline) = 0;
 };
 

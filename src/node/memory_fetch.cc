@@ -9,7 +9,8 @@
 namespace holo::node {
 namespace {
 
-constexpr int kAbsentRounds = 4;  // all holders say "not here": asked so often, while one may be repairing, then page_lost
+constexpr int kAbsentRounds =
+    4;  // all holders say "not here": asked so often, while one may be repairing, then page_lost
 
 /// `error` says why the last try failed.
 Error give_up(const Region& r, PageNo page, Error error) {
@@ -73,8 +74,8 @@ Task<std::vector<Buffer>> MemoryImpl::load_kept(RegionPtr r, std::vector<PageAt>
   co_return out;
 }
 
-Task<Result<std::vector<Buffer>>> MemoryImpl::fetch(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass,
-                                                    Instant deadline) {
+Task<Result<std::vector<Buffer>>> MemoryImpl::fetch(RegionPtr r, std::vector<PageAt> wants, bool keep,
+                                                    env::StreamClass klass, Instant deadline) {
   std::vector<std::shared_ptr<OneShot<Result<Buffer>>>> shots;
   shots.reserve(wants.size());
   std::map<std::uint64_t, std::vector<PageAt>> groups;  // by block: one list of holders
@@ -101,7 +102,8 @@ Task<Result<std::vector<Buffer>>> MemoryImpl::fetch(RegionPtr r, std::vector<Pag
   out.reserve(shots.size());
   for (const auto& shot : shots) {
     // The group that fetches it settles by its own deadline; one that another caller began may end later than ours.
-    auto bytes = co_await env::await_until(loop_, shot, deadline + milliseconds(100), str("pages of region \"", r->shape.name, "\""));
+    auto bytes = co_await env::await_until(loop_, shot, deadline + milliseconds(100),
+                                           str("pages of region \"", r->shape.name, "\""));
     if (!bytes) co_return std::unexpected(std::move(bytes).error());
     out.push_back(std::move(*bytes));
   }
@@ -109,7 +111,8 @@ Task<Result<std::vector<Buffer>>> MemoryImpl::fetch(RegionPtr r, std::vector<Pag
 }
 
 /// Fetches pages of one block: from the kept files, then from each in-sync node in turn, until the deadline.
-Task<void> MemoryImpl::fetch_group(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline) {
+Task<void> MemoryImpl::fetch_group(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass,
+                                   Instant deadline) {
   auto pending = std::make_shared<std::vector<PageAt>>();
   auto kept = co_await load_kept(r, wants);
   for (std::size_t i = 0; i < wants.size(); ++i) {
@@ -152,7 +155,8 @@ Task<void> MemoryImpl::fetch_group(RegionPtr r, std::vector<PageAt> wants, bool 
       }
     }
     if (pending->empty()) break;
-    const std::string what = str("page ", pending->front().page, " of region \"", r->shape.name, "\" (version ", pending->front().version, ")");
+    const std::string what = str("page ", pending->front().page, " of region \"", r->shape.name, "\" (version ",
+                                 pending->front().version, ")");
     if (asked == 0) {
       last = Error{.code = Errc::page_lost,
                    .message = str(what, " is only on node ", dead.empty() ? "(none)" : dead, ", which is down"),
@@ -192,11 +196,14 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
     p->set_page(at.page.value);
     p->set_version(at.version.value);
   }
-  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch), .header = ask.SerializeAsString(), .payload = {}};
+  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch),
+                       .header = ask.SerializeAsString(),
+                       .payload = {}};
   env::CallOptions options{.klass = klass, .deadline = deadline};
   HOLO_CO_ASSIGN(reply, co_await transport_.call(node, std::move(request), options));
   HOLO_CO_ASSIGN(given, decode<wire::PageFetchReply>(reply.header));
-  if (given.pages_size() != static_cast<int>(pending->size())) co_return fail(Errc::malformed, "an answer for other pages");
+  if (given.pages_size() != static_cast<int>(pending->size()))
+    co_return fail(Errc::malformed, "an answer for other pages");
   const Buffer payload = reply.payload.empty() ? Buffer{} : reply.payload.front();
   std::size_t at = 0;
   std::vector<PageAt> left;
@@ -298,7 +305,8 @@ Task<Status> MemoryImpl::ensure_for_stage(RegionPtr r, PageNo page, Version base
     if (!bytes) co_return std::unexpected(std::move(bytes).error());
     auto still = r->pages->missing_for_stage(page, base);
     if (still && !still->empty() && loop_.now() >= deadline) {
-      co_return fail(Errc::out_of_memory, str("no room for the base of page ", page, " of region \"", r->shape.name, "\""));
+      co_return fail(Errc::out_of_memory,
+                     str("no room for the base of page ", page, " of region \"", r->shape.name, "\""));
     }
     if (still && !still->empty()) {
       const bool more = co_await env::sleep_for(loop_, milliseconds(20));
@@ -324,17 +332,21 @@ Task<Result<Buffer>> MemoryImpl::read_staged(RegionPtr r, PageAt at, TxnId txn, 
     auto* p = ask.add_pages();
     p->set_page(at.page.value);
     p->set_version(at.version.value);
-    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch), .header = ask.SerializeAsString(), .payload = {}};
-    env::CallOptions options{.klass = env::StreamClass::data, .deadline = std::min(deadline, loop_.now() + kPeerDeadline)};
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch),
+                         .header = ask.SerializeAsString(),
+                         .payload = {}};
+    env::CallOptions options{.klass = env::StreamClass::data,
+                             .deadline = std::min(deadline, loop_.now() + kPeerDeadline)};
     auto reply = co_await transport_.call(home, std::move(request), options);
     if (reply) {
       wire::PageFetchReply given;
       if (given.ParseFromString(reply->header) && given.pages_size() == 1) {
         const auto& page = given.pages(0);
         if (!page.staged()) break;
-        const Buffer bytes = page.state() == wire::PageGiven::ZERO ? Buffer(memory::zero_bytes(r->page_bytes()), nullptr)
-                             : reply->payload.empty()              ? Buffer{}
-                                                                   : reply->payload.front();
+        const Buffer bytes = page.state() == wire::PageGiven::ZERO
+                                 ? Buffer(memory::zero_bytes(r->page_bytes()), nullptr)
+                             : reply->payload.empty() ? Buffer{}
+                                                      : reply->payload.front();
         if (bytes.size() == r->page_bytes() && digest_of(bytes.span()) == page.checksum()) co_return bytes;
         ++counters_.corrupt_refused;
       }
@@ -353,8 +365,8 @@ Task<Result<Buffer>> MemoryImpl::read_staged(RegionPtr r, PageAt at, TxnId txn, 
 }
 
 /// Whole pages at a snapshot, in order.
-Task<Result<std::vector<Buffer>>> MemoryImpl::read_pages(RegionPtr r, Version snapshot, PageNo first, std::uint64_t count, TxnId txn,
-                                                         Instant deadline) {
+Task<Result<std::vector<Buffer>>> MemoryImpl::read_pages(RegionPtr r, Version snapshot, PageNo first,
+                                                         std::uint64_t count, TxnId txn, Instant deadline) {
   std::vector<Buffer> out(count);
   std::vector<PageAt> wants;
   std::vector<std::size_t> places;
@@ -396,12 +408,14 @@ Task<Result<std::vector<Buffer>>> MemoryImpl::read_pages(RegionPtr r, Version sn
   co_return out;
 }
 
-Task<Result<Bytes>> MemoryImpl::read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length, Instant deadline) {
+Task<Result<Bytes>> MemoryImpl::read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length,
+                                     Instant deadline) {
   HOLO_CO_ASSIGN(r, find_region(region));
   const std::uint64_t size = r->shape.bytes;
   if (offset > size || length > size - offset || length > limits::kMaxPayloadBytes) {
-    co_return fail(Errc::invalid_argument, str("bytes ", offset, " to ", offset + length, " of region \"", r->shape.name,
-                                               "\", which has ", size, " (at most ", limits::kMaxPayloadBytes, " at once)"));
+    co_return fail(Errc::invalid_argument,
+                   str("bytes ", offset, " to ", offset + length, " of region \"", r->shape.name, "\", which has ",
+                       size, " (at most ", limits::kMaxPayloadBytes, " at once)"));
   }
   const SnapshotPin pinned = pin_region(r, snapshot);
   if (length == 0) co_return Bytes{};
@@ -414,7 +428,8 @@ Task<Result<Bytes>> MemoryImpl::read(RegionId region, Version snapshot, std::uin
     const ByteSpan page = (*pages)[p - first].span();
     const std::uint64_t from = p == first ? offset - first * r->page_bytes() : 0;
     const std::uint64_t to = p == last ? offset + length - last * r->page_bytes() : r->page_bytes();
-    out.insert(out.end(), page.begin() + static_cast<std::ptrdiff_t>(from), page.begin() + static_cast<std::ptrdiff_t>(to));
+    out.insert(out.end(), page.begin() + static_cast<std::ptrdiff_t>(from),
+               page.begin() + static_cast<std::ptrdiff_t>(to));
   }
   co_return out;
 }

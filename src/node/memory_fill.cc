@@ -1,4 +1,5 @@
-// Copies that are to be elsewhere: filling new holders, repairing own gaps, handing over before leaving, keeping at a stop.
+// Copies that are to be elsewhere: filling new holders, repairing own gaps, handing over before leaving, keeping at a
+// stop.
 #include <algorithm>
 
 #include "base/log.h"
@@ -37,7 +38,8 @@ Task<void> MemoryImpl::fill_region(RegionPtr r) {
       auto done = co_await fill_shards(r, target, shards);
       if (!done) {
         failed = true;
-        log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ", done.error().message);
+        log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ",
+                 done.error().message);
       }
     }
     bool awake = true;
@@ -66,7 +68,8 @@ Task<Status> MemoryImpl::fill_shards(RegionPtr r, NodeId target, std::vector<Sha
   }
   const std::size_t most = std::max<std::size_t>(1, kStageRequestBytes / r->page_bytes());
   for (std::size_t i = 0; i < pages.size(); i += most) {
-    std::vector<PageAt> some(pages.begin() + static_cast<std::ptrdiff_t>(i), pages.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, pages.size())));
+    std::vector<PageAt> some(pages.begin() + static_cast<std::ptrdiff_t>(i),
+                             pages.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, pages.size())));
     HOLO_CO_TRY(co_await send_fill(r, target, std::move(some)));
     if (control_.epoch() != epoch) co_return fail(Errc::stale_epoch, "the placement moved meanwhile");
   }
@@ -105,7 +108,9 @@ Task<Status> MemoryImpl::send_fill(RegionPtr r, NodeId target, std::vector<PageA
   if (ask.pages_size() == 0) co_return Status{};
   const Instant deadline = loop_.now() + seconds(10);
   for (int attempt = 0;; ++attempt) {
-    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_backup), .header = ask.SerializeAsString(), .payload = payload};
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_backup),
+                         .header = ask.SerializeAsString(),
+                         .payload = payload};
     env::CallOptions options{.klass = env::StreamClass::bulk, .deadline = deadline};
     auto reply = co_await transport_.call(target, std::move(request), options);
     if (reply) co_return Status{};
@@ -151,7 +156,8 @@ Task<void> MemoryImpl::repair(RegionPtr r) {
       r->repairs.erase(r->repairs.begin());
       const Version version = r->pages->history().newest(page);
       const ShardCopies c = copies(*r, page);
-      const bool others = std::any_of(c.in_sync.begin(), c.in_sync.end(), [&](NodeId n) { return n != control_.self(); });
+      const bool others =
+          std::any_of(c.in_sync.begin(), c.in_sync.end(), [&](NodeId n) { return n != control_.self(); });
       if (others && owned(*r, page) && !r->pages->has(page, version)) wants.push_back({page, version});
     }
     if (wants.empty()) continue;
@@ -177,7 +183,9 @@ Status MemoryImpl::may_leave() const {
       }
     });
     if (pages > 0) {
-      return fail(Errc::refused, str(pages, " pages of region \"", r->shape.name, "\" have their only copy on node ", control_.node_name(control_.self())),
+      return fail(Errc::refused,
+                  str(pages, " pages of region \"", r->shape.name, "\" have their only copy on node ",
+                      control_.node_name(control_.self())),
                   "free the region, or add nodes with memory to hand its pages to");
     }
   }
@@ -262,7 +270,8 @@ Task<Status> MemoryImpl::write_kept() {
   HOLO_CO_TRY(shared->commit());
   const Duration took = loop_.now() - began;
   if (took > config_.stop_budget) {
-    log_warn("memory", "keeping ", plan->size(), " pages took ", took.millis(), " ms, more than the ", config_.stop_budget.millis(), " ms planned");
+    log_warn("memory", "keeping ", plan->size(), " pages took ", took.millis(), " ms, more than the ",
+             config_.stop_budget.millis(), " ms planned");
   }
   co_return Status{};
 }

@@ -20,18 +20,19 @@ namespace holo::node {
 
 class MemoryImpl;
 
-inline constexpr std::uint64_t kReadAheadBytes = 1 << 20;      // of one fault in a sequential scan, at most
-inline constexpr std::uint64_t kFetchRequestBytes = 1 << 20;   // asked from a node in one request (one page at least)
-inline constexpr std::uint64_t kStageRequestBytes = 4 << 20;   // sent to a node in one request (one page at least)
-inline constexpr std::uint64_t kPopulateBytes = 8 << 20;       // fetched at a time by VIEW_POPULATE
+inline constexpr std::uint64_t kReadAheadBytes = 1 << 20;     // of one fault in a sequential scan, at most
+inline constexpr std::uint64_t kFetchRequestBytes = 1 << 20;  // asked from a node in one request (one page at least)
+inline constexpr std::uint64_t kStageRequestBytes = 4 << 20;  // sent to a node in one request (one page at least)
+inline constexpr std::uint64_t kPopulateBytes = 8 << 20;      // fetched at a time by VIEW_POPULATE
 inline constexpr std::size_t kTxnsPerCommand = 512;
-inline constexpr std::size_t kDecidedKept = 1 << 16;           // transactions remembered as decided
-inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;      // for copies beside the owned ones, however full the node is
-inline constexpr Duration kTick = milliseconds(200);           // floors
-inline constexpr Duration kSweepEvery = seconds(5);            // staged pages that nobody decides
-inline constexpr Duration kDecisionPatience = milliseconds(300);  // at a stop, for the log to decide what is staged here
-inline constexpr Duration kRoomDeadline = seconds(2);          // then out_of_memory
-inline constexpr Duration kPeerDeadline = seconds(2);          // of one request, within the caller's
+inline constexpr std::size_t kDecidedKept = 1 << 16;       // transactions remembered as decided
+inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;  // for copies beside the owned ones, however full the node is
+inline constexpr Duration kTick = milliseconds(200);       // floors
+inline constexpr Duration kSweepEvery = seconds(5);        // staged pages that nobody decides
+inline constexpr Duration kDecisionPatience =
+    milliseconds(300);                                 // at a stop, for the log to decide what is staged here
+inline constexpr Duration kRoomDeadline = seconds(2);  // then out_of_memory
+inline constexpr Duration kPeerDeadline = seconds(2);  // of one request, within the caller's
 
 struct PageAt {
   PageNo page;
@@ -70,7 +71,7 @@ struct Region {
   memory::ViewBits bits_used = 0;
   std::multiset<Version> pins;
   std::map<PageAt, std::vector<std::shared_ptr<OneShot<Result<Buffer>>>>> fetching;
-  std::set<PageNo> repairs;        // owned pages whose newest bytes are to be fetched
+  std::set<PageNo> repairs;  // owned pages whose newest bytes are to be fetched
   bool repairing = false;
   bool filling = false;
   bool freed = false;
@@ -110,8 +111,8 @@ struct StrayWindows {
   RegionPtr region;
   std::vector<PageNo> pages;
 };
-/// Whether another process may still run as `pid`. This process itself counts as gone: its workers are threads, which end
-/// before their connection does.
+/// Whether another process may still run as `pid`. This process itself counts as gone: its workers are threads, which
+/// end before their connection does.
 bool process_lives(pid_t pid);
 
 /// A commit that was proposed. Its entry is refused by every epoch after `epoch`.
@@ -150,12 +151,14 @@ class MemoryImpl final : public MemoryService {
   Task<Status> stop() override;
   TxnId new_txn() override;
   Task<Result<std::vector<RegionWrites>>> seal(TxnId txn, Instant deadline) override;
-  Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(std::vector<TxnWrites> txns, Instant deadline) override;
+  Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(std::vector<TxnWrites> txns,
+                                                                       Instant deadline) override;
   void abort(std::vector<TxnId> txns) override;
   SnapshotPin pin(RegionId region, Version snapshot) override;
   Version newest(RegionId region) override;
   Task<Status> wait_applied(RegionId region, Version version, Instant deadline) override;
-  Task<Result<Bytes>> read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length, Instant deadline) override;
+  Task<Result<Bytes>> read(RegionId region, Version snapshot, std::uint64_t offset, std::uint64_t length,
+                           Instant deadline) override;
   std::vector<RegionVersion> lowest_snapshots() const override;
   MemoryStatus status() const override;
   Status may_leave() const override;
@@ -188,18 +191,20 @@ class MemoryImpl final : public MemoryService {
   Task<Status> wait_region(RegionPtr r, Version version, Instant deadline);
 
   // -- memory_fetch.cc
-  /// The bytes of pages at exact versions, from here, the kept files, or other nodes; in order. `keep`: put what came from
-  /// elsewhere into the frames where there is room (owned pages always).
-  Task<Result<std::vector<Buffer>>> fetch(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline);
+  /// The bytes of pages at exact versions, from here, the kept files, or other nodes; in order. `keep`: put what came
+  /// from elsewhere into the frames where there is room (owned pages always).
+  Task<Result<std::vector<Buffer>>> fetch(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass,
+                                          Instant deadline);
   Task<void> fetch_group(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline);
-  Task<Status> fetch_from(RegionPtr r, NodeId node, std::shared_ptr<std::vector<PageAt>> pending, bool keep, env::StreamClass klass,
-                          Instant deadline);
+  Task<Status> fetch_from(RegionPtr r, NodeId node, std::shared_ptr<std::vector<PageAt>> pending, bool keep,
+                          env::StreamClass klass, Instant deadline);
   void settle(Region& r, PageAt at, Result<Buffer> result);
   bool keep_page(Region& r, PageAt at, const Buffer& bytes);
   Task<std::vector<Buffer>> load_kept(RegionPtr r, std::vector<PageAt> wants);
   Task<Status> ensure_for_stage(RegionPtr r, PageNo page, Version base, Instant deadline);
   Task<Result<env::Reply>> serve_fetch(NodeId from, env::Request request);
-  Task<Result<std::vector<Buffer>>> read_pages(RegionPtr r, Version snapshot, PageNo first, std::uint64_t count, TxnId txn, Instant deadline);
+  Task<Result<std::vector<Buffer>>> read_pages(RegionPtr r, Version snapshot, PageNo first, std::uint64_t count,
+                                               TxnId txn, Instant deadline);
   Task<Result<Buffer>> read_staged(RegionPtr r, PageAt at, TxnId txn, Instant deadline);
 
   // -- memory_views.cc
@@ -223,9 +228,12 @@ class MemoryImpl final : public MemoryService {
   Status give_fetched(View& view, PageAt at, const Buffer& bytes);
 
   // -- memory_stage.cc
-  Task<Result<std::vector<StagedSpan>>> stage_group(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
-  Task<Result<std::vector<StagedSpan>>> stage_remote(RegionPtr r, NodeId home, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
-  Task<Result<std::vector<StagedSpan>>> stage_at_home(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> stage_group(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,
+                                                    Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> stage_remote(RegionPtr r, NodeId home, TxnId txn, Version base,
+                                                     std::vector<PagePart> parts, Instant deadline);
+  Task<Result<std::vector<StagedSpan>>> stage_at_home(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,
+                                                      Instant deadline);
   Task<Result<std::vector<StagedSpan>>> replicate(RegionPtr r, TxnId txn, std::vector<PageNo> pages, Instant deadline);
   Task<Status> send_backup(RegionPtr r, NodeId node, TxnId txn, std::vector<PageNo> pages, Instant deadline);
   Status check_open(const TxnId& txn) const;
@@ -269,8 +277,8 @@ class MemoryImpl final : public MemoryService {
   std::map<SessionId, std::set<ViewId>> session_views_;
   std::map<TxnId, LocalTxn> txns_;
   std::vector<StrayWindows> stray_windows_;
-  std::unordered_set<TxnId> open_;       // coordinated here, not decided
-  std::map<TxnId, Doubt> in_doubt_;      // proposed, outcome unknown: kept until the log or the epoch decides
+  std::unordered_set<TxnId> open_;   // coordinated here, not decided
+  std::map<TxnId, Doubt> in_doubt_;  // proposed, outcome unknown: kept until the log or the epoch decides
   std::unordered_set<TxnId> decided_;
   std::deque<TxnId> decided_order_;
   std::map<TxnId, Instant> staged_since_;

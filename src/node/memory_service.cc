@@ -146,7 +146,8 @@ void MemoryImpl::remove_region(RegionId id) {
   const RegionPtr r = it->second;
   regions_.erase(it);
   r->freed = true;
-  const Error gone{.code = Errc::not_found, .message = str("region \"", r->shape.name, "\" was freed while it was mapped")};
+  const Error gone{.code = Errc::not_found,
+                   .message = str("region \"", r->shape.name, "\" was freed while it was mapped")};
   std::vector<ViewPtr> open;
   for (auto& [view_id, view] : r->views) open.push_back(view);
   for (const ViewPtr& view : open) {
@@ -229,7 +230,8 @@ void MemoryImpl::nodes_changed() {
 Result<RegionPtr> MemoryImpl::find_region(RegionId id) const {
   if (stopped_) return fail(Errc::unavailable, "the agent is stopping");
   auto it = regions_.find(id);
-  if (it == regions_.end()) return fail(Errc::not_found, str("there is no region ", id), "it may have been freed; `holo regions` lists them");
+  if (it == regions_.end())
+    return fail(Errc::not_found, str("there is no region ", id), "it may have been freed; `holo regions` lists them");
   return it->second;
 }
 
@@ -253,7 +255,8 @@ bool MemoryImpl::owned(Region& r, PageNo page) const {
   std::int8_t& known = r.owned[shard.value];
   if (known < 0) {
     const ShardCopies c = control_.copies(r.id(), shard);
-    known = c.filling == control_.self() || std::find(c.in_sync.begin(), c.in_sync.end(), control_.self()) != c.in_sync.end();
+    known = c.filling == control_.self() ||
+            std::find(c.in_sync.begin(), c.in_sync.end(), control_.self()) != c.in_sync.end();
   }
   return known != 0;
 }
@@ -293,8 +296,9 @@ Task<Status> MemoryImpl::wait_for_room(std::uint64_t bytes) {
     const bool more = co_await env::sleep_for(loop_, milliseconds(50));
     if (!more || loop_.now() >= deadline) {
       ++counters_.out_of_memory;
-      co_return fail(Errc::out_of_memory, str("the memory limit of node ", control_.node_name(control_.self()), " is reached (",
-                                              config_.limit_bytes >> 20, " MiB)"),
+      co_return fail(Errc::out_of_memory,
+                     str("the memory limit of node ", control_.node_name(control_.self()), " is reached (",
+                         config_.limit_bytes >> 20, " MiB)"),
                      "free regions, close programs that hold old versions, or raise --memory");
     }
     tick();
@@ -328,7 +332,8 @@ Task<Status> MemoryImpl::wait_region(RegionPtr r, Version version, Instant deadl
     if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
     auto shot = std::make_shared<OneShot<Result<bool>>>();
     version_waiters_[r->id()].push_back(shot);
-    HOLO_CO_TRY(co_await env::await_until(loop_, shot, deadline, str("version ", version, " of region \"", r->shape.name, "\"")));
+    HOLO_CO_TRY(co_await env::await_until(loop_, shot, deadline,
+                                          str("version ", version, " of region \"", r->shape.name, "\"")));
   }
   co_return Status{};
 }
@@ -397,7 +402,8 @@ void MemoryImpl::remember_decided(const TxnId& txn) {
   decided_order_.pop_front();
 }
 
-/// Staged pages whose coordinator has neither committed nor aborted for long: asks it, lest a lost message keep them for ever.
+/// Staged pages whose coordinator has neither committed nor aborted for long: asks it, lest a lost message keep them
+/// for ever.
 Task<void> MemoryImpl::sweep_staged() {
   std::map<NodeId, std::vector<TxnId>> by_node;
   for (const auto& [txn, since] : staged_since_) {
@@ -413,7 +419,9 @@ Task<void> MemoryImpl::sweep_staged() {
     if (!control_.alive(node)) continue;  // Its death drops them.
     wire::TxnStatus ask;
     for (const TxnId& txn : txns) to_wire(txn, ask.add_txns());
-    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::txn_status), .header = ask.SerializeAsString(), .payload = {}};
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::txn_status),
+                         .header = ask.SerializeAsString(),
+                         .payload = {}};
     env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop_.now() + kPeerDeadline};
     auto reply = co_await transport_.call(node, std::move(request), options);
     if (!reply) continue;

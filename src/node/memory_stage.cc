@@ -10,7 +10,8 @@ namespace holo::node {
 namespace {
 
 bool worth_retrying(const Error& e) {
-  return e.code == Errc::stale_epoch || e.code == Errc::unavailable || e.code == Errc::overloaded || e.code == Errc::corrupt;
+  return e.code == Errc::stale_epoch || e.code == Errc::unavailable || e.code == Errc::overloaded ||
+         e.code == Errc::corrupt;
 }
 
 Error staging_error(const Region& r, Error e) {
@@ -26,7 +27,8 @@ Error staging_error(const Region& r, Error e) {
 Status MemoryImpl::check_open(const TxnId& txn) const {
   if (decided_.contains(txn)) return fail(Errc::cancelled, "the transaction was committed or aborted already");
   if (control_.incarnation_of(txn.node) != txn.incarnation) {
-    return fail(Errc::cancelled, str("node ", control_.node_name(txn.node), ", which coordinates the transaction, is gone"));
+    return fail(Errc::cancelled,
+                str("node ", control_.node_name(txn.node), ", which coordinates the transaction, is gone"));
   }
   return {};
 }
@@ -34,13 +36,14 @@ Status MemoryImpl::check_open(const TxnId& txn) const {
 // ---- from the writer's node
 
 /// Stages parts of one block, wherever its home is now; goes after the home while it moves.
-Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_group(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,
-                                                              Instant deadline) {
+Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_group(RegionPtr r, TxnId txn, Version base,
+                                                              std::vector<PagePart> parts, Instant deadline) {
   Duration pause = milliseconds(5);
   for (;;) {
     if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
     const ShardCopies holders = copies(*r, parts.front().page);
-    Error last{.code = Errc::page_lost, .message = str("page ", parts.front().page, " of region \"", r->shape.name, "\" has no home")};
+    Error last{.code = Errc::page_lost,
+               .message = str("page ", parts.front().page, " of region \"", r->shape.name, "\" has no home")};
     if (!holders.in_sync.empty()) {
       const NodeId home = holders.in_sync.front();
       if (home == control_.self()) {
@@ -54,7 +57,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_group(RegionPtr r, TxnId
         if (last.node == 0) last.node = home.value;
       }
     }
-    if (!worth_retrying(last) || loop_.now() + pause >= deadline) co_return std::unexpected(staging_error(*r, std::move(last)));
+    if (!worth_retrying(last) || loop_.now() + pause >= deadline)
+      co_return std::unexpected(staging_error(*r, std::move(last)));
     const bool more = co_await env::sleep_for(loop_, pause);
     if (!more) co_return fail(Errc::cancelled, "the agent is stopping");
     pause = std::min(pause * 2, milliseconds(200));
@@ -77,7 +81,9 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_remote(RegionPtr r, Node
     p->set_checksum(digest_of(part.bytes.span()));
     payload.push_back(part.bytes);
   }
-  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_stage), .header = ask.SerializeAsString(), .payload = std::move(payload)};
+  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_stage),
+                       .header = ask.SerializeAsString(),
+                       .payload = std::move(payload)};
   env::CallOptions options{.klass = env::StreamClass::bulk, .deadline = deadline};
   HOLO_CO_ASSIGN(reply, co_await transport_.call(home, std::move(request), options));
   HOLO_CO_ASSIGN(answer, decode<wire::PageStageReply>(reply.header));
@@ -91,15 +97,17 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_remote(RegionPtr r, Node
 }
 
 /// Stages parts of any pages through this node and notes what came of it under the transaction.
-Task<Status> MemoryImpl::stage_parts(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts, Instant deadline) {
+Task<Status> MemoryImpl::stage_parts(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,
+                                     Instant deadline) {
   std::map<std::uint64_t, std::vector<PagePart>> blocks;
   for (PagePart& part : parts) blocks[part.page.value / r->shape.block_pages].push_back(std::move(part));
   const std::size_t most = std::max<std::size_t>(1, kStageRequestBytes / r->page_bytes());
   std::vector<Task<Result<std::vector<StagedSpan>>>> tasks;
   for (auto& [block, group] : blocks) {
     for (std::size_t i = 0; i < group.size(); i += most) {
-      std::vector<PagePart> some(std::make_move_iterator(group.begin() + static_cast<std::ptrdiff_t>(i)),
-                                 std::make_move_iterator(group.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, group.size()))));
+      std::vector<PagePart> some(
+          std::make_move_iterator(group.begin() + static_cast<std::ptrdiff_t>(i)),
+          std::make_move_iterator(group.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, group.size()))));
       tasks.push_back(stage_group(r, txn, base, std::move(some), deadline));
     }
   }
@@ -119,8 +127,8 @@ Task<Status> MemoryImpl::stage_parts(RegionPtr r, TxnId txn, Version base, std::
 
 // ---- at the home
 
-Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,
-                                                                Instant deadline) {
+Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, TxnId txn, Version base,
+                                                                std::vector<PagePart> parts, Instant deadline) {
   HOLO_CO_TRY(co_await wait_region(r, base, deadline));
   std::vector<PageNo> kept;
   for (const PagePart& part : parts) {
@@ -133,9 +141,11 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, Txn
     HOLO_CO_TRY(check_open(txn));
     const ShardCopies holders = copies(*r, part.page);
     if (r->freed || holders.in_sync.empty() || holders.in_sync.front() != control_.self()) {
-      co_return fail(Errc::stale_epoch, str("node ", control_.node_name(control_.self()), " is not the home of page ", part.page));
+      co_return fail(Errc::stale_epoch,
+                     str("node ", control_.node_name(control_.self()), " is not the home of page ", part.page));
     }
-    auto staged = r->pages->stage({.txn = txn, .page = part.page, .base = base, .offset = part.offset, .bytes = part.bytes});
+    auto staged =
+        r->pages->stage({.txn = txn, .page = part.page, .base = base, .offset = part.offset, .bytes = part.bytes});
     if (!staged) {
       if (staged.error().code == Errc::write_conflict) ++counters_.conflicts;
       Error e = std::move(staged).error();
@@ -144,7 +154,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, Txn
     }
     ++counters_.pages_staged;
     if (!*staged) continue;
-    if (r->pages->staged_base(txn, part.page) != r->pages->history().version_at(part.page, base)) ++counters_.pages_merged;
+    if (r->pages->staged_base(txn, part.page) != r->pages->history().version_at(part.page, base))
+      ++counters_.pages_merged;
     staged_since_.try_emplace(txn, loop_.now());
     kept.push_back(part.page);
   }
@@ -155,7 +166,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, Txn
 }
 
 /// Gives staged pages (homed here) to every other in-sync node of their shard; returns once enough of them hold them.
-Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId txn, std::vector<PageNo> pages, Instant deadline) {
+Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId txn, std::vector<PageNo> pages,
+                                                            Instant deadline) {
   std::vector<StagedSpan> out;
   std::map<std::uint64_t, std::vector<PageNo>> blocks;
   for (PageNo page : pages) blocks[page.value / r->shape.block_pages].push_back(page);
@@ -164,7 +176,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
     for (;;) {
       if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
       const ShardCopies holders = copies(*r, group.front());
-      if (holders.in_sync.empty() || holders.in_sync.front() != control_.self()) co_return fail(Errc::stale_epoch, "the home has moved");
+      if (holders.in_sync.empty() || holders.in_sync.front() != control_.self())
+        co_return fail(Errc::stale_epoch, "the home has moved");
       std::vector<NodeId> targets;
       for (NodeId node : holders.in_sync) {
         if (node != control_.self() && !sent.contains(node)) targets.push_back(node);
@@ -173,7 +186,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
       if (fills) targets.push_back(holders.filling);
       std::vector<Task<Status>> tasks;
       tasks.reserve(targets.size());
-      for (NodeId node : targets) tasks.push_back(send_backup(r, node, txn, group, std::min(deadline, loop_.now() + kPeerDeadline)));
+      for (NodeId node : targets)
+        tasks.push_back(send_backup(r, node, txn, group, std::min(deadline, loop_.now() + kPeerDeadline)));
       Error last{.code = Errc::unavailable, .message = "no other node holds a copy"};
       auto results = co_await gather(loop_, std::move(tasks));
       for (std::size_t i = 0; i < results.size(); ++i) {
@@ -198,8 +212,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
       }
       if (loop_.now() + milliseconds(20) >= deadline) {
         Error e{.code = Errc::under_replicated,
-                .message = str("page ", group.front(), " of region \"", r->shape.name, "\" wants ", required, " copies and can have ",
-                               now.in_sync.size(), " now: ", last.message),
+                .message = str("page ", group.front(), " of region \"", r->shape.name, "\" wants ", required,
+                               " copies and can have ", now.in_sync.size(), " now: ", last.message),
                 .hint = "start the missing nodes again, or wait until copies are made elsewhere",
                 .node = last.node,
                 .retryable = true};
@@ -229,7 +243,9 @@ Task<Status> MemoryImpl::send_backup(RegionPtr r, NodeId node, TxnId txn, std::v
       p->set_checksum(digest_of(bytes));
       payload.push_back(Buffer::copy(bytes));
     }
-    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_backup), .header = ask.SerializeAsString(), .payload = std::move(payload)};
+    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_backup),
+                         .header = ask.SerializeAsString(),
+                         .payload = std::move(payload)};
     env::CallOptions options{.klass = env::StreamClass::bulk, .deadline = deadline};
     auto reply = co_await transport_.call(node, std::move(request), options);
     if (!reply) co_return std::unexpected(std::move(reply).error());
@@ -245,7 +261,8 @@ Task<Status> MemoryImpl::seal_windows(RegionPtr r, TxnId txn, Instant deadline) 
   for (PageNo page : pages) {
     const ShardCopies holders = copies(*r, page);
     if (holders.in_sync.empty() || holders.in_sync.front() != control_.self()) {
-      co_return fail(Errc::stale_epoch, str("page ", page, " of region \"", r->shape.name, "\" has moved since it was written in place"));
+      co_return fail(Errc::stale_epoch,
+                     str("page ", page, " of region \"", r->shape.name, "\" has moved since it was written in place"));
     }
     // What a conflict check compares with has to be here. The window's base is, as its twin.
     const auto local = txns_.find(txn);
@@ -264,8 +281,10 @@ Task<Status> MemoryImpl::seal_windows(RegionPtr r, TxnId txn, Instant deadline) 
   std::vector<Task<Result<std::vector<StagedSpan>>>> tasks;
   for (std::size_t i = 0; i < pages.size();) {
     std::size_t end = i + 1;
-    while (end < pages.size() && pages[end].value / r->shape.block_pages == pages[i].value / r->shape.block_pages) ++end;
-    std::vector<PageNo> group(pages.begin() + static_cast<std::ptrdiff_t>(i), pages.begin() + static_cast<std::ptrdiff_t>(end));
+    while (end < pages.size() && pages[end].value / r->shape.block_pages == pages[i].value / r->shape.block_pages)
+      ++end;
+    std::vector<PageNo> group(pages.begin() + static_cast<std::ptrdiff_t>(i),
+                              pages.begin() + static_cast<std::ptrdiff_t>(end));
     tasks.push_back(replicate(r, txn, std::move(group), deadline));
     i = end;
   }
@@ -300,13 +319,15 @@ Task<Result<env::Reply>> MemoryImpl::serve_stage(NodeId from, env::Request reque
     at += p.length();
     if (digest_of(bytes.span()) != p.checksum()) {
       ++counters_.corrupt_refused;
-      log_warn("memory", "a staged page from node ", control_.node_name(from), " fails its checksum; it has to send it again");
+      log_warn("memory", "a staged page from node ", control_.node_name(from),
+               " fails its checksum; it has to send it again");
       co_return fail(Errc::corrupt, str("page ", p.page(), " arrived with a wrong checksum"));
     }
     parts.push_back({PageNo{p.page()}, p.offset(), std::move(bytes)});
   }
   if (parts.empty()) co_return fail(Errc::malformed, "nothing to stage");
-  auto staged = co_await stage_at_home(r, from_wire(ask.txn()), Version{ask.base()}, std::move(parts), loop_.now() + config_.stage_deadline);
+  auto staged = co_await stage_at_home(r, from_wire(ask.txn()), Version{ask.base()}, std::move(parts),
+                                       loop_.now() + config_.stage_deadline);
   if (!staged) co_return std::unexpected(std::move(staged).error());
   wire::PageStageReply reply;
   for (const StagedSpan& span : *staged) {
@@ -338,7 +359,8 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
     if (!p.zero()) at += r->page_bytes();
     if (digest_of(bytes.span()) != p.checksum()) {
       ++counters_.corrupt_refused;
-      log_warn("memory", "a copied page from node ", control_.node_name(from), " fails its checksum; it has to send it again");
+      log_warn("memory", "a copied page from node ", control_.node_name(from),
+               " fails its checksum; it has to send it again");
       co_return fail(Errc::corrupt, str("page ", p.page(), " arrived with a wrong checksum"));
     }
     if (!ask.has_txn()) {

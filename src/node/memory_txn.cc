@@ -55,19 +55,22 @@ Status MemoryImpl::check_holders(const TxnWrites& writes) const {
     if (it == regions_.end()) return fail(Errc::not_found, "a region was freed while it was written");
     const Region& r = *it->second;
     for (const StagedSpan& span : region.pages) {
-      for (std::uint64_t p = span.pages.first.value; p < span.pages.first.value + span.pages.count; p = block_end(r, p)) {
+      for (std::uint64_t p = span.pages.first.value; p < span.pages.first.value + span.pages.count;
+           p = block_end(r, p)) {
         const ShardCopies now = copies(r, PageNo{p});
         std::size_t have = 0;
         for (NodeId node : now.in_sync) {
-          have += static_cast<std::size_t>(control_.alive(node) && std::find(span.holders.begin(), span.holders.end(), node) != span.holders.end());
+          have += static_cast<std::size_t>(
+              control_.alive(node) && std::find(span.holders.begin(), span.holders.end(), node) != span.holders.end());
         }
         std::size_t required = std::min<std::size_t>(r.shape.replication, control_.live_nodes().size());
         if (r.shape.replication >= 2) required = std::max<std::size_t>(required, 2);
         if (have >= required) continue;
-        Error e{.code = Errc::stale_epoch,
-                .message = str("page ", p, " of region \"", r.shape.name, "\" was staged on nodes that have died since"),
-                .hint = "stage it again",
-                .retryable = true};
+        Error e{
+            .code = Errc::stale_epoch,
+            .message = str("page ", p, " of region \"", r.shape.name, "\" was staged on nodes that have died since"),
+            .hint = "stage it again",
+            .retryable = true};
         return std::unexpected(std::move(e));
       }
     }
@@ -75,7 +78,8 @@ Status MemoryImpl::check_holders(const TxnWrites& writes) const {
   return {};
 }
 
-Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit(std::vector<TxnWrites> txns, Instant deadline) {
+Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit(std::vector<TxnWrites> txns,
+                                                                                 Instant deadline) {
   using Versions = Result<std::vector<RegionVersion>>;
   std::vector<Versions> out(txns.size(), Versions(fail(Errc::internal, "not tried")));
   std::vector<std::size_t> left(txns.size());
@@ -100,7 +104,8 @@ Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit
       command.push_back(std::move(c));
       places.push_back(i);
     }
-    const std::size_t taken = left.size() > kTxnsPerCommand && command.size() == kTxnsPerCommand ? places.back() : SIZE_MAX;
+    const std::size_t taken =
+        left.size() > kTxnsPerCommand && command.size() == kTxnsPerCommand ? places.back() : SIZE_MAX;
     if (!command.empty()) {
       for (std::size_t i : places) in_doubt_.insert_or_assign(txns[i].txn, Doubt{.epoch = epoch, .given_up = false});
       auto result = co_await control_.commit(epoch, command, deadline);
@@ -142,7 +147,8 @@ void MemoryImpl::abort_here(const TxnId& txn) {
 Task<bool> MemoryImpl::send_abort(NodeId node, std::string header) {
   // Should it get lost for good, the sweep of staged pages finds out.
   for (int attempt = 0; attempt < 3; ++attempt) {
-    env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::txn_abort), .header = header, .payload = {}};
+    env::Request request{
+        .type = static_cast<std::uint16_t>(wire::PeerMessage::txn_abort), .header = header, .payload = {}};
     env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop_.now() + kPeerDeadline};
     auto reply = co_await transport_.call(node, std::move(request), options);
     if (reply) co_return true;
@@ -176,8 +182,9 @@ MemoryImpl::Handled MemoryImpl::local_read(std::shared_ptr<LocalSession>, LocalR
   HOLO_CO_ASSIGN(r, find_region(RegionId{ask.region()}));
   const std::uint64_t size = r->shape.pages() * r->page_bytes();  // The last page is read whole by those who map it.
   if (ask.offset() > size || ask.length() > size - ask.offset() || ask.length() > limits::kMaxPayloadBytes) {
-    co_return fail(Errc::invalid_argument, str("bytes ", ask.offset(), " to ", ask.offset() + ask.length(), " of region \"", r->shape.name,
-                                               "\", which has ", r->shape.bytes, " (at most ", limits::kMaxPayloadBytes, " at once)"));
+    co_return fail(Errc::invalid_argument,
+                   str("bytes ", ask.offset(), " to ", ask.offset() + ask.length(), " of region \"", r->shape.name,
+                       "\", which has ", r->shape.bytes, " (at most ", limits::kMaxPayloadBytes, " at once)"));
   }
   const Instant deadline = loop_.now() + config_.fetch_deadline;
   HOLO_CO_TRY(co_await wait_region(r, Version{ask.snapshot()}, deadline));
@@ -214,14 +221,16 @@ MemoryImpl::Handled MemoryImpl::local_stage(std::shared_ptr<LocalSession> sessio
     }
     std::uint64_t at = 0;
     for (std::uint64_t page : ask.pages()) {
-      if (page >= r->shape.pages()) co_return fail(Errc::invalid_argument, str("region \"", r->shape.name, "\" has no page ", page));
+      if (page >= r->shape.pages())
+        co_return fail(Errc::invalid_argument, str("region \"", r->shape.name, "\" has no page ", page));
       parts.push_back({PageNo{page}, 0, payload.slice(at, pb)});
       at += pb;
     }
   } else {
     const std::uint64_t size = r->shape.bytes, offset = ask.offset();
     if (offset > size || payload.size() > size - offset) {
-      co_return fail(Errc::invalid_argument, str("bytes ", offset, " to ", offset + payload.size(), " of region \"", r->shape.name, "\", which has ", size));
+      co_return fail(Errc::invalid_argument, str("bytes ", offset, " to ", offset + payload.size(), " of region \"",
+                                                 r->shape.name, "\", which has ", size));
     }
     for (std::uint64_t at = 0; at < payload.size();) {
       const std::uint64_t page = (offset + at) / pb, within = (offset + at) % pb;
@@ -239,9 +248,11 @@ MemoryImpl::Handled MemoryImpl::local_stage(std::shared_ptr<LocalSession> sessio
     txns_.try_emplace(txn);
   }
   LocalTxn& local = txns_[txn];
-  if (local.owner != SessionId{} && local.owner != session->id()) co_return fail(Errc::permission_denied, "another program's transaction");
+  if (local.owner != SessionId{} && local.owner != session->id())
+    co_return fail(Errc::permission_denied, "another program's transaction");
   local.pins.try_emplace(r->id(), pin_region(r, Version{ask.base()}));
-  auto staged = co_await stage_parts(r, txn, Version{ask.base()}, std::move(parts), loop_.now() + config_.stage_deadline);
+  auto staged =
+      co_await stage_parts(r, txn, Version{ask.base()}, std::move(parts), loop_.now() + config_.stage_deadline);
   if (!staged) {
     if (!ask.has_txn()) {  // Nobody knows its name.
       std::vector<TxnId> one{txn};
@@ -267,7 +278,8 @@ MemoryImpl::Handled MemoryImpl::local_commit(std::shared_ptr<LocalSession> sessi
   writes.regions = std::move(sealed);
   for (std::uint64_t id : ask.regions()) {
     const RegionId region{id};
-    const bool written = std::any_of(writes.regions.begin(), writes.regions.end(), [&](const RegionWrites& w) { return w.region == region; });
+    const bool written = std::any_of(writes.regions.begin(), writes.regions.end(),
+                                     [&](const RegionWrites& w) { return w.region == region; });
     if (!written) writes.bump_only.push_back(region);
   }
   std::vector<TxnWrites> one;

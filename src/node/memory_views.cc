@@ -28,7 +28,8 @@ memory::ViewBits free_bit(memory::ViewBits used) {
 bool process_lives(pid_t pid) { return pid > 0 && pid != ::getpid() && (::kill(pid, 0) == 0 || errno == EPERM); }
 
 void MemoryImpl::serve_local(LocalApi& api) {
-  auto serve = [&](wire::LocalMessage type, Handled (MemoryImpl::*handler)(std::shared_ptr<LocalSession>, LocalRequest)) {
+  auto serve = [&](wire::LocalMessage type,
+                   Handled (MemoryImpl::*handler)(std::shared_ptr<LocalSession>, LocalRequest)) {
     api.serve(type, [this, handler](std::shared_ptr<LocalSession> session, LocalRequest request) {
       return (this->*handler)(std::move(session), std::move(request));
     });
@@ -61,7 +62,8 @@ MemoryImpl::Handled MemoryImpl::view_open(std::shared_ptr<LocalSession> session,
   if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
   const Version snapshot = ask.has_snapshot() ? wanted : r->pages->history().newest();
   if (snapshot < r->pages->history().floor()) {
-    co_return fail(Errc::snapshot_too_old, str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"), "map the newest");
+    co_return fail(Errc::snapshot_too_old,
+                   str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"), "map the newest");
   }
   HOLO_CO_TRY(r->frames->open());
 
@@ -74,7 +76,8 @@ MemoryImpl::Handled MemoryImpl::view_open(std::shared_ptr<LocalSession> session,
   view->bit = free_bit(r->bits_used);
   if (!request.fds.empty() && faults_.mode() != env::FaultMode::none) {
     if (ask.address() % r->page_bytes() != 0 || ask.length() != size) {
-      co_return fail(Errc::invalid_argument, str("region \"", r->shape.name, "\" maps as ", size, " bytes at a multiple of its page size"));
+      co_return fail(Errc::invalid_argument,
+                     str("region \"", r->shape.name, "\" maps as ", size, " bytes at a multiple of its page size"));
     }
     auto attached = faults_.attach(std::move(request.fds.front()), ask.address(), ask.length(),
                                    [this, weak = std::weak_ptr<View>(view)](std::vector<env::PageFault> faults) {
@@ -103,7 +106,8 @@ MemoryImpl::Handled MemoryImpl::view_open(std::shared_ptr<LocalSession> session,
 Result<ViewPtr> MemoryImpl::find_view(const LocalSession& session, std::uint64_t id) const {
   if (stopped_) return fail(Errc::unavailable, "the agent is stopping");
   auto it = views_.find(ViewId{id});
-  if (it == views_.end() || it->second->session_id != session.id()) return fail(Errc::not_found, str("this program has no view ", id));
+  if (it == views_.end() || it->second->session_id != session.id())
+    return fail(Errc::not_found, str("this program has no view ", id));
   return it->second;
 }
 
@@ -135,7 +139,8 @@ void MemoryImpl::session_closed(LocalSession& session) {
       if (!view->windows.empty()) {
         // It died with a window open: whatever it wrote there must not become a version.
         for (auto& [txn, local] : txns_) {
-          if (local.windowed.contains(view->region->id()) && view->region->pages->has_open_window(txn)) local.broken = true;
+          if (local.windowed.contains(view->region->id()) && view->region->pages->has_open_window(txn))
+            local.broken = true;
         }
         if (process_lives(session.pid())) {
           stray_windows_.push_back({session.pid(), view->region, {view->windows.begin(), view->windows.end()}});
@@ -169,12 +174,15 @@ MemoryImpl::Handled MemoryImpl::view_refresh(std::shared_ptr<LocalSession> sessi
   const auto& history = r->pages->history();
   const Version snapshot = ask.has_snapshot() ? wanted : history.newest();
   if (snapshot < history.floor()) {
-    co_return fail(Errc::snapshot_too_old, str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"), "refresh to the newest");
+    co_return fail(Errc::snapshot_too_old,
+                   str("version ", snapshot, " of region \"", r->shape.name, "\" is no longer kept"),
+                   "refresh to the newest");
   }
   wire::ViewRefreshReply reply;
   reply.set_snapshot(snapshot.value);
   std::vector<PageSpan> changed = history.changed(view->snapshot, snapshot);
-  if (std::min(view->snapshot, snapshot) < history.floor()) changed = {{PageNo{0}, r->shape.pages()}};  // The log skipped ahead.
+  if (std::min(view->snapshot, snapshot) < history.floor())
+    changed = {{PageNo{0}, r->shape.pages()}};  // The log skipped ahead.
   for (const PageSpan& span : changed) {
     auto* out = reply.add_changed();
     out->set_first(span.first.value);
@@ -250,7 +258,8 @@ Result<std::vector<PageAt>> MemoryImpl::give_local(View& view, PageNo first, std
 Status MemoryImpl::give_fetched(View& view, PageAt at, const Buffer& bytes) {
   Region& r = *view.region;
   HOLO_ASSIGN(found, r.pages->resolve(at.page, view.snapshot));
-  if (found.version != at.version || view.windows.contains(at.page)) return {};  // The view has moved on: it faults again.
+  if (found.version != at.version || view.windows.contains(at.page))
+    return {};  // The view has moved on: it faults again.
   if (found.where == memory::Resolution::Where::slot) {
     r.pages->mark_mapped(at.page, view.bit);
     ++counters_.pages_installed;
@@ -340,7 +349,8 @@ MemoryImpl::Handled MemoryImpl::view_populate(std::shared_ptr<LocalSession> sess
   if (!view->faulted) co_return fail(Errc::unsupported, "this view has no userfaultfd: READ gives its bytes");
   const std::uint64_t first = ask.pages().first(), count = ask.pages().count();
   if (first > r->shape.pages() || count > r->shape.pages() - first) {
-    co_return fail(Errc::invalid_argument, str("pages ", first, " to ", first + count, " of region \"", r->shape.name, "\", which has ", r->shape.pages()));
+    co_return fail(Errc::invalid_argument, str("pages ", first, " to ", first + count, " of region \"", r->shape.name,
+                                               "\", which has ", r->shape.pages()));
   }
   const std::uint64_t step = std::max<std::uint64_t>(1, kPopulateBytes / r->page_bytes());
   for (std::uint64_t at = first; at < first + count; at += step) {
@@ -366,7 +376,8 @@ MemoryImpl::Handled MemoryImpl::window_open(std::shared_ptr<LocalSession> sessio
   HOLO_CO_TRY(check_open(txn));
   const std::uint64_t first = ask.pages().first(), count = ask.pages().count();
   if (first > r->shape.pages() || count > r->shape.pages() - first) {
-    co_return fail(Errc::invalid_argument, str("pages ", first, " to ", first + count, " of region \"", r->shape.name, "\", which has ", r->shape.pages()));
+    co_return fail(Errc::invalid_argument, str("pages ", first, " to ", first + count, " of region \"", r->shape.name,
+                                               "\", which has ", r->shape.pages()));
   }
   std::vector<PageNo> opened;
   for (std::uint64_t p = first; p < first + count;) {

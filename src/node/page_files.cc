@@ -104,7 +104,10 @@ std::shared_ptr<const int> share_fd(int fd) {
 }  // namespace
 
 PageFiles::PageFiles(std::string directory, Owner owner, env::Entropy& entropy, const crypto::AeadKey& key)
-    : directory_(std::move(directory)), owner_(owner), entropy_(entropy), aead_(crypto::AeadAlgorithm::xchacha20_poly1305, key) {}
+    : directory_(std::move(directory)),
+      owner_(owner),
+      entropy_(entropy),
+      aead_(crypto::AeadAlgorithm::xchacha20_poly1305, key) {}
 
 Result<std::unique_ptr<PageFiles>> PageFiles::open(const std::string& directory, Owner owner, env::Entropy& entropy,
                                                    std::vector<std::string>& damaged) {
@@ -128,7 +131,8 @@ Result<std::unique_ptr<PageFiles>> PageFiles::open(const std::string& directory,
     expected = file_count;
     ++found;
   }
-  if (found < expected) damaged.push_back(str(directory, "/pages: ", expected - found, " of ", expected, " files cannot be used"));
+  if (found < expected)
+    damaged.push_back(str(directory, "/pages: ", expected - found, " of ", expected, " files cannot be used"));
   return files;
 }
 
@@ -136,7 +140,7 @@ Status PageFiles::read_index(const std::string& path, std::uint64_t& stamp, std:
   const int raw = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (raw < 0) return os_error(str("cannot read ", path));
   auto fd = share_fd(raw);
-  struct stat st {};
+  struct stat st{};
   if (::fstat(raw, &st) != 0) return os_error(str("cannot read ", path));
   const auto size = static_cast<std::uint64_t>(st.st_size);
   if (size < kFooter) return fail(Errc::corrupt, str(path, " is too short"));
@@ -181,7 +185,8 @@ Result<Buffer> PageFiles::load(const PageName& name) const {
   HOLO_TRY(read_at(*place.fd, place.offset, sealed, place.file));
   Bytes plain(place.length - crypto::kAeadTagBytes);
   if (!aead_.open(as_bytes(place.nonce), as_bytes(page_label(name)), sealed, plain)) {
-    return fail(Errc::corrupt, str(place.file, ": page ", name.page, " of region ", name.region, " fails its checksum"));
+    return fail(Errc::corrupt,
+                str(place.file, ": page ", name.page, " of region ", name.region, " fails its checksum"));
   }
   return Buffer(std::move(plain));
 }

@@ -31,9 +31,9 @@ class PageFiles {
     ClusterId cluster;
     NodeId node;
   };
-  /// Reads the indexes under `directory`/pages. Files that are damaged or belong to another node or cluster are left out and
-  /// named in `damaged`; a page that they held is then simply not here. Creates the key on first use.
-  /// Errors: `io_error`, `permission_denied`, `corrupt` (the key file).
+  /// Reads the indexes under `directory`/pages. Files that are damaged or belong to another node or cluster are left
+  /// out and named in `damaged`; a page that they held is then simply not here. Creates the key on first use. Errors:
+  /// `io_error`, `permission_denied`, `corrupt` (the key file).
   static Result<std::unique_ptr<PageFiles>> open(const std::string& directory, Owner owner, env::Entropy& entropy,
                                                  std::vector<std::string>& damaged);
 

@@ -72,14 +72,16 @@ TEST(MemoryService, OneNodeWritesAllRead) {
   Bytes data(32 * kPage);
   for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 7 / 13);
   ASSERT_TRUE(a.write(r, 0, 0, data));
-  EXPECT_EQ(a.read(r, 0, 5 * kPage, 10).value(), std::string(as_text(ByteSpan(data).subspan(5 * kPage, 10)))) << "own writes";
+  EXPECT_EQ(a.read(r, 0, 5 * kPage, 10).value(), std::string(as_text(ByteSpan(data).subspan(5 * kPage, 10))))
+      << "own writes";
   Program other{c, 3};
   EXPECT_EQ(other.read(r, 0, 5 * kPage, 10).value(), std::string(10, '\0')) << "not before the commit";
   ASSERT_EQ(a.commit(r).value(), 1u);
   for (std::uint64_t n = 1; n <= 4; ++n) {
     Program p{c, n};
     EXPECT_EQ(p.read(r, 1, 0, data.size()).value(), std::string(as_text(data))) << n;
-    EXPECT_EQ(p.read(r, 1, 3 * kPage + 17, 2 * kPage).value(), std::string(as_text(ByteSpan(data).subspan(3 * kPage + 17, 2 * kPage))));
+    EXPECT_EQ(p.read(r, 1, 3 * kPage + 17, 2 * kPage).value(),
+              std::string(as_text(ByteSpan(data).subspan(3 * kPage + 17, 2 * kPage))));
   }
 }
 
@@ -162,7 +164,8 @@ TEST(MemoryService, WithTwoCopiesAKilledNodeLosesNothingAndCopiesAreMadeAgain) {
   ASSERT_EQ(a.commit(r).value(), 1u);
   c.kill(2);
   Program b{c, 3};
-  EXPECT_EQ(b.read(r, 1, 0, 32 * kPage).value(), std::string(32 * kPage, 'a')) << "also while nobody knows of the death";
+  EXPECT_EQ(b.read(r, 1, 0, 32 * kPage).value(), std::string(32 * kPage, 'a'))
+      << "also while nobody knows of the death";
   c.settle(seconds(3));
   c.kill(4);
   c.settle(seconds(3));
@@ -344,7 +347,8 @@ TEST_F(Kept, ACleanStopBringsEverythingBack) {
   MemoryCluster c(3, 1, config);
   const RegionId r = c.create(24, 1);
   Program a{c, 1};
-  for (std::uint64_t i = 0; i < 24; ++i) ASSERT_TRUE(a.write(r, 0, i * kPage, filled(kPage, static_cast<char>('a' + i))));
+  for (std::uint64_t i = 0; i < 24; ++i)
+    ASSERT_TRUE(a.write(r, 0, i * kPage, filled(kPage, static_cast<char>('a' + i))));
   ASSERT_TRUE(a.commit(r));
   for (int round = 0; round < 2; ++round) {  // The second stop keeps pages that were never loaded since the first.
     for (std::uint64_t n = 1; n <= 3; ++n) ASSERT_TRUE(c.run(n, c.memory(n).stop()));
@@ -352,7 +356,8 @@ TEST_F(Kept, ACleanStopBringsEverythingBack) {
     for (std::uint64_t n = 1; n <= 3; ++n) c.restart(n);
   }
   Program b{c, 2};
-  for (std::uint64_t i = 0; i < 24; ++i) EXPECT_EQ(b.read(r, 1, i * kPage, kPage).value(), std::string(kPage, static_cast<char>('a' + i)));
+  for (std::uint64_t i = 0; i < 24; ++i)
+    EXPECT_EQ(b.read(r, 1, i * kPage, kPage).value(), std::string(kPage, static_cast<char>('a' + i)));
   Program d{c, 3};
   ASSERT_TRUE(d.write(r, 1, 5, filled(3, 'X')));
   ASSERT_TRUE(d.commit(r));
@@ -462,8 +467,8 @@ TEST(MemoryService, WindowsAreWrittenInPlaceSealedCommittedOrRolledBack) {
   EXPECT_EQ(c.memory(1).status().overflow_bytes, 0u);
 }
 
-/// Several transactions open at once, on all nodes, against a sequential model: the same conflicts, the same bytes at every
-/// snapshot that is pinned, on every node.
+/// Several transactions open at once, on all nodes, against a sequential model: the same conflicts, the same bytes at
+/// every snapshot that is pinned, on every node.
 class Interleaved : public ::testing::TestWithParam<int> {};
 TEST_P(Interleaved, AgreesWithASequentialModel) {
   const auto seed = static_cast<std::uint64_t>(GetParam());
@@ -557,7 +562,8 @@ TEST_P(Interleaved, AgreesWithASequentialModel) {
     for (auto& [id, o] : open) {
       Program at_base{c, 1 + rnd.below(4)};
       if (o->base == 0) continue;  // As a request that means the newest.
-      ASSERT_TRUE(at_base.read(r, o->base, 0, kPages * kPage) == versions[o->base]) << "step " << step << " base " << o->base;
+      ASSERT_TRUE(at_base.read(r, o->base, 0, kPages * kPage) == versions[o->base])
+          << "step " << step << " base " << o->base;
     }
   }
 }
@@ -597,7 +603,8 @@ TEST_P(Histories, CommittedBytesSurviveDeathsAndLosses) {
       version = *done;
       model.replace(at, length, std::string(length, letter));
     } else {
-      ASSERT_TRUE(done.error().retryable || done.error().code == Errc::deadline_exceeded) << "seed " << seed << ": " << done.error().message;
+      ASSERT_TRUE(done.error().retryable || done.error().code == Errc::deadline_exceeded)
+          << "seed " << seed << ": " << done.error().message;
       c.close(n, *p.session);
     }
     if (dead == 0 && rnd.chance(1, 6)) {

@@ -59,7 +59,8 @@ class TestControl final : public node::MemoryControl {
   };
 
   void catch_up_soon() {
-    const auto lag = nanoseconds(static_cast<std::int64_t>(log_.random.below(static_cast<std::uint64_t>(log_.max_lag.ns) + 1)));
+    const auto lag =
+        nanoseconds(static_cast<std::int64_t>(log_.random.below(static_cast<std::uint64_t>(log_.max_lag.ns) + 1)));
     log_.world.at(log_.world.now() + lag, [this] { catch_up(); });
   }
   void catch_up() {
@@ -112,7 +113,8 @@ class TestControl final : public node::MemoryControl {
   }
   node::ShardCopies copies(RegionId id, ShardNo shard) const override {
     auto it = regions_.find(id);
-    return it == regions_.end() || shard.value >= it->second.shards.size() ? node::ShardCopies{} : it->second.shards[shard.value];
+    return it == regions_.end() || shard.value >= it->second.shards.size() ? node::ShardCopies{}
+                                                                           : it->second.shards[shard.value];
   }
   Version floor(RegionId id) const override { return floors_ ? (*floors_)(id) : Version{}; }
   std::uint64_t reserved_bytes() const override {
@@ -120,13 +122,15 @@ class TestControl final : public node::MemoryControl {
     for (auto& [id, r] : regions_) {
       for (std::uint64_t p = 0; p < r.shape.pages(); ++p) {
         const auto c = copies(id, shard_of(id, PageNo{p}));
-        if (c.filling == self_ || std::find(c.in_sync.begin(), c.in_sync.end(), self_) != c.in_sync.end()) sum += r.shape.page_bytes;
+        if (c.filling == self_ || std::find(c.in_sync.begin(), c.in_sync.end(), self_) != c.in_sync.end())
+          sum += r.shape.page_bytes;
       }
     }
     return sum;
   }
 
-  Task<Result<std::vector<Result<std::vector<node::RegionVersion>>>>> commit(Epoch epoch, std::vector<node::TxnCommit> txns,
+  Task<Result<std::vector<Result<std::vector<node::RegionVersion>>>>> commit(Epoch epoch,
+                                                                             std::vector<node::TxnCommit> txns,
                                                                              Instant) override {
     using Answer = Result<std::vector<Result<std::vector<node::RegionVersion>>>>;
     auto shot = std::make_shared<OneShot<Answer>>();
@@ -153,7 +157,8 @@ class TestControl final : public node::MemoryControl {
         if (c.observer_.on_nodes_changed) c.observer_.on_nodes_changed();
       }
       if (c.self_ == proposer) {
-        c.log_.world.at(c.log_.world.now(), [shot, ok] { shot->set(ok ? Status{} : Status(fail(Errc::stale_epoch, "moved"))); });
+        c.log_.world.at(c.log_.world.now(),
+                        [shot, ok] { shot->set(ok ? Status{} : Status(fail(Errc::stale_epoch, "moved"))); });
       }
     });
     auto done = co_await *shot;
@@ -223,7 +228,8 @@ class TestControl final : public node::MemoryControl {
   const std::function<Version(RegionId)>* floors_ = nullptr;
 
  private:
-  Result<std::vector<Result<std::vector<node::RegionVersion>>>> apply_commit(Epoch epoch, const std::vector<node::TxnCommit>& txns) {
+  Result<std::vector<Result<std::vector<node::RegionVersion>>>> apply_commit(Epoch epoch,
+                                                                             const std::vector<node::TxnCommit>& txns) {
     if (epoch.value != epoch_) return fail(Errc::stale_epoch, "the epoch has moved");
     std::vector<Result<std::vector<node::RegionVersion>>> out;
     for (const auto& t : txns) {
@@ -273,7 +279,9 @@ class TestSession final : public node::LocalSession {
   uid_t uid() const override { return 0; }
   pid_t pid() const override { return 0; }
   const wire::Hello& hello() const override { return hello_; }
-  Task<Result<node::LocalReply>> call(node::LocalRequest, Instant) override { co_return fail(Errc::unavailable, "not a worker"); }
+  Task<Result<node::LocalReply>> call(node::LocalRequest, Instant) override {
+    co_return fail(Errc::unavailable, "not a worker");
+  }
   void notify(node::LocalRequest message) override { notices.push_back(std::move(message)); }
   void close() override {}
   std::vector<node::LocalRequest> notices;
@@ -300,7 +308,8 @@ class MemoryCluster {
     bool down = false;
   };
 
-  explicit MemoryCluster(std::size_t n, std::uint64_t seed = 1, node::MemoryConfig config = {}) : network(world, seed), log(world) {
+  explicit MemoryCluster(std::size_t n, std::uint64_t seed = 1, node::MemoryConfig config = {})
+      : network(world, seed), log(world) {
     floor_ = [this](RegionId id) {
       Version lowest{UINT64_MAX};
       for (auto& m : members) {
@@ -328,7 +337,8 @@ class MemoryCluster {
     for (auto& m : members) m->memory.reset();
   }
 
-  /// Kills the process of node `n`: nothing of it runs any more. The others hear of its death from the log after `after`.
+  /// Kills the process of node `n`: nothing of it runs any more. The others hear of its death from the log after
+  /// `after`.
   void kill(std::uint64_t n, Duration after = milliseconds(500)) {
     Member& m = *members[n - 1];
     m.down = true;
@@ -355,10 +365,16 @@ class MemoryCluster {
     settle();
   }
 
-  RegionId create(std::uint64_t pages, std::uint32_t replication, std::uint64_t page_bytes = 4096, std::uint64_t block_pages = 2) {
+  RegionId create(std::uint64_t pages, std::uint32_t replication, std::uint64_t page_bytes = 4096,
+                  std::uint64_t block_pages = 2) {
     const RegionId id{next_region_++};
     TestControl::RegionState r;
-    r.shape = {.id = id, .name = str("r", id), .bytes = pages * page_bytes, .page_bytes = page_bytes, .block_pages = block_pages, .replication = replication};
+    r.shape = {.id = id,
+               .name = str("r", id),
+               .bytes = pages * page_bytes,
+               .page_bytes = page_bytes,
+               .block_pages = block_pages,
+               .replication = replication};
     for (std::size_t s = 0; s < 8; ++s) {
       node::ShardCopies c;
       for (std::size_t k = 0; k < replication; ++k) c.in_sync.push_back(members[(s + k) % members.size()]->id);
@@ -382,7 +398,8 @@ class MemoryCluster {
   /// A request of a local program.
   Result<node::LocalReply> call(std::uint64_t n, std::shared_ptr<TestSession> session, wire::LocalMessage type,
                                 const google::protobuf::MessageLite& message, Bytes payload = {}) {
-    node::LocalRequest request{.type = static_cast<std::uint16_t>(type), .header = message.SerializeAsString(), .payload = {}, .fds = {}};
+    node::LocalRequest request{
+        .type = static_cast<std::uint16_t>(type), .header = message.SerializeAsString(), .payload = {}, .fds = {}};
     if (!payload.empty()) request.payload.emplace_back(std::move(payload));
     return run(n, (*members[n - 1]->api.find(type))(session, std::move(request)));
   }
@@ -407,8 +424,13 @@ class MemoryCluster {
     m.loop = std::make_unique<SimLoop>(world);
     m.transport = network.attach(m.id, *m.loop);
     m.control->floors_ = &floor_;
-    m.memory = node::MemoryService::make(
-        {.loop = *m.loop, .transport = *m.transport, .frames = m.frames, .faults = m.faults, .entropy = m.entropy, .control = *m.control}, m.config);
+    m.memory = node::MemoryService::make({.loop = *m.loop,
+                                          .transport = *m.transport,
+                                          .frames = m.frames,
+                                          .faults = m.faults,
+                                          .entropy = m.entropy,
+                                          .control = *m.control},
+                                         m.config);
     m.memory->serve_local(m.api);
     if (!m.config.state_dir.empty()) {
       const Status ok = run_start(m);

@@ -7,12 +7,12 @@ namespace holo::wire {
 
 enum class PeerMessage : std::uint16_t {
   // membership and control
-  join = 1,        // JoinRequest -> JoinReply
-  heartbeat = 2,   // Heartbeat -> HeartbeatReply
-  leave = 3,       // LeaveRequest -> LeaveReply
-  raft = 10,       // one libraft message, payload = entries or snapshot chunk -> empty
-  propose = 11,    // ProposeRequest -> ProposeReply: append a command at the leader
-  read_index = 12, // ReadIndexRequest -> ReadIndexReply
+  join = 1,         // JoinRequest -> JoinReply
+  heartbeat = 2,    // Heartbeat -> HeartbeatReply
+  leave = 3,        // LeaveRequest -> LeaveReply
+  raft = 10,        // one libraft message, payload = entries or snapshot chunk -> empty
+  propose = 11,     // ProposeRequest -> ProposeReply: append a command at the leader
+  read_index = 12,  // ReadIndexRequest -> ReadIndexReply
   // memory
   page_fetch = 20,   // PageFetch -> PageFetchReply + page bytes
   page_stage = 21,   // PageStage + page bytes -> PageStageReply  (to the home)
@@ -20,12 +20,12 @@ enum class PeerMessage : std::uint16_t {
   txn_abort = 23,    // TxnAbort -> TxnAbortReply
   txn_status = 24,   // TxnStatus -> TxnStatusReply: is it still open at its coordinator?
   // compute
-  task_run = 40,      // TaskBatch -> TaskBatchReply (accepted or refused)
-  task_done = 41,     // TaskDone -> empty: executor to coordinator
-  task_cancel = 42,   // TaskCancel -> empty
-  binary_fetch = 43,  // BinaryFetch -> BinaryFetchReply + bytes
-  worker_output = 44, // WorkerOutput -> empty: lines of a worker, to the coordinator
-  program_end = 45,   // ProgramEnd -> empty: coordinator to executors
+  task_run = 40,       // TaskBatch -> TaskBatchReply (accepted or refused)
+  task_done = 41,      // TaskDone -> empty: executor to coordinator
+  task_cancel = 42,    // TaskCancel -> empty
+  binary_fetch = 43,   // BinaryFetch -> BinaryFetchReply + bytes
+  worker_output = 44,  // WorkerOutput -> empty: lines of a worker, to the coordinator
+  program_end = 45,    // ProgramEnd -> empty: coordinator to executors
 };
 
 }  // namespace holo::wire

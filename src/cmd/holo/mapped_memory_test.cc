@@ -101,13 +101,15 @@ struct Mapping {
     map_private(0, kPages);
   }
   void map_private(std::uint64_t page, std::uint64_t count) const {
-    if (::mmap(base + page * kPage, count * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, memfd,
-               static_cast<off_t>(page * kPage)) == MAP_FAILED) std::abort();
+    if (::mmap(base + page * kPage, count * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED,
+               memfd, static_cast<off_t>(page * kPage)) == MAP_FAILED)
+      std::abort();
     register_range(uffd, base + page * kPage, count * kPage);
   }
   void map_window(std::uint64_t page, std::uint64_t count) const {
     if (::mmap(base + page * kPage, count * kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd,
-               static_cast<off_t>(page * kPage)) == MAP_FAILED) std::abort();
+               static_cast<off_t>(page * kPage)) == MAP_FAILED)
+      std::abort();
     if (::madvise(base + page * kPage, count * kPage, MADV_POPULATE_WRITE) != 0) std::abort();
   }
   int uffd = -1, memfd = -1;
@@ -139,8 +141,13 @@ class MappedMemory : public ::testing::Test {
       node::MemoryConfig config;
       config.limit_bytes = limit_;
       config.fetch_deadline = milliseconds(500);
-      n->memory = node::MemoryService::make({.loop = loop_, .transport = n->transport, .frames = frames_, .faults = faults_,
-                                             .entropy = entropy_, .control = *n->control}, config);
+      n->memory = node::MemoryService::make({.loop = loop_,
+                                             .transport = n->transport,
+                                             .frames = frames_,
+                                             .faults = faults_,
+                                             .entropy = entropy_,
+                                             .control = *n->control},
+                                            config);
       n->memory->serve_local(n->api);
     }
     sim::TestControl::RegionState r;
@@ -156,31 +163,46 @@ class MappedMemory : public ::testing::Test {
       ::waitpid(child_, nullptr, 0);
     }
     loop_.begin_stop();
-    run_until([&] { loop_.post([] {}); return loop_.running() == 0; });
+    run_until([&] {
+      loop_.post([] {});
+      return loop_.running() == 0;
+    });
     for (auto& n : nodes_) n->memory.reset();
   }
   void pump() { world_.run_until(world_.now() + milliseconds(10)); }
   bool run_until(const std::function<bool()>& done) {
-    return loop_.run_until([&] { pump(); return done(); }, seconds(20));
+    return loop_.run_until(
+        [&] {
+          pump();
+          return done();
+        },
+        seconds(20));
   }
   template <class T>
   T run(Task<T> task) {
     auto slot = std::make_shared<std::optional<T>>();
     loop_.spawn(store(std::move(task), slot));
-    HOLO_ASSERT(run_until([&] { loop_.post([] {}); return slot->has_value(); }), "a call that does not end");
+    HOLO_ASSERT(run_until([&] {
+                  loop_.post([] {});
+                  return slot->has_value();
+                }),
+                "a call that does not end");
     return std::move(**slot);
   }
   template <class T>
   static Task<void> store(Task<T> task, std::shared_ptr<std::optional<T>> slot) {
     slot->emplace(co_await task);
   }
-  Result<node::LocalReply> call(wire::LocalMessage type, const google::protobuf::MessageLite& m, Bytes payload = {}, env::Fd fd = {}) {
-    node::LocalRequest request{.type = static_cast<std::uint16_t>(type), .header = m.SerializeAsString(), .payload = {}, .fds = {}};
+  Result<node::LocalReply> call(wire::LocalMessage type, const google::protobuf::MessageLite& m, Bytes payload = {},
+                                env::Fd fd = {}) {
+    node::LocalRequest request{
+        .type = static_cast<std::uint16_t>(type), .header = m.SerializeAsString(), .payload = {}, .fds = {}};
     if (!payload.empty()) request.payload.emplace_back(std::move(payload));
     if (fd) request.fds.push_back(std::move(fd));
     return run((*nodes_[0]->api.find(type))(session_, std::move(request)));
   }
-  void write(std::uint64_t base, std::uint64_t first, std::uint64_t count, std::function<char(std::uint64_t, std::uint64_t)> f) {
+  void write(std::uint64_t base, std::uint64_t first, std::uint64_t count,
+             std::function<char(std::uint64_t, std::uint64_t)> f) {
     wire::Stage stage;
     stage.set_region(region_.value);
     stage.set_base(base);
@@ -382,7 +404,8 @@ TEST_F(MappedMemory, AWindowIsWrittenInPlaceAndSeenByNobodyBeforeTheCommit) {
   auto committed = run(nodes_[0]->memory->commit(std::move(writes), loop_.now() + seconds(5)));
   ASSERT_TRUE(committed && (*committed)[0]);
   const Bytes got = run(nodes_[1]->memory->read(region_, Version{1}, 0, 4 * kPage, loop_.now() + seconds(5))).value();
-  for (std::uint64_t i = 0; i < got.size(); i += 1021) ASSERT_EQ(static_cast<char>(got[i]), byte_of(i / kPage, i % kPage)) << i;
+  for (std::uint64_t i = 0; i < got.size(); i += 1021)
+    ASSERT_EQ(static_cast<char>(got[i]), byte_of(i / kPage, i % kPage)) << i;
   say();
   EXPECT_EQ(finish(), 0);
 }
@@ -391,7 +414,10 @@ TEST_F(MappedMemory, APageThatCannotBeHadFailsLoudlyNotAsZeros) {
   write(0, 0, kPages, byte_of);
   start([](Mapping& m, int) { return static_cast<volatile char*>(m.base)[4 * kPage] == 0 ? 1 : 2; });
   for (auto& n : nodes_) n->transport.peers.erase(NodeId{2});
-  ASSERT_TRUE(run_until([&] { loop_.post([] {}); return !session_->notices.empty(); }));
+  ASSERT_TRUE(run_until([&] {
+    loop_.post([] {});
+    return !session_->notices.empty();
+  }));
   EXPECT_EQ(session_->notices[0].type, wire::VIEW_FAILED);
   wire::ViewFailed failed;
   ASSERT_TRUE(failed.ParseFromString(session_->notices[0].header));

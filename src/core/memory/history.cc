@@ -39,9 +39,11 @@ Result<Version> PageHistory::version_at(PageNo page, Version snapshot) const {
   const Versions& v = it->second;
   auto above = std::upper_bound(v.begin(), v.end(), snapshot.value);
   if (above != v.begin()) return Version{*(above - 1)};
-  // Nothing at or below the snapshot is listed: either the page was unwritten then, or what was there has been forgotten.
+  // Nothing at or below the snapshot is listed: either the page was unwritten then, or what was there has been
+  // forgotten.
   if (snapshot < floor_) {
-    return fail(Errc::snapshot_too_old, str("version ", snapshot, " of page ", page, " is no longer kept; the oldest is ", floor_),
+    return fail(Errc::snapshot_too_old,
+                str("version ", snapshot, " of page ", page, " is no longer kept; the oldest is ", floor_),
                 "refresh() or map the region again");
   }
   return Version{0};

@@ -1,4 +1,5 @@
-// Which version of each page a snapshot sees: the region's commits since the floor, and the newest version of every page.
+// Which version of each page a snapshot sees: the region's commits since the floor, and the newest version of every
+// page.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,8 @@ class PageHistory {
   [[nodiscard]] Version floor() const { return floor_; }
   /// The version that last wrote `page`; 0: none did.
   [[nodiscard]] Version newest(PageNo page) const;
-  /// The version of `page` that a reader at `snapshot` sees; 0: all zero. Errors: `snapshot_too_old`. `snapshot` is at most
-  /// newest().
+  /// The version of `page` that a reader at `snapshot` sees; 0: all zero. Errors: `snapshot_too_old`. `snapshot` is at
+  /// most newest().
   [[nodiscard]] Result<Version> version_at(PageNo page, Version snapshot) const;
   /// The versions of `page` in (after, up_to], ascending. Exact for after >= floor().
   [[nodiscard]] std::vector<Version> versions_between(PageNo page, Version after, Version up_to) const;

@@ -17,7 +17,8 @@ std::uint64_t word(ByteSpan s, std::size_t i) {
   return w;
 }
 
-std::optional<std::size_t> conflict_in(ByteSpan a_base, ByteSpan a, ByteSpan b_base, ByteSpan b, std::size_t from, std::size_t to) {
+std::optional<std::size_t> conflict_in(ByteSpan a_base, ByteSpan a, ByteSpan b_base, ByteSpan b, std::size_t from,
+                                       std::size_t to) {
   std::size_t i = from;
   for (; i + 8 <= to; i += 8) {
     if ((word(a_base, i) ^ word(a, i)) == 0 || (word(b_base, i) ^ word(b, i)) == 0) continue;

@@ -128,7 +128,8 @@ Result<Resolution> RegionPages::resolve(PageNo page, Version snapshot) {
   if (e->slot == SlotState::version && e->version == version) {
     return Resolution{.where = Resolution::Where::slot, .version = version, .bytes = {}};
   }
-  auto at = std::find_if(e->overflow.begin(), e->overflow.end(), [&](const Overflow& o) { return o.version == version; });
+  auto at =
+      std::find_if(e->overflow.begin(), e->overflow.end(), [&](const Overflow& o) { return o.version == version; });
   if (at == e->overflow.end()) return Resolution{.where = Resolution::Where::fetch, .version = version, .bytes = {}};
   if (version != history_.newest(page) || !slot_replaceable(page, *e, version)) {
     return Resolution{.where = Resolution::Where::bytes, .version = version, .bytes = at->bytes};
@@ -194,7 +195,8 @@ Result<bool> RegionPages::put(PageNo page, Version version, const Buffer& bytes)
 
 Result<bool> RegionPages::open_window(PageNo page, const TxnId& txn, Version base, ViewBits own) {
   auto version = history_.version_at(page, base);
-  if (!version || *version != history_.newest(page)) return false;  // Somebody committed since: merge, on the private path.
+  if (!version || *version != history_.newest(page))
+    return false;  // Somebody committed since: merge, on the private path.
   if (!has(page, *version) || !owned_(page)) return false;
   Entry& e = entry(page);
   const bool free = e.slot == SlotState::empty || (e.slot == SlotState::version && *version != Version{0});
@@ -214,7 +216,8 @@ Result<bool> RegionPages::open_window(PageNo page, const TxnId& txn, Version bas
     }
     e.overflow.push_back({*version, std::move(twin)});
   } else {
-    auto at = std::find_if(e.overflow.begin(), e.overflow.end(), [&](const Overflow& o) { return o.version == *version; });
+    auto at =
+        std::find_if(e.overflow.begin(), e.overflow.end(), [&](const Overflow& o) { return o.version == *version; });
     HOLO_ASSERT(at != e.overflow.end());
     Buffer twin = at->bytes;
     HOLO_TRY(promote(page, e, *version));
@@ -303,8 +306,8 @@ Result<std::vector<Version>> RegionPages::missing_for_stage(PageNo page, Version
   return need;
 }
 
-/// Whether the bytes that differ between `base_bytes` (version `base` of the page) and `bytes` were changed by a version
-/// since, or by another staged transaction.
+/// Whether the bytes that differ between `base_bytes` (version `base` of the page) and `bytes` were changed by a
+/// version since, or by another staged transaction.
 Status RegionPages::check_conflicts(PageNo page, const TxnId& txn, Version base, ByteSpan base_bytes, ByteSpan bytes,
                                     Version up_to) const {
   auto conflict = [&](std::size_t byte, const std::string& with) {
@@ -325,12 +328,14 @@ Status RegionPages::check_conflicts(PageNo page, const TxnId& txn, Version base,
     if (s.txn == txn) continue;
     const ByteSpan other_base = content(page, s.base);
     HOLO_ASSERT(!other_base.empty(), "missing_for_stage() first");
-    if (auto at = first_conflict(base_bytes, bytes, other_base, s.bytes.span())) return conflict(*at, "an uncommitted writer");
+    if (auto at = first_conflict(base_bytes, bytes, other_base, s.bytes.span()))
+      return conflict(*at, "an uncommitted writer");
   }
   if (e->slot == SlotState::sealed && e->txn != txn) {
     const ByteSpan other_base = content(page, e->version);
     HOLO_ASSERT(!other_base.empty(), "missing_for_stage() first");
-    if (auto at = first_conflict(base_bytes, bytes, other_base, slot_bytes(page))) return conflict(*at, "an uncommitted writer");
+    if (auto at = first_conflict(base_bytes, bytes, other_base, slot_bytes(page)))
+      return conflict(*at, "an uncommitted writer");
   }
   return {};
 }
@@ -348,7 +353,8 @@ Result<bool> RegionPages::stage(const StageWrite& write) {
   Buffer wanted = write.bytes;  // the page as this writer leaves it
   if (!whole) {
     Bytes page(base.begin(), base.end());
-    std::copy(write.bytes.span().begin(), write.bytes.span().end(), page.begin() + static_cast<std::ptrdiff_t>(write.offset));
+    std::copy(write.bytes.span().begin(), write.bytes.span().end(),
+              page.begin() + static_cast<std::ptrdiff_t>(write.offset));
     wanted = Buffer(std::move(page));
   }
   Entry& e = entry(write.page);
@@ -368,7 +374,8 @@ Result<bool> RegionPages::stage(const StageWrite& write) {
     if (whole) {
       merge_changes(page, base, wanted.span());
     } else {  // An explicit write counts even where it writes back what was there.
-      std::copy(write.bytes.span().begin(), write.bytes.span().end(), page.begin() + static_cast<std::ptrdiff_t>(write.offset));
+      std::copy(write.bytes.span().begin(), write.bytes.span().end(),
+                page.begin() + static_cast<std::ptrdiff_t>(write.offset));
     }
     mine->bytes = Buffer(std::move(page));
     return true;

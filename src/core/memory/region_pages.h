@@ -1,5 +1,5 @@
-// The copies of one region's pages on this node: which versions are here, where, who has them mapped, what is staged; and
-// every decision about them. Bytes live in slots (env::RegionFrames) or in overflow buffers.
+// The copies of one region's pages on this node: which versions are here, where, who has them mapped, what is staged;
+// and every decision about them. Bytes live in slots (env::RegionFrames) or in overflow buffers.
 //
 // Invariants (checked in the tests against a sequential model):
 // - A slot's bytes change only while no process has it mapped: punch comes first.
@@ -23,8 +23,8 @@
 
 namespace holo::memory {
 
-/// Which of a region's views have a slot mapped: one bit each, so at most kMaxViewBits at once. Views without a bit of their
-/// own share the last one.
+/// Which of a region's views have a slot mapped: one bit each, so at most kMaxViewBits at once. Views without a bit of
+/// their own share the last one.
 using ViewBits = std::uint64_t;
 inline constexpr unsigned kMaxViewBits = 64;
 
@@ -81,14 +81,15 @@ class RegionPages {
   /// The whole page as `txn` staged it here; empty when it did not.
   [[nodiscard]] ByteSpan staged(const TxnId& txn, PageNo page) const;
 
-  /// Keeps a verified copy of a committed version, if there is a good place: the slot when it is free or holds something
-  /// older that nobody here needs; an overflow buffer when the page is owned. False: not kept, use the bytes directly.
+  /// Keeps a verified copy of a committed version, if there is a good place: the slot when it is free or holds
+  /// something older that nobody here needs; an overflow buffer when the page is owned. False: not kept, use the bytes
+  /// directly.
   Result<bool> put(PageNo page, Version version, const Buffer& bytes);
 
   // -- write windows: slots that a process writes in place
 
-  /// Opens the slot for `txn`, which stands on snapshot `base`; the process maps it through the view `own`. False: this page
-  /// takes the private path. What the slot held of the newest version is kept as a twin. Errors: `io_error`.
+  /// Opens the slot for `txn`, which stands on snapshot `base`; the process maps it through the view `own`. False: this
+  /// page takes the private path. What the slot held of the newest version is kept as a twin. Errors: `io_error`.
   Result<bool> open_window(PageNo page, const TxnId& txn, Version base, ViewBits own);
   /// Whether opening it would need a twin (one page of extra memory).
   [[nodiscard]] bool window_needs_twin(PageNo page) const { return history_.newest(page) != Version{0}; }
@@ -121,9 +122,9 @@ class RegionPages {
 
   // -- the log
 
-  /// A commit entry: what `txn` staged here in `pages` becomes `version`; what else it staged is dropped. Returns owned pages
-  /// whose new bytes are not here (to be fetched from another holder). Errors: none; a failing frame store makes its page
-  /// one of those returned.
+  /// A commit entry: what `txn` staged here in `pages` becomes `version`; what else it staged is dropped. Returns owned
+  /// pages whose new bytes are not here (to be fetched from another holder). Errors: none; a failing frame store makes
+  /// its page one of those returned.
   std::vector<PageNo> apply(const TxnId& txn, Version version, const std::vector<PageSpan>& pages);
   /// Drops what `txn` staged here; its closed windows give their slots back, open ones once they close.
   void abort(const TxnId& txn);
@@ -159,9 +160,9 @@ class RegionPages {
     bool owned = false;
     bool referenced = false;
     bool in_clock = false;
-    bool orphan = false;   // window whose txn was aborted while the process could still write
-    Version version;       // of the slot: what it holds, or the base of the window
-    TxnId txn;             // of the window
+    bool orphan = false;  // window whose txn was aborted while the process could still write
+    Version version;      // of the slot: what it holds, or the base of the window
+    TxnId txn;            // of the window
     ViewBits mapped = 0;
     std::vector<Overflow> overflow;
     std::vector<Staged> staged;
@@ -180,7 +181,8 @@ class RegionPages {
   Status fill_slot(PageNo page, Entry& e, Version version, ByteSpan bytes);
   Status promote(PageNo page, Entry& e, Version version);
   [[nodiscard]] bool slot_replaceable(PageNo page, const Entry& e, Version by) const;
-  Status check_conflicts(PageNo page, const TxnId& txn, Version base, ByteSpan base_bytes, ByteSpan bytes, Version up_to) const;
+  Status check_conflicts(PageNo page, const TxnId& txn, Version base, ByteSpan base_bytes, ByteSpan bytes,
+                         Version up_to) const;
   void apply_page(const TxnId& txn, PageNo page, Version version, std::vector<PageNo>& missing);
   void prune(PageNo page);
   void to_clock(PageNo page, Entry& e);

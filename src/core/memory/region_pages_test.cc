@@ -156,7 +156,8 @@ TEST(RegionPages, PartsOfAPageAddUp) {
   ASSERT_TRUE(n.pages.stage({txn(1), PageNo{0}, Version{0}, 4, Buffer(Bytes(4, std::byte{'b'}))}).value());
   n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}});
   EXPECT_EQ(n.read(0, 1).substr(0, 9), std::string("aaaabbbb\0", 9));
-  EXPECT_EQ(n.pages.stage({txn(2), PageNo{0}, Version{1}, kPage - 2, Buffer(Bytes(4))}).error().code, Errc::invalid_argument);
+  EXPECT_EQ(n.pages.stage({txn(2), PageNo{0}, Version{1}, kPage - 2, Buffer(Bytes(4))}).error().code,
+            Errc::invalid_argument);
 }
 
 TEST(RegionPages, AWindowWritesInPlaceAndOthersSeeTheLastVersion) {
@@ -302,7 +303,8 @@ struct Model {
   }
 };
 
-// A home, its backup and a reader go through the same log; what any of them shows at any kept snapshot is the model's image.
+// A home, its backup and a reader go through the same log; what any of them shows at any kept snapshot is the model's
+// image.
 class History : public ::testing::TestWithParam<int> {};
 
 TEST_P(History, AgreesWithASequentialModel) {
@@ -324,7 +326,8 @@ TEST_P(History, AgreesWithASequentialModel) {
         got = n.read(page, snapshot);
       }
       const auto& image = model.versions[snapshot];
-      ASSERT_EQ(got, std::string(image.begin() + static_cast<long>(page * kPage), image.begin() + static_cast<long>((page + 1) * kPage)))
+      ASSERT_EQ(got, std::string(image.begin() + static_cast<long>(page * kPage),
+                                 image.begin() + static_cast<long>((page + 1) * kPage)))
           << "page " << page << " at " << snapshot;
     };
     for (int step = 0; step < 60 && !HasFatalFailure(); ++step) {

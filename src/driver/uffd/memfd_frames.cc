@@ -72,12 +72,14 @@ class MemfdFrames final : public env::RegionFrames {
 
 }  // namespace
 
-Result<std::unique_ptr<env::RegionFrames>> MemfdFrameStore::create(RegionId region, std::string name, std::uint64_t bytes) {
+Result<std::unique_ptr<env::RegionFrames>> MemfdFrameStore::create(RegionId region, std::string name,
+                                                                   std::uint64_t bytes) {
   bytes = (bytes + kUnit - 1) / kUnit * kUnit;
   const std::string label = str("holo-", region, "-", name);
   env::Fd fd(::memfd_create(label.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) return std::unexpected(frame_error("cannot make a file for page frames", errno));
-  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return std::unexpected(frame_error("cannot size a region's frames", errno));
+  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0)
+    return std::unexpected(frame_error("cannot size a region's frames", errno));
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return std::unexpected(frame_error("cannot seal a region's frames", errno));
   }

@@ -136,9 +136,9 @@ class UffdView final : public env::FaultedView {
         case ESRCH:  // The process is gone.
           return {};
         case ENOMEM:
-          return fail(Errc::out_of_memory, "the machine has no memory left for a page", "lower --memory, or end other programs");
-        default:
-          return fail(Errc::io_error, str("cannot resolve a page fault: ", errno_text(static_cast<int>(-done))));
+          return fail(Errc::out_of_memory, "the machine has no memory left for a page",
+                      "lower --memory, or end other programs");
+        default: return fail(Errc::io_error, str("cannot resolve a page fault: ", errno_text(static_cast<int>(-done))));
       }
     }
     if (skipped) wake(offset, end - offset);
@@ -177,16 +177,17 @@ env::FaultMode probe_fault_mode() { return open_best().mode; }
 Result<env::Fd> open_userfaultfd() {
   Opened opened = open_best();
   if (!opened.fd) {
-    return fail(Errc::unsupported, "this machine has no userfaultfd for shared memory",
-                "views are read whole when they are mapped; sysctl vm.unprivileged_userfaultfd=1 or a newer kernel brings it");
+    return fail(
+        Errc::unsupported, "this machine has no userfaultfd for shared memory",
+        "views are read whole when they are mapped; sysctl vm.unprivileged_userfaultfd=1 or a newer kernel brings it");
   }
   return std::move(opened.fd);
 }
 
 UffdFaults::UffdFaults(AsioLoop& loop) : loop_(loop), mode_(probe_fault_mode()) {}
 
-Result<std::unique_ptr<env::FaultedView>> UffdFaults::attach(env::Fd userfaultfd, std::uint64_t address, std::uint64_t length,
-                                                             OnFaults on_faults) {
+Result<std::unique_ptr<env::FaultedView>> UffdFaults::attach(env::Fd userfaultfd, std::uint64_t address,
+                                                             std::uint64_t length, OnFaults on_faults) {
   if (!is_userfaultfd(userfaultfd.get())) return fail(Errc::invalid_argument, "the descriptor is not a userfaultfd");
   if (address % kUnit != 0 || length == 0 || address + length < address) {
     return fail(Errc::invalid_argument, "the mapped range is empty or not aligned to 4 KiB");

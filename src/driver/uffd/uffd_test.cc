@@ -39,13 +39,16 @@ class Mapped : public ::testing::Test {
     if (!fd) GTEST_SKIP() << fd.error().message;
     uffd_ = std::move(*fd);
     frames_ = store_.create(RegionId{1}, "xs", kPages * kPage).value();
-    base_ = static_cast<char*>(::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, frames_->fd(), 0));
+    base_ = static_cast<char*>(
+        ::mmap(nullptr, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, frames_->fd(), 0));
     ASSERT_NE(base_, MAP_FAILED);
     register_range(base_, kPages * kPage);
-    view_ = faults_.attach(env::Fd(::dup(uffd_.get())), reinterpret_cast<std::uint64_t>(base_), kPages * kPage,
-                           [this](std::vector<env::PageFault> faults) {
-                             for (const auto& f : faults) on_fault_(f);
-                           }).value();
+    view_ = faults_
+                .attach(env::Fd(::dup(uffd_.get())), reinterpret_cast<std::uint64_t>(base_), kPages * kPage,
+                        [this](std::vector<env::PageFault> faults) {
+                          for (const auto& f : faults) on_fault_(f);
+                        })
+                .value();
   }
   void TearDown() override {
     view_.reset();
@@ -135,7 +138,10 @@ TEST_F(Mapped, InstallSkipsWhatIsThereAndWhatIsNotFilled) {
   for (std::uint64_t p = 0; p < kPages; p += 2) EXPECT_EQ(at[p * kPage], 'p');
   EXPECT_EQ(at[4 * kPage + 4096], 'w');
   EXPECT_EQ(served_, 1);
-  on_fault_ = [&](const env::PageFault& f) { ASSERT_TRUE(view_->zero(f.offset / kPage * kPage, kPage)); ++served_; };
+  on_fault_ = [&](const env::PageFault& f) {
+    ASSERT_TRUE(view_->zero(f.offset / kPage * kPage, kPage));
+    ++served_;
+  };
   EXPECT_EQ(while_serving([&] { return at[kPage]; }), '\0');
   EXPECT_EQ(served_, 2);
 }
@@ -143,7 +149,8 @@ TEST_F(Mapped, InstallSkipsWhatIsThereAndWhatIsNotFilled) {
 TEST_F(Mapped, AWindowInTheMiddleDoesNotDisturbItsNeighbours) {
   for (std::uint64_t p = 0; p < kPages; ++p) ASSERT_TRUE(frames_->write(p * kPage, filled('p')));
   char* window = base_ + 4 * kPage;
-  ASSERT_NE(::mmap(window, 2 * kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, frames_->fd(), 4 * kPage), MAP_FAILED);
+  ASSERT_NE(::mmap(window, 2 * kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, frames_->fd(), 4 * kPage),
+            MAP_FAILED);
   window[0] = 'W';
   EXPECT_EQ(frames_->mapped(4 * kPage, 1)[0], std::byte{'W'});
   ASSERT_TRUE(view_->install(0, kPages * kPage));
@@ -151,7 +158,9 @@ TEST_F(Mapped, AWindowInTheMiddleDoesNotDisturbItsNeighbours) {
   EXPECT_EQ(at[0], 'p');
   EXPECT_EQ(at[15 * kPage], 'p');
   EXPECT_EQ(served_, 0);
-  ASSERT_NE(::mmap(window, 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, frames_->fd(), 4 * kPage), MAP_FAILED);
+  ASSERT_NE(::mmap(window, 2 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, frames_->fd(),
+                   4 * kPage),
+            MAP_FAILED);
   register_range(window, 2 * kPage);
   EXPECT_EQ(while_serving([&] { return at[4 * kPage]; }), 'W');
   EXPECT_EQ(served_, 1);
