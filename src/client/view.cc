@@ -15,6 +15,7 @@
 #include "driver/posix/errno_text.h"
 
 #ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
 
@@ -26,6 +27,25 @@ constexpr std::uint64_t kPopulateBytes = 16 << 20;  // Of one VIEW_POPULATE requ
 
 std::unexpected<Error> gone() {
   return holo::fail(Errc::unavailable, "the agent of this machine is gone", "its log says why; start it again");
+}
+
+/// Gives a shared mapping of [offset, offset + bytes) of `memfd` its frames, so that stores to it do not fault. Frames
+/// that do not exist yet are made by writing zeros: the kernel then maps them many at a time, which costs three
+/// quarters of what making them one fault at a time does. Returns 0 or an errno.
+int populate_shared(int memfd, std::byte* at, std::uint64_t offset, std::uint64_t bytes) {
+  static const std::vector<std::byte> zeros(1 << 20);
+  const auto from = static_cast<off_t>(offset);
+  const off_t data = ::lseek(memfd, from, SEEK_DATA);
+  const bool empty = data < 0 ? errno == ENXIO : data >= from + static_cast<off_t>(bytes);
+  for (std::uint64_t done = 0; empty && done < bytes;) {
+    const ssize_t n = ::pwrite(memfd, zeros.data(), std::min<std::uint64_t>(zeros.size(), bytes - done),
+                               static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return n == 0 ? ENOSPC : errno;
+    done += static_cast<std::uint64_t>(n);
+  }
+  if (::madvise(at, bytes, empty ? MADV_POPULATE_READ : MADV_POPULATE_WRITE) == 0) return 0;
+  return errno == EINVAL ? 0 : errno;  // EINVAL: before Linux 5.14, faults do it.
 }
 
 /// Calls f(run) for each stretch of neighbours in an ascending list.
@@ -274,10 +294,9 @@ Result<std::vector<PageRun>> View::open_windows(const wire::Txn& txn, PageRun ru
     if (p == MAP_FAILED) return driver::fail_errno(errno, str("cannot map pages of region \"", shape_.name, "\""));
     windows_.push_back({r.first(), r.count()});  // Before anything can fail: close_windows() must undo it.
     (void)::madvise(at, bytes, MADV_DONTFORK);
-    if (::madvise(at, bytes, MADV_POPULATE_WRITE) != 0 &&
-        errno != EINVAL) {  // EINVAL: before Linux 5.14, faults do it.
+    if (const int err = populate_shared(memfd_.get(), at, r.first() * shape_.page_bytes, bytes); err != 0) {
       return holo::fail(Errc::out_of_memory,
-                        str("no memory for pages of region \"", shape_.name, "\": ", driver::errno_text(errno)));
+                        str("no memory for pages of region \"", shape_.name, "\": ", driver::errno_text(err)));
     }
     out.push_back({r.first(), r.count()});
   }

@@ -227,14 +227,7 @@ class Worker {
     auto done = run_on(*view, span, task, context);
     auto closed = view->close_windows();
     if (done && task.writes() && closed) done = stage_rest(*view, span, task);
-    if (!done || !closed) {
-      // The rest of this worker's tasks must not see what this one left behind.
-      if (auto left = view->changed(span.touched); left && closed) {
-        view->drop(*left);
-      } else {
-        close_view(region.region());
-      }
-    }
+    if (!done || !closed) close_view(region.region());  // No other task must see what this one left behind.
     if (!done) return done;
     return closed;
   }

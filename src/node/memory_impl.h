@@ -80,6 +80,34 @@ struct Region {
 };
 using RegionPtr = std::shared_ptr<Region>;
 
+/// What a process was given of a page, as far as this node knows: it may have dropped it since, and then faults.
+class GivenPages {
+ public:
+  void shared(PageNo page) { set(page, shared_, private_); }
+  void copied(PageNo page) { set(page, private_, shared_); }
+  void forget(const PageSpan& span) {
+    const std::uint64_t end = std::min(span.first.value + span.count, std::max(shared_.size(), private_.size()));
+    for (PageNo page = span.first; page.value < end; ++page.value) {
+      clear(page, shared_);
+      clear(page, private_);
+    }
+  }
+  [[nodiscard]] bool is_shared(PageNo page) const { return page.value < shared_.size() && shared_[page.value]; }
+  [[nodiscard]] bool is_copied(PageNo page) const { return page.value < private_.size() && private_[page.value]; }
+
+ private:
+  static void set(PageNo page, std::vector<bool>& in, std::vector<bool>& out) {
+    if (page.value >= in.size()) in.resize(page.value + 1);
+    in[page.value] = true;
+    clear(page, out);
+  }
+  static void clear(PageNo page, std::vector<bool>& in) {
+    if (page.value < in.size()) in[page.value] = false;
+  }
+  std::vector<bool> shared_;   // the slot
+  std::vector<bool> private_;  // a copy, or the page of zeros
+};
+
 struct View {
   ViewId id;
   RegionPtr region;
@@ -89,6 +117,7 @@ struct View {
   memory::ViewBits bit = 0;
   std::unique_ptr<env::FaultedView> faulted;  // null: the process reads by READ
   std::set<PageNo> windows;
+  GivenPages given;
   bool closed = false;
   // Sequential access: the page after the last one given, and how many to give next time.
   std::uint64_t next_page = 0;
@@ -224,7 +253,8 @@ class MemoryImpl final : public MemoryService {
   /// Fetches what a scan will touch next, into the frames.
   Task<void> prefetch(ViewPtr view, std::uint64_t first, std::uint64_t count);
   /// Gives the process what is here of [first, first + count); returns what has to be fetched.
-  Result<std::vector<PageAt>> give_local(View& view, PageNo first, std::uint64_t count);
+  enum class Given : std::uint8_t { again, skip };
+  Result<std::vector<PageAt>> give_local(View& view, PageNo first, std::uint64_t count, Given given);
   Status give_fetched(View& view, PageAt at, const Buffer& bytes);
 
   // -- memory_stage.cc

@@ -154,8 +154,10 @@ void MemoryImpl::remove_region(RegionId id) {
     fail_view(view, UINT64_MAX, gone);
     close_view(view);
   }
-  // Processes that still have it mapped would keep its frames alive.
-  (void)r->frames->punch(0, (r->shape.pages() * r->shape.page_bytes + 4095) / 4096 * 4096);
+  // Processes that still have it mapped would keep its frames alive. Giving back many gigabytes takes seconds, which
+  // this thread does not have.
+  loop_.offload([r] { (void)r->frames->punch(0, (r->shape.pages() * r->shape.page_bytes + 4095) / 4096 * 4096); },
+                [r] {});
   while (!r->fetching.empty()) settle(*r, r->fetching.begin()->first, std::unexpected(gone));
   for (auto& waiter : std::exchange(version_waiters_[id], {})) waiter->set(true);
   version_waiters_.erase(id);

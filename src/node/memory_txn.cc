@@ -239,6 +239,10 @@ MemoryImpl::Handled MemoryImpl::local_stage(std::shared_ptr<LocalSession> sessio
       at += n;
     }
   }
+  for (const auto& [id, view] : r->views) {
+    if (view->session_id != session->id()) continue;
+    for (const PagePart& part : parts) view->given.forget({part.page, 1});  // It drops its own copy next.
+  }
   TxnId txn = from_wire(ask.txn());
   if (!ask.has_txn()) {
     txn = new_txn();

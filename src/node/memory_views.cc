@@ -187,6 +187,7 @@ MemoryImpl::Handled MemoryImpl::view_refresh(std::shared_ptr<LocalSession> sessi
     auto* out = reply.add_changed();
     out->set_first(span.first.value);
     out->set_count(span.count);
+    view->given.forget(span);
   }
   view->snapshot = snapshot;
   co_return reply_of(reply);
@@ -212,8 +213,9 @@ void MemoryImpl::fail_view(const ViewPtr& view, std::uint64_t page, const Error&
 
 // ---- faults
 
-/// What is here goes into the process at once, run by run; what is not is returned.
-Result<std::vector<PageAt>> MemoryImpl::give_local(View& view, PageNo first, std::uint64_t count) {
+/// What is here goes into the process at once, run by run; what is not is returned. `Given::skip`: not what it has been
+/// given before, as asking the kernel page by page takes as long as the first time.
+Result<std::vector<PageAt>> MemoryImpl::give_local(View& view, PageNo first, std::uint64_t count, Given given) {
   Region& r = *view.region;
   const std::uint64_t page_bytes = r.page_bytes();
   using Where = memory::Resolution::Where;
@@ -231,21 +233,30 @@ Result<std::vector<PageAt>> MemoryImpl::give_local(View& view, PageNo first, std
   };
   for (std::uint64_t i = 0; i < count; ++i) {
     const PageNo page{first.value + i};
-    if (view.windows.contains(page)) {
+    const bool skip = given == Given::skip && (view.given.is_copied(page) ||
+                                               (view.given.is_shared(page) && r.pages->is_mapped(page, view.bit)));
+    if (skip || view.windows.contains(page)) {
       HOLO_TRY(flush());
       continue;
     }
     HOLO_ASSIGN(found, r.pages->resolve(page, view.snapshot));
     if (found.where != run || found.where == Where::bytes || found.where == Where::fetch) HOLO_TRY(flush());
     switch (found.where) {
-      case Where::slot: r.pages->mark_mapped(page, view.bit); [[fallthrough]];
+      case Where::slot:
       case Where::zero:
+        if (found.where == Where::slot) {
+          r.pages->mark_mapped(page, view.bit);
+          view.given.shared(page);
+        } else {
+          view.given.copied(page);
+        }
         if (run_count == 0) run_first = page.value;
         run = found.where;
         ++run_count;
         break;
       case Where::bytes:
         ++counters_.pages_copied;
+        view.given.copied(page);
         HOLO_TRY(view.faulted->copy(page.value * page_bytes, found.bytes.span()));
         break;
       case Where::fetch: wants.push_back({page, found.version}); break;
@@ -262,10 +273,12 @@ Status MemoryImpl::give_fetched(View& view, PageAt at, const Buffer& bytes) {
     return {};  // The view has moved on: it faults again.
   if (found.where == memory::Resolution::Where::slot) {
     r.pages->mark_mapped(at.page, view.bit);
+    view.given.shared(at.page);
     ++counters_.pages_installed;
     return view.faulted->install(at.page.value * r.page_bytes(), r.page_bytes());
   }
   ++counters_.pages_copied;
+  view.given.copied(at.page);
   return view.faulted->copy(at.page.value * r.page_bytes(), bytes.span());
 }
 
@@ -284,7 +297,7 @@ void MemoryImpl::on_faults(const ViewPtr& view, const std::vector<env::PageFault
     view->ahead = follows ? std::min(view->ahead * 2, most) : 1;
     const std::uint64_t count = std::min(view->ahead, r->shape.pages() - page);
     view->next_page = page + count;
-    auto wants = give_local(*view, PageNo{page}, count);
+    auto wants = give_local(*view, PageNo{page}, count, Given::again);
     if (!wants) {
       fail_view(view, page, wants.error());
     } else if (!wants->empty()) {
@@ -313,7 +326,7 @@ Task<void> MemoryImpl::serve_fault(ViewPtr view, PageNo page, std::uint64_t ahea
   const RegionPtr r = view->region;
   const Instant deadline = loop_.now() + config_.fetch_deadline;
   while (!view->closed) {
-    auto wants = give_local(*view, page, ahead);
+    auto wants = give_local(*view, page, ahead, Given::again);
     if (!wants) {
       fail_view(view, page.value, wants.error());
       co_return;
@@ -355,7 +368,7 @@ MemoryImpl::Handled MemoryImpl::view_populate(std::shared_ptr<LocalSession> sess
   const std::uint64_t step = std::max<std::uint64_t>(1, kPopulateBytes / r->page_bytes());
   for (std::uint64_t at = first; at < first + count; at += step) {
     const std::uint64_t n = std::min(step, first + count - at);
-    auto wants = give_local(*view, PageNo{at}, n);
+    auto wants = give_local(*view, PageNo{at}, n, Given::skip);
     if (!wants) co_return std::unexpected(std::move(wants).error());
     if (wants->empty()) continue;
     auto bytes = co_await fetch(r, *wants, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
@@ -395,6 +408,7 @@ MemoryImpl::Handled MemoryImpl::window_open(std::shared_ptr<LocalSession> sessio
       if (!*open) continue;
       opened.push_back(page);
       view->windows.insert(page);
+      view->given.forget({page, 1});
     }
     p = end;
   }

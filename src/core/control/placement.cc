@@ -12,7 +12,7 @@ namespace {
 using Wide = unsigned __int128;
 
 constexpr std::uint64_t kMaxBlockBytes = 4 << 20;
-constexpr std::uint64_t kBlocksPerMember = 64;  // Enough to even out, few enough that a chunk stays worth sending.
+constexpr std::uint64_t kBlocksPerMember = 32;  // Enough to even out, few enough that a chunk stays worth sending.
 
 /// -log2(hash / 2^64) in 1/2^32, by squaring bit for bit: the C library's log may differ from machine to machine.
 std::uint64_t minus_log2(std::uint64_t hash) {

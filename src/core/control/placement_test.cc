@@ -38,7 +38,7 @@ TEST(Placement, BlocksAreManyAndAtMostFourMiB) {
     for (const std::uint64_t page_bytes : {4096ULL, 65536ULL, 2ULL << 20}) {
       const std::uint64_t block = Placement::choose_block_pages(pages, page_bytes, 4);
       EXPECT_LE(block * page_bytes, std::max<std::uint64_t>(4 << 20, page_bytes));
-      EXPECT_TRUE(block == 1 || pages / block >= 256) << pages << " pages in blocks of " << block;
+      EXPECT_TRUE(block == 1 || pages / block >= 128) << pages << " pages in blocks of " << block;
     }
   }
 }
@@ -102,7 +102,7 @@ TEST(Placement, CopiesLieOnDifferentNodes) {
     EXPECT_NE(list[0], list[2]);
     for (const NodeId n : list) copies[n] += p->shard(ShardNo{s})->pages;
   }
-  for (const auto& [node, pages] : copies) EXPECT_NEAR(static_cast<double>(pages), 12208 * 0.75, 12208 * 0.05);
+  for (const auto& [node, pages] : copies) EXPECT_NEAR(static_cast<double>(pages), 12208 * 0.75, 12208 * 0.1);
 }
 
 TEST(Placement, FitsIntoWhatIsLeftOrSaysSo) {

@@ -146,6 +146,11 @@ void RegionPages::mark_mapped(PageNo page, ViewBits view) {
   e->mapped |= view;
 }
 
+bool RegionPages::is_mapped(PageNo page, ViewBits view) const {
+  const Entry* e = find(page);
+  return e != nullptr && e->slot == SlotState::version && (e->mapped & view) != 0;
+}
+
 void RegionPages::forget_view(ViewBits view) {
   for (auto& [page, e] : entries_) e.mapped &= ~view;
 }

@@ -72,6 +72,8 @@ class RegionPages {
   Result<Resolution> resolve(PageNo page, Version snapshot);
   /// The views in `view` have the page's slot mapped from now on. Only after resolve() said slot.
   void mark_mapped(PageNo page, ViewBits view);
+  /// Whether a view of `view` has had it mapped since the slot was last punched.
+  [[nodiscard]] bool is_mapped(PageNo page, ViewBits view) const;
   /// A view is gone: its mappings too.
   void forget_view(ViewBits view);
 

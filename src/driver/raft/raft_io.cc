@@ -96,6 +96,13 @@ void RaftIo::bind() {
     w.entries = entries;
     w.n = n;
     w.append = request;
+    if (n > 0 && entries[n - 1].term != me->own_term_) {
+      unsigned first = n - 1;
+      while (first > 0 && entries[first - 1].term == entries[n - 1].term) --first;
+      me->own_term_ = entries[n - 1].term;
+      me->own_term_first_ = me->next_index_ + first;
+      me->followers_.clear();
+    }
     me->next_index_ += n;
     me->enqueue(std::move(w));
     return 0;
@@ -248,18 +255,54 @@ void RaftIo::tick() {
 int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb) {
   if (closing_) return RAFT_CANCELED;
   const NodeId peer{message->server_id};
-  unsigned& in_flight = in_flight_[peer];
-  if (in_flight >= kMaxInFlight) return RAFT_NOCONNECTION;
-  ++in_flight;
+  if (in_flight_[peer] >= kMaxInFlight) return RAFT_NOCONNECTION;
   const std::uint64_t id = next_send_++;
   sends_[id] = {.request = request, .cb = cb};
-  std::vector<env::Request> parts = encode_raft_message(*message);
-  // Later, as libraft does not expect the callback before this returns.
-  auto shared = std::make_shared<std::vector<env::Request>>(std::move(parts));
+  note_sent(*message);
+  post(peer, id, *message);
+  return 0;
+}
+
+void RaftIo::post(NodeId peer, std::uint64_t id, const raft_message& message) {
+  ++in_flight_[peer];
+  // Later, as libraft does not expect the callback before send() returns.
+  auto shared = std::make_shared<std::vector<env::Request>>(encode_raft_message(message));
   ports_.loop->post([me = shared_from_this(), id, peer, shared] {
     if (!me->closing_) me->ports_.loop->spawn(deliver(me, id, peer, std::move(*shared)));
   });
-  return 0;
+}
+
+void RaftIo::note_sent(const raft_message& message) {
+  if (message.type != RAFT_IO_APPEND_ENTRIES) return;
+  Follower& f = followers_[NodeId{message.server_id}];
+  f.told = std::max<std::uint64_t>(f.told, message.append_entries.leader_commit);
+}
+
+void RaftIo::note_received(NodeId from, const raft_message& message) {
+  if (message.type != RAFT_IO_APPEND_ENTRIES_RESULT) return;
+  const auto& result = message.append_entries_result;
+  if (result.rejected == 0 && result.term == own_term_) followers_[from].has = result.last_log_index;
+}
+
+void RaftIo::announce_commit(std::uint64_t term, std::uint64_t commit) {
+  // The message names the term of entry `commit`, which is known only from this term's first entry on.
+  if (closing_ || term != own_term_ || commit < own_term_first_) return;
+  for (auto& [node, f] : followers_) {
+    if (f.has < commit || f.told >= commit || in_flight_[node] >= kMaxInFlight) continue;
+    f.told = commit;
+    const std::string address = raft_address(node);
+    raft_message message{};
+    message.type = RAFT_IO_APPEND_ENTRIES;
+    message.server_id = node.value;
+    message.server_address = address.c_str();
+    message.append_entries = {.term = term,
+                              .prev_log_index = commit,
+                              .prev_log_term = term,
+                              .leader_commit = commit,
+                              .entries = nullptr,
+                              .n_entries = 0};
+    post(node, next_send_++, message);
+  }
 }
 
 Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts) {
@@ -294,6 +337,7 @@ Status RaftIo::receive(NodeId from, const env::Request& request) {
   if (!*decoded) return {};
   const std::string address = raft_address(from);
   (*decoded)->message.server_address = address.c_str();
+  note_received(from, (*decoded)->message);
   recv_cb_(&io_, (*decoded)->release());
   after_event_();
   return {};

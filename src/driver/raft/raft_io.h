@@ -33,6 +33,9 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   [[nodiscard]] bool empty() const { return stored_.term == 0 && !stored_.snapshot && stored_.entries.empty(); }
   /// A message from a peer.
   Status receive(NodeId from, const env::Request& request);
+  /// Called by the leader after every event: tells each follower known to have entry `commit` that it is committed, in
+  /// an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat later.
+  void announce_commit(std::uint64_t term, std::uint64_t commit);
   /// Set while writes to the disk fail.
   [[nodiscard]] const std::optional<Error>& disk_error() const { return disk_error_; }
 
@@ -70,6 +73,10 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// Milliseconds in which this loop ran: a node that stood still must not take its own silence for the leader's.
   raft_time time();
 
+  void post(NodeId peer, std::uint64_t id, const raft_message& message);
+  void note_sent(const raft_message& message);
+  void note_received(NodeId from, const raft_message& message);
+
   static Task<void> deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts);
 
   RaftLogPorts ports_;
@@ -97,9 +104,18 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
     raft_io_send* request = nullptr;
     raft_io_send_cb cb = nullptr;
   };
-  std::map<std::uint64_t, Send> sends_;
+  std::map<std::uint64_t, Send> sends_;  ///< Of libraft; commit announcements have no entry here.
   std::unordered_map<NodeId, unsigned> in_flight_;
   std::uint64_t next_send_ = 1;
+
+  /// What the followers are known to have, in the term that this node appends in.
+  struct Follower {
+    std::uint64_t has = 0;   ///< Entries up to here are stored there.
+    std::uint64_t told = 0;  ///< It has been sent a commit index of at least this.
+  };
+  std::uint64_t own_term_ = 0;        ///< Of the newest entry appended here.
+  std::uint64_t own_term_first_ = 0;  ///< Its first entry of that term.
+  std::unordered_map<NodeId, Follower> followers_;
   SnapshotAssembly parts_;
 
   bool closing_ = false;

@@ -303,6 +303,7 @@ void RaftCore::after_event() {
     applied_waiters_.erase(applied_waiters_.begin());
   }
   const int state = raft_state(&raft_);
+  if (state == RAFT_LEADER) io_->announce_commit(raft_.current_term, raft_.commit_index);
   const NodeId now_leader = leader();
   if (seen_state_ == RAFT_LEADER && state != RAFT_LEADER) {
     fail_waiting(error_of(RAFT_LEADERSHIPLOST, "append"));

@@ -211,6 +211,25 @@ TEST_F(RaftLogTest, ThreeNodesAgreeAndForward) {
   EXPECT_TRUE(run(server(3).log->barrier(loop_.now() + seconds(5))));
 }
 
+TEST_F(RaftLogTest, FollowersLearnOfACommitWithoutWaitingForAHeartbeat) {
+  options_ = {.self = {}, .election_timeout = seconds(8), .heartbeat = seconds(2)};
+  cluster(3);
+  ASSERT_TRUE(start(4));  // Learners learn like voters.
+  ASSERT_TRUE(run(server(1).log->add_learner(NodeId{4}, loop_.now() + seconds(10))));
+  const auto known = [&](std::size_t n) {
+    return std::ranges::all_of(servers_, [&](auto& s) { return s.second->journal->commands.size() == n; });
+  };
+  ASSERT_TRUE(append(1, "caught up"));
+  ASSERT_TRUE(until([&] { return known(1); }));
+  // Ten in a row take less than one heartbeat, wherever they are proposed.
+  const Instant began = loop_.now();
+  for (std::size_t i = 0; i < 10; ++i) {
+    ASSERT_TRUE(append(1 + i % 4, "news"));
+    ASSERT_TRUE(until([&] { return known(i + 2); }));
+  }
+  EXPECT_LT(loop_.now() - began, seconds(2)) << "they came with heartbeats";
+}
+
 TEST_F(RaftLogTest, AnotherLeadsWhenTheLeaderDies) {
   cluster(3);
   ASSERT_TRUE(append(2, "before"));
