@@ -23,6 +23,20 @@ DONE, FAILED, USAGE = 0, 1, 2
 MIB = 1 << 20
 
 
+class Process(subprocess.Popen):
+    """Ends with its `with` block: a test that fails must not wait for what it started."""
+
+    def __exit__(self, *exception):
+        if self.poll() is None:
+            self.kill()
+        super().__exit__(*exception)
+
+
+def default_signals():
+    """Tests that run in the background inherit an ignored SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Home:
     """One person's directories, and every process that was started in them."""
 
@@ -44,7 +58,8 @@ class Home:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         options.setdefault("text", True)
-        return subprocess.Popen([str(c) for c in command], **options)
+        options.setdefault("preexec_fn", default_signals)
+        return Process([str(c) for c in command], **options)
 
     def run(self, *command, timeout=60, env=None, **options):
         with self.start(*command, env=self.env | (env or {}), **options) as process:

@@ -110,6 +110,22 @@ int put(holo::Cluster& c, const Arguments& a) {
   return ended(xs.sync());
 }
 
+/// churn TIMES: regions that come and go, each with a long entry in the log. Prints the name of each that is there.
+int churn(holo::Cluster& c, const Arguments& a) {
+  std::string last;
+  for (std::uint64_t i = 0; i < number(a[0]); ++i) {
+    const std::string name = std::string(100, 'x') + std::to_string(i);
+    if (auto xs = c.array<std::uint64_t>(name, 1); !xs) return failed(xs.error());
+    std::puts(name.c_str());
+    std::fflush(stdout);
+    if (!last.empty()) {
+      if (auto freed = c.free(last); !freed) return failed(freed.error());
+    }
+    last = name;
+  }
+  return 0;
+}
+
 /// get NAME INDEX
 int get(holo::Cluster& c, const Arguments& a) {
   auto xs = array(c, {a[0]});
@@ -167,8 +183,8 @@ struct Command {
   int (*run)(holo::Cluster&, const Arguments&);
 };
 constexpr Command kCommands[] = {
-    {"fill", 2, fill}, {"sum", 1, sum},   {"scan", 1, scan},           {"bulk", 1, bulk},      {"put", 3, put},
-    {"get", 2, get},   {"slow", 3, slow}, {"misbehave", 2, misbehave}, {"chatter", 0, chatter}};
+    {"fill", 2, fill}, {"sum", 1, sum},   {"scan", 1, scan},           {"bulk", 1, bulk},       {"put", 3, put},
+    {"get", 2, get},   {"slow", 3, slow}, {"misbehave", 2, misbehave}, {"chatter", 0, chatter}, {"churn", 1, churn}};
 
 }  // namespace
 

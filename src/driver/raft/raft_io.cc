@@ -390,6 +390,7 @@ void RaftIo::written(std::size_t count, Status status) {
   if (!status && !closing_) {
     if (!disk_error_) log_error("control", "the log waits for the disk: ", status.error().to_string());
     disk_error_ = status.error();
+    disk_error_->node = options_.self.value;
     retry_ = ports_.loop->call_at(ports_.loop->now() + kRetryWrite, [me = shared_from_this()] {
       me->retry_ = 0;
       if (me->closing_) return me->finish_close();

@@ -645,12 +645,8 @@ Task<Result<LogIndex>> RaftLog::append(Self me, Buffer command, Instant deadline
 
 Task<Result<LogIndex>> RaftLog::append_here(Self me, Buffer command, Instant deadline) {
   if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
-  if (me->core_->disk_error()) {
-    Error e = *me->core_->disk_error();
-    e.node = me->options_.self.value;
-    co_return std::unexpected(e);
-  }
   const std::shared_ptr<RaftCore> core = me->core_;
+  if (core->disk_error()) co_return std::unexpected(*core->disk_error());
   std::uint64_t token = 0;
   auto shot = core->propose(command.span(), token);
   auto r = co_await await_until(*me->ports_.loop, std::move(shot), deadline, std::string("a majority of the voters"));
@@ -680,8 +676,12 @@ Task<Result<LogIndex>> RaftLog::forward(Self me, NodeId leader, Buffer command, 
 
 Task<Status> RaftLog::barrier_here(Self me, Instant deadline) {
   if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
-  auto shot = me->core_->barrier();
-  co_return co_await await(me, std::move(shot), deadline, std::string("a majority of the voters"));
+  const std::shared_ptr<RaftCore> core = me->core_;
+  if (core->disk_error()) co_return std::unexpected(*core->disk_error());  // A barrier is an entry, too.
+  auto shot = core->barrier();
+  Status s = co_await await(me, std::move(shot), deadline, std::string("a majority of the voters"));
+  if (!s && s.error().code == Errc::deadline_exceeded && core->disk_error()) s = std::unexpected(*core->disk_error());
+  co_return s;
 }
 
 Task<Status> RaftLog::barrier(Self me, Instant deadline) {
