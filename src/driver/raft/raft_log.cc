@@ -188,7 +188,7 @@ void RaftCore::close(std::function<void()> done) {
     me->started_ = false;
     const auto keep = std::move(me->self_until_closed_);
     // libraft is still on the stack, and reads its own struct on the way out.
-    me->ports_.loop->post([keep] { keep->closed_(); });
+    me->ports_.loop->post([keep] { std::exchange(keep->closed_, nullptr)(); });  // It may hold the core itself.
   });
 }
 
