@@ -264,7 +264,8 @@ Bus::Impl::LinkPtr Bus::Impl::add_link(Role role, std::unique_ptr<env::ByteStrea
 void Bus::Impl::pump(const LinkPtr& link) {
   if (link->pumping || link->over) return;
   const auto self = shared_from_this();
-  const LinkPtr l = link;  // The caller's reference may be to something that an event destroys.
+  // The caller's reference may be to something that an event destroys.
+  const LinkPtr l = link;  // NOLINT(performance-unnecessary-copy-initialization)
   l->pumping = true;
   bool again = true;
   while (again && !l->over) {

@@ -115,8 +115,9 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
     const auto self = shared_from_this();
     if (auto ready = may_send(request); !ready) co_return std::unexpected(std::move(ready).error());
     if (calls_.size() >= options_.max_calls) co_return overloaded();
-    while (++next_call_ == 0 || calls_.contains(next_call_)) {
-    }
+    do {
+      ++next_call_;
+    } while (next_call_ == 0 || calls_.contains(next_call_));
     const std::uint32_t id = next_call_;
     auto shot = std::make_shared<OneShot<Result<env::LocalReply>>>();
     calls_.emplace(id, shot);
