@@ -1,4 +1,5 @@
 // Whole programs on clusters of real nodes inside this process.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>

@@ -149,6 +149,7 @@ void MemoryImpl::start_repair(const RegionPtr& r) {
 /// Fetches the newest bytes of pages that are to be here and did not come with their commit.
 Task<void> MemoryImpl::repair(RegionPtr r) {
   const std::size_t most = std::max<std::size_t>(1, kPopulateBytes / r->page_bytes());
+  Duration pause = seconds(1);  // Whoever has them may never come back.
   while (!r->repairs.empty() && !r->freed && !stopped_) {
     std::vector<PageAt> wants;
     while (!r->repairs.empty() && wants.size() < most) {
@@ -165,7 +166,8 @@ Task<void> MemoryImpl::repair(RegionPtr r) {
     if (bytes) continue;
     log_warn("memory", "copies of region \"", r->shape.name, "\" are missing here: ", bytes.error().message);
     for (const PageAt& at : wants) r->repairs.insert(at.page);
-    const bool awake = co_await env::sleep_for(loop_, seconds(1));
+    const bool awake = co_await env::sleep_for(loop_, pause);
+    pause = std::min(pause * 2, seconds(10));
     if (!awake) break;
   }
   r->repairing = false;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <memory>
 
@@ -43,6 +44,19 @@ env::FaultMode fault_mode(const std::string& setting) {
   if (setting == "off") return env::FaultMode::none;
   const auto mode = driver::probe_fault_mode();
   return setting == "user" && mode == env::FaultMode::full ? env::FaultMode::user_mode_only : mode;
+}
+
+/// What of the agent's environment its workers see.
+std::vector<std::string> worker_environment() {
+  std::vector<std::string> out;
+  for (char** at = ::environ; at && *at; ++at) {
+    const std::string_view entry = *at;
+    const std::string_view name = entry.substr(0, entry.find('='));
+    constexpr std::array kKept = {"PATH", "HOME", "USER",   "LOGNAME",        "SHELL",
+                                  "LANG", "TZ",   "TMPDIR", "LD_LIBRARY_PATH"};
+    if (std::ranges::find(kKept, name) != kKept.end() || name.starts_with("LC_")) out.emplace_back(entry);
+  }
+  return out;
 }
 
 /// Where others reach an agent that listens on every address of the machine.
@@ -143,6 +157,7 @@ class Agent {
     out.memory.stop_budget = milliseconds(1200);
     out.compute.workers = config_.workers;
     out.compute.state_dir = config_.state_dir;
+    out.compute.worker_env = worker_environment();
     out.cluster = membership_.id;
     out.cluster_name = membership_.name;
     record_.socket = out.socket_path;

@@ -103,8 +103,13 @@ int CommandLine::run(int argc, char** argv) {
     return kUsage;
   }
   if (auto known = check_commands(argc, argv); !known) return report(known.error());
+  // CLI11 gives "--" to nobody; the program that holo run starts may need it.
+  std::vector<const char*> arguments(argv, argv + argc);
+  for (const char*& argument : arguments) {
+    if (std::string_view(argv[1]) == "run" && std::string_view(argument) == "--") argument = kDashDash;
+  }
   try {
-    root_.parse(argc, argv);
+    root_.parse(argc, arguments.data());
   } catch (const CLI::CallForHelp&) {
     std::cout << innermost(root_).help();
     return kDone;

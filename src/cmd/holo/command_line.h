@@ -10,6 +10,9 @@
 
 namespace holo::cmd {
 
+/// Stands for "--" among the arguments of `holo run`.
+inline constexpr const char* kDashDash = "\001--";
+
 class CommandLine {
  public:
   CommandLine();

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -131,7 +132,8 @@ Outcome<int> run_child(const std::string& program, const std::vector<std::string
 
 Outcome<int> run(const RunOptions& o) {
   auto arguments = o.app->remaining();
-  if (!arguments.empty() && arguments.front() == "--") arguments.erase(arguments.begin());
+  if (!arguments.empty() && arguments.front() == kDashDash) arguments.erase(arguments.begin());
+  std::ranges::replace(arguments, std::string(kDashDash), std::string("--"));
   if (arguments.empty()) return usage("a program is needed", "holo run -n 4 ./app args");
   if (arguments.front().starts_with('-'))
     return usage(str("unknown flag ", arguments.front(), " of holo run"), "holo run --help shows an example");
