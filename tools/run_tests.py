@@ -124,7 +124,9 @@ def find_programs(build, patterns):
     reports.mkdir(parents=True, exist_ok=True)
     env = {
         "HOLO_BUILD_DIR": str(build),
-        "TSAN_OPTIONS": f"suppressions={ROOT}/tools/tsan.supp",
+        # A program that dies of a signal is to be seen to: some tests are about that.
+        "ASAN_OPTIONS": "handle_segv=0:handle_sigbus=0:handle_abort=0",
+        "TSAN_OPTIONS": f"suppressions={ROOT}/tools/tsan.supp:handle_segv=0:handle_sigbus=0:handle_abort=0",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

@@ -75,7 +75,7 @@ int g_static = 0;
 TEST(Captures, ValuesPass) {
   std::uint64_t small = 42;
   const double real = 0.1;
-  std::int32_t odd = -1;
+  std::int64_t odd = -1;
   EXPECT_TRUE(check([] {}));
   EXPECT_TRUE(
       check([small, real, odd] { return small + static_cast<std::uint64_t>(real) + static_cast<std::uint64_t>(odd); }));

@@ -139,7 +139,7 @@ class LocalNode {
     (void)run(stop_node(node_.get()), kStopDeadline);
     loop_.post([this] {
       loop_.begin_stop();
-      loop_.post([this] { loop_.stop(); });
+      drain(loop_.now() + kStopDeadline);
     });
     thread_.join();
   }
@@ -189,6 +189,12 @@ class LocalNode {
         faults_(loop_) {
     node_ = std::make_unique<node::Node>(ports(), config(std::move(options)));
     thread_ = std::thread([this] { loop_.run(); });
+  }
+
+  /// The loop ends when the last task has: they hold parts of the node.
+  void drain(Instant limit) {
+    if (loop_.running() == 0 || loop_.now() >= limit) return loop_.stop();
+    loop_.post([this, limit] { drain(limit); });
   }
 
   static Task<void> finish(Task<Status> task, std::shared_ptr<std::promise<Status>> promise) {

@@ -195,8 +195,10 @@ MemoryImpl::Handled MemoryImpl::view_refresh(std::shared_ptr<LocalSession> sessi
 
 /// `page` UINT64_MAX: the whole view.
 void MemoryImpl::fail_view(const ViewPtr& view, std::uint64_t page, const Error& error) {
-  ++counters_.fetch_failures;
-  log_warn("memory", "a mapped page cannot be given: ", error.message);
+  if (!view->region->freed) {  // By its owner's wish: workers often have it mapped still.
+    ++counters_.fetch_failures;
+    log_warn("memory", "a mapped page cannot be given: ", error.message);
+  }
   auto session = view->session.lock();
   if (!session) return;
   wire::ViewFailed message;

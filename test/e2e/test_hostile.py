@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from holo_e2e import PROBE, alive, quadratic_sum, wait_until
+from holo_e2e import MIB, PROBE, alive, quadratic_sum, wait_until
 
 CONNECTIONS = 10_000
 
@@ -59,17 +59,17 @@ def test_ten_thousand_connections(home, kind):
 
 @pytest.fixture
 def small_disk(home):
-    """A file system of 24 MiB, which agents keep their state on."""
+    """A small file system, which an agent keeps its state on; the probe fits into it."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system takes root")
     disk = home.root / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 * MIB + os.path.getsize(PROBE)}", "none", disk], check=True)
     yield disk
     for pid in home.processes():
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not home.processes(), 10, "the agents to end")
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_full_disk_refuses_commits_and_loses_none(home, small_disk):
