@@ -54,7 +54,8 @@ std::vector<std::string> worker_environment() {
     const std::string_view name = entry.substr(0, entry.find('='));
     constexpr std::array kKept = {"PATH", "HOME", "USER",   "LOGNAME",        "SHELL",
                                   "LANG", "TZ",   "TMPDIR", "LD_LIBRARY_PATH"};
-    if (std::ranges::find(kKept, name) != kKept.end() || name.starts_with("LC_")) out.emplace_back(entry);
+    const bool sanitizer = name.ends_with("SAN_OPTIONS");
+    if (sanitizer || name.starts_with("LC_") || std::ranges::find(kKept, name) != kKept.end()) out.emplace_back(entry);
   }
   return out;
 }
