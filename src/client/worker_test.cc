@@ -54,6 +54,9 @@ class WorkerTest : public ::testing::Test {
     spec.program = executable_path();
     spec.args = {"worker"};
     spec.env = {"HOLO_WORKER_FD=3", "HOLO_WORKER_TOKEN=" + std::to_string(kToken)};
+    for (const char* name : {"ASAN_OPTIONS", "TSAN_OPTIONS"}) {
+      if (const char* value = std::getenv(name)) spec.env.push_back(std::string(name) + "=" + value);
+    }
     spec.fds.push_back({3, std::move(pair->second)});
     env::ProcessEvents events;
     events.on_line = [this](env::OutputStream, std::string_view line) { output_ += std::string(line) + "\n"; };

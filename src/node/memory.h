@@ -27,7 +27,6 @@ struct MemoryConfig {
   std::string state_dir;                   ///< A clean stop leaves its pages under it; empty: they are not kept.
   Duration fetch_deadline = seconds(8);    ///< A fault that no node could answer by then fails its view.
   Duration stage_deadline = seconds(8);
-  Duration stop_budget = milliseconds(1500);  ///< What writing the pages at a clean stop may take.
 };
 
 /// Pages staged under a transaction, and who holds the staged bytes.
@@ -113,9 +112,12 @@ class MemoryService {
 
   /// Opens what a clean stop left behind. Damaged files are named in the log, and their pages are then absent here.
   virtual Task<Status> start() = 0;
-  /// Writes the committed pages this node holds to the state directory, within MemoryConfig::stop_budget, and marks the
-  /// set complete. After it the service answers nothing. Errors: `io_error`, `deadline_exceeded` (no set is left then).
-  virtual Task<Status> stop() = 0;
+  /// Ends views and transactions, and settles which committed pages are to be kept. After it the service answers
+  /// nothing, and needs neither the other nodes nor the log.
+  virtual Task<void> stop() = 0;
+  /// After stop(): writes those pages to the state directory and marks the set complete. Cost: about a second for each
+  /// GiB, on helper threads. Error: `io_error` (no set is left then).
+  virtual Task<Status> keep_pages() = 0;
 
   // -- for compute
 

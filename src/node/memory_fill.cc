@@ -221,22 +221,15 @@ Task<Status> MemoryImpl::hand_over(Instant deadline) {
 
 // ---- keeping pages over a restart
 
-Task<Status> MemoryImpl::write_kept() {
-  struct Plan {
-    RegionPtr region;
-    PageAt at;
-  };
-  auto plan = std::make_shared<std::vector<Plan>>();
-  for (auto& [id, r] : regions_) {
-    for (const PageAt& at : committed_pages(r)) {
-      if (at.version == r->pages->history().newest(at.page)) plan->push_back({r, at});
-    }
-  }
+Task<Status> MemoryImpl::keep_pages() {
+  auto plan = std::make_shared<std::vector<KeptPage>>(std::exchange(to_keep_, {}));
   if (!kept_) {
     if (plan->empty()) co_return Status{};
     co_return fail(Errc::io_error, "the pages of this node are not kept: their directory was never opened");
   }
-  const Instant began = loop_.now();
+  std::uint64_t total = 0;
+  for (const KeptPage& p : *plan) total += p.region->page_bytes();
+  if (total > kLongStop) log_info("memory", "writing ", total >> 20, " MiB of pages to ", config_.state_dir);
   constexpr std::size_t kFiles = 2;
   HOLO_CO_ASSIGN(writer, kept_->write(kFiles));
   std::shared_ptr<PageFiles::Writer> shared = std::move(writer);
@@ -246,7 +239,7 @@ Task<Status> MemoryImpl::write_kept() {
     std::function<Status()> work = [plan, file, shared, kept = kept_]() -> Status {
       const std::size_t from = plan->size() * file / kFiles, to = plan->size() * (file + 1) / kFiles;
       for (std::size_t i = from; i < to; ++i) {
-        const Plan& p = (*plan)[i];
+        const KeptPage& p = (*plan)[i];
         const PageName name{p.region->id(), p.at.page, p.at.version};
         ByteSpan bytes = p.region->pages->content(p.at.page, p.at.version);
         Buffer loaded;
@@ -270,11 +263,6 @@ Task<Status> MemoryImpl::write_kept() {
     if (!result) co_return std::unexpected(std::move(result).error());
   }
   HOLO_CO_TRY(shared->commit());
-  const Duration took = loop_.now() - began;
-  if (took > config_.stop_budget) {
-    log_warn("memory", "keeping ", plan->size(), " pages took ", took.millis(), " ms, more than the ",
-             config_.stop_budget.millis(), " ms planned");
-  }
   co_return Status{};
 }
 

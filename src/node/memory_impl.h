@@ -31,6 +31,7 @@ inline constexpr Duration kTick = milliseconds(200);       // floors
 inline constexpr Duration kSweepEvery = seconds(5);        // staged pages that nobody decides
 inline constexpr Duration kDecisionPatience =
     milliseconds(300);                                 // at a stop, for the log to decide what is staged here
+inline constexpr std::uint64_t kLongStop = 512 << 20;  // of pages to write: the log says so
 inline constexpr Duration kRoomDeadline = seconds(2);  // then out_of_memory
 inline constexpr Duration kPeerDeadline = seconds(2);  // of one request, within the caller's
 
@@ -177,7 +178,8 @@ class MemoryImpl final : public MemoryService {
 
   void serve_local(LocalApi& api) override;
   Task<Status> start() override;
-  Task<Status> stop() override;
+  Task<void> stop() override;
+  Task<Status> keep_pages() override;
   TxnId new_txn() override;
   Task<Result<std::vector<RegionWrites>>> seal(TxnId txn, Instant deadline) override;
   Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(std::vector<TxnWrites> txns,
@@ -292,7 +294,6 @@ class MemoryImpl final : public MemoryService {
   void start_repair(const RegionPtr& r);
   Task<void> repair(RegionPtr r);
   [[nodiscard]] std::vector<PageAt> committed_pages(const RegionPtr& r) const;
-  Task<Status> write_kept();
 
   env::Loop& loop_;
   env::Transport& transport_;
@@ -314,6 +315,11 @@ class MemoryImpl final : public MemoryService {
   std::map<TxnId, Instant> staged_since_;
   std::map<RegionId, std::vector<std::shared_ptr<OneShot<Result<bool>>>>> version_waiters_;
   std::shared_ptr<PageFiles> kept_;
+  struct KeptPage {
+    RegionPtr region;
+    PageAt at;
+  };
+  std::vector<KeptPage> to_keep_;  // Settled by stop(), written by keep_pages().
   std::uint64_t next_view_ = 1;
   std::uint64_t next_txn_ = 1;
   Instant next_sweep_;

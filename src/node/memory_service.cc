@@ -107,22 +107,25 @@ Task<Status> MemoryImpl::start() {
   co_return Status{};
 }
 
-Task<Status> MemoryImpl::stop() {
-  if (stopped_) co_return Status{};
+Task<void> MemoryImpl::stop() {
+  if (stopped_) co_return;
   // Pages staged here may be committed in the log already, by an entry that has not come here yet.
   const Instant patience = loop_.now() + kDecisionPatience;
   while (!staged_since_.empty() && loop_.now() < patience) {
     const bool awake = co_await env::sleep_for(loop_, milliseconds(5));
     if (!awake) break;
   }
-  if (stopped_) co_return Status{};
+  if (stopped_) co_return;
   stopped_ = true;
   std::vector<ViewPtr> open;
   for (auto& [id, view] : views_) open.push_back(view);
   for (const ViewPtr& view : open) close_view(view);
-  if (config_.state_dir.empty()) co_return Status{};
-  auto kept = co_await write_kept();
-  co_return kept;
+  if (config_.state_dir.empty()) co_return;
+  for (auto& [id, r] : regions_) {
+    for (const PageAt& at : committed_pages(r)) {
+      if (at.version == r->pages->history().newest(at.page)) to_keep_.push_back({r, at});
+    }
+  }
 }
 
 // ---- regions

@@ -189,14 +189,18 @@ Task<Result<LocalReply>> Node::leave() {
 
 Task<Status> Node::stop() {
   if (std::exchange(stopped_, true)) co_return Status{};
-  Status kept;
   if (control_) {
     co_await compute_->stop();
-    kept = co_await memory_->stop();
+    co_await memory_->stop();
     co_await control_->stop();
   }
   ports_.local.close();
   bus_->close();
+  if (!control_) co_return Status{};
+  // Others can go on without this node by now, however long its pages take.
+  keeping_pages_ = true;
+  auto kept = co_await memory_->keep_pages();
+  keeping_pages_ = false;
   co_return kept;
 }
 

@@ -86,9 +86,11 @@ class Node {
   /// Returns once this node is a live member. Errors: `deadline_exceeded`, `cancelled`.
   Task<Status> wait_alive(Instant deadline);
 
-  /// Ends jobs and workers, keeps committed pages, leaves the log, closes every connection. Idempotent. Takes at most
-  /// MemoryConfig::stop_budget plus a moment. Errors: what of it could not be kept.
+  /// Ends jobs and workers, leaves the log, closes every connection, all within a second or so; then writes the
+  /// committed pages, which takes what it takes. Idempotent. Errors: what could not be kept.
   Task<Status> stop();
+  /// stop() has come to its last step.
+  [[nodiscard]] bool keeping_pages() const { return keeping_pages_; }
 
   /// Called when a local process asked for the end (STOP), or after this node has left its cluster.
   void on_end(std::function<void(bool left_cluster)> f) { on_end_ = std::move(f); }
@@ -123,6 +125,7 @@ class Node {
   LocalApi api_;
   std::unique_ptr<LocalGate> gate_;
   bool stopped_ = false;
+  bool keeping_pages_ = false;
 };
 
 }  // namespace holo::node

@@ -341,6 +341,11 @@ class Kept : public ::testing::Test {
   std::filesystem::path dir_;
 };
 
+Task<Status> stop(node::MemoryService& memory) {
+  co_await memory.stop();
+  co_return co_await memory.keep_pages();
+}
+
 TEST_F(Kept, ACleanStopBringsEverythingBack) {
   node::MemoryConfig config;
   config.state_dir = dir_.string();
@@ -351,7 +356,7 @@ TEST_F(Kept, ACleanStopBringsEverythingBack) {
     ASSERT_TRUE(a.write(r, 0, i * kPage, filled(kPage, static_cast<char>('a' + i))));
   ASSERT_TRUE(a.commit(r));
   for (int round = 0; round < 2; ++round) {  // The second stop keeps pages that were never loaded since the first.
-    for (std::uint64_t n = 1; n <= 3; ++n) ASSERT_TRUE(c.run(n, c.memory(n).stop()));
+    for (std::uint64_t n = 1; n <= 3; ++n) ASSERT_TRUE(c.run(n, stop(c.memory(n))));
     for (std::uint64_t n = 1; n <= 3; ++n) c.kill(n, seconds(0));
     for (std::uint64_t n = 1; n <= 3; ++n) c.restart(n);
   }
@@ -372,7 +377,7 @@ TEST_F(Kept, ADamagedFileLosesPagesByNameAndGivesNoWrongByte) {
   Program a{c, 1};
   ASSERT_TRUE(a.write(r, 0, 0, filled(24 * kPage, 'a')));
   ASSERT_TRUE(a.commit(r));
-  for (std::uint64_t n = 1; n <= 3; ++n) ASSERT_TRUE(c.run(n, c.memory(n).stop()));
+  for (std::uint64_t n = 1; n <= 3; ++n) ASSERT_TRUE(c.run(n, stop(c.memory(n))));
   for (std::uint64_t n = 1; n <= 3; ++n) c.kill(n, seconds(0));
   int damaged = 0;
   for (const auto& file : std::filesystem::directory_iterator(dir_ / "2" / "pages")) {

@@ -30,7 +30,8 @@ namespace holo::cmd {
 namespace {
 
 constexpr Duration kBeginLimit = seconds(15);
-constexpr Duration kStopLimit = milliseconds(1800);  // SIGTERM ends an agent within 2 s, whatever hangs.
+constexpr Duration kStopLimit = milliseconds(1800);  // SIGTERM ends an agent within 2 s, whatever hangs; but pages that
+constexpr Duration kKeepCheck = milliseconds(50);    // are being written are not thrown away for that.
 constexpr Duration kDrainLimit = milliseconds(200);
 
 LogLevel log_level(const std::string& name) {
@@ -155,7 +156,6 @@ class Agent {
     out.session = std::move(session);
     out.memory.limit_bytes = config_.memory_bytes;
     out.memory.state_dir = config_.state_dir;
-    out.memory.stop_budget = milliseconds(1200);
     out.compute.workers = config_.workers;
     out.compute.state_dir = config_.state_dir;
     out.compute.worker_env = worker_environment();
@@ -221,8 +221,13 @@ class Agent {
   void end() {
     if (std::exchange(ending_, true)) return;
     log_info("agent", "stopping");
-    loop_.call_at(loop_.now() + kStopLimit, [this] { loop_.stop(); });
+    loop_.call_at(loop_.now() + kStopLimit, [this] { stop_unless_keeping(); });
     loop_.spawn(wind_down(this));
+  }
+
+  void stop_unless_keeping() {
+    if (!node_->keeping_pages()) return loop_.stop();
+    loop_.call_at(loop_.now() + kKeepCheck, [this] { stop_unless_keeping(); });
   }
 
   static Task<void> wind_down(Agent* self) {

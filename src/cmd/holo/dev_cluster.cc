@@ -24,6 +24,8 @@ namespace {
 
 constexpr Duration kStartLimit = seconds(30);
 constexpr Duration kStopLimit = seconds(3);
+constexpr Duration kKeepLimit =
+    seconds(600);  // Where its pages are to survive: writing them takes a second for each GiB.
 constexpr Duration kVotersLimit = seconds(2);
 constexpr std::size_t kMaxRecordBytes = 1 << 20;
 
@@ -74,7 +76,7 @@ Outcome<DevCluster> DevCluster::up(const std::string& name, const DevOptions& op
   auto done = known ? cluster.start_all() : cluster.make(options);
   if (done) done = cluster.wait_for_members();
   if (!done) {
-    cluster.stop_processes();
+    cluster.stop_processes(kStopLimit);
     std::error_code ignored;
     if (!known) std::filesystem::remove_all(folder, ignored);
     return std::unexpected(done.error());
@@ -225,7 +227,7 @@ Outcome<void> DevCluster::restart(unsigned number) {
   HOLO_ASSIGN(found, node(number));
   auto& target = nodes_[static_cast<std::size_t>(found - nodes_.data())];
   clear_environment(true, true);
-  if (send_signal(target.process, SIGTERM) && !wait_for_end(target.process, kStopLimit)) {
+  if (send_signal(target.process, SIGTERM) && !wait_for_end(target.process, kKeepLimit)) {
     send_signal(target.process, SIGKILL);
     wait_for_end(target.process, kStopLimit);
   }
@@ -233,10 +235,10 @@ Outcome<void> DevCluster::restart(unsigned number) {
   return settle(target, agent, AgentStage::answering);
 }
 
-void DevCluster::stop_processes() {
+void DevCluster::stop_processes(Duration limit) {
   for (const auto& n : nodes_) send_signal(n.process, SIGTERM);
   for (const auto& n : nodes_) {
-    if (wait_for_end(n.process, kStopLimit)) continue;
+    if (wait_for_end(n.process, limit)) continue;
     send_signal(n.process, SIGKILL);
     wait_for_end(n.process, kStopLimit);
   }
@@ -247,7 +249,7 @@ void DevCluster::stop_processes() {
 }
 
 Outcome<void> DevCluster::down(DownOptions options) {
-  stop_processes();
+  stop_processes(options.keep_state ? kKeepLimit : kStopLimit);
   if (options.keep_state) return {};
   std::error_code error;
   std::filesystem::remove_all(folder_, error);

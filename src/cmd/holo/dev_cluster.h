@@ -64,7 +64,8 @@ class DevCluster {
   Result<BackgroundAgent> start(DevNode& node);
   /// Waits for it and notes its address, so that the next start has the same port.
   Outcome<void> settle(DevNode& node, BackgroundAgent& agent, AgentStage stage);
-  void stop_processes();
+  /// Those that have not ended by then are killed.
+  void stop_processes(Duration limit);
 
   std::string name_, folder_;
   driver::LockFile lock_;
