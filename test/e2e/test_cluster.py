@@ -1,10 +1,13 @@
 """Clusters out of agents that init and join: who gets in, who does not, and what a restart keeps."""
 
+import json
 import os
 import re
 import signal
 import socket
+import struct
 import subprocess
+import threading
 import time
 
 import pytest
@@ -75,6 +78,51 @@ def test_a_wrong_key_is_refused_within_a_second_and_both_sides_say_so(started):
     assert alive(started.status()) == ["first"]
     join(started, "second")  # The state directory is as good as new.
     assert len(alive(started.status())) == 2
+
+
+def test_json_is_one_value_and_nothing_else(started):
+    started.ok("alloc", "xs", "--type", "u64", "--count", "1000")
+    for command in ("status", "regions", "regions show xs", "alloc ys --count 10", "config show", "doctor", "version"):
+        done = started.holo(*command.split(), "--json")
+        assert done.returncode == 0 and done.stderr == "", (command, done.stderr)
+        json.loads(done.stdout)  # Fails on anything beside the value.
+    for command in ("regions show nothing", "alloc xs --count 5", "alloc zs --count 0"):
+        assert started.refused(*command.split(), "--json")  # Errors stay on standard error.
+
+
+class OtherRelease:
+    """Stands between a node and one that dials it, and changes the protocol number that the dialling one says first."""
+
+    def __init__(self, address):
+        host, port = address.split(":")
+        self.target = (host, int(port))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection(self.target) as server:
+                first = client.recv(65536)
+                server.sendall(first.replace(b"HOLO" + struct.pack("<H", 1), b"HOLO" + struct.pack("<H", 999), 1))
+                while answer := server.recv(65536):
+                    client.sendall(answer)
+
+
+def test_another_release_is_refused_and_both_sides_say_so(started):
+    other = OtherRelease(started.address)
+    began = time.monotonic()
+    line = join(started, "second", address=other.address, run=started.refused)
+    other.listener.close()
+    assert "speaks protocol" in line
+    assert time.monotonic() - began < 2
+    assert wait_until(lambda: started.status()["cluster"]["refused"]["wrong_version"], 2, "the refusal to be counted") >= 1
+    assert "999" in (started.root / "s1" / "agent.log").read_text()
+    assert alive(started.status()) == ["first"]
 
 
 @pytest.mark.parametrize("cut", [1, 4, 43])

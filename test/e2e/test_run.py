@@ -32,6 +32,21 @@ def test_output_streams_and_exit_status(cluster):
     assert cluster.holo("run", PROBE, "signal", "15").returncode == 128 + 15
 
 
+def test_chunks_run_where_their_pages_live(cluster):
+    lines = cluster.holo("run", PROBE, "chatter").stderr.splitlines()
+    chunks = {}
+    for line in lines:
+        if "says hello" in line:
+            name = line[1 : line.index("]")]
+            chunks[name] = chunks.get(name, 0) + 1
+    region = cluster.json("regions", "show", "chatter")
+    names = {n["id"]: n["name"] for n in cluster.status()["nodes"]}
+    pages = {names[id]: n for id, n in region["pages_by_node"].items()}
+    per_chunk = 2  # 489 pages on four nodes: blocks of two, each of them a chunk.
+    for name, count in pages.items():
+        assert -(-count // per_chunk) == chunks[name], (pages, chunks)
+
+
 def test_arguments_and_standard_input_reach_the_program(cluster):
     file = cluster.root / "in.txt"
     file.write_text("b a b\n")

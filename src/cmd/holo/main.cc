@@ -1,7 +1,9 @@
 // One program: the agent and every command. main() shows all of it.
 #include "cmd/holo/command_line.h"
+#include "wire/protobuf_log.h"
 
 int main(int argc, char** argv) {
+  holo::wire::route_protobuf_log();
   holo::cmd::CommandLine line;
   add_agent_commands(line);
   add_cluster_commands(line);
