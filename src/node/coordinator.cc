@@ -406,7 +406,29 @@ void Coordinator::on_output(NodeId from, const wire::WorkerOutput& output) {
   for (const auto& line : output.lines()) say(line.text(), line.is_stderr());
 }
 
-void Coordinator::finish(const JobPtr& job, const Status& status) {
+/// Of a job that is done: whether what it wrote is still on live nodes.
+Status Coordinator::still_there(const Job& job) const {
+  const auto& state = ports_.state;
+  std::uint64_t lost = 0;
+  NodeId holder;
+  state.for_each_block(job.region, [&](control::PageRange pages, NodeId home) {
+    const auto* node = state.node(home);
+    if (node && node->alive()) return;
+    state.for_each_written_since(job.region, Version{job.batch.snapshot()}, pages,
+                                 [&](control::PageRange run, Version) {
+                                   lost += run.count;
+                                   holder = home;
+                                 });
+  });
+  if (lost == 0) return {};
+  return fail(Errc::page_lost,
+              str(job.label, ": ", lost, " of the pages that it wrote were on node ", node_name(holder),
+                  " alone, which has died since"),
+              "replication 2 or more keeps pages when a node is killed");
+}
+
+void Coordinator::finish(const JobPtr& job, Status status) {
+  if (status && job->batch.writes()) status = still_there(*job);
   job->over = true;
   jobs_.erase(job->id);
   job->pin.reset();

@@ -66,7 +66,8 @@ class Coordinator {
   Task<void> send_batch(JobPtr job, NodeId node, wire::TaskBatch batch, std::vector<compute::Attempt> attempts);
   Task<void> commit(JobPtr job, std::vector<compute::Attempt> attempts);
   void drop(const JobPtr& job, const std::vector<compute::Attempt>& attempts);
-  void finish(const JobPtr& job, const Status& status);
+  [[nodiscard]] Status still_there(const Job& job) const;
+  void finish(const JobPtr& job, Status status);
   Task<void> tell(ProgramPtr program, wire::JobEvent event, Buffer payload);
   Task<void> deliver(JobPtr job);
   void arm_timer(const JobPtr& job);
