@@ -241,6 +241,15 @@ class TestControl final : public node::MemoryControl {
         out.emplace_back(fail(Errc::cancelled, "its coordinator is dead"));
         continue;
       }
+      std::set<RegionId> named;
+      bool sound = true;
+      for (const auto& region : t.regions)
+        sound = sound && regions_.contains(region.region) && named.insert(region.region).second;
+      for (RegionId id : t.bump_only) sound = sound && regions_.contains(id) && named.insert(id).second;
+      if (!sound) {
+        out.emplace_back(fail(Errc::not_found, "a region that does not exist, or stands there twice"));
+        continue;
+      }
       std::vector<node::RegionVersion> versions;
       auto bump = [&](RegionId id, const std::vector<node::PageSpan>& pages) {
         auto& r = regions_.at(id);
