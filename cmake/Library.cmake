@@ -30,6 +30,8 @@ list(JOIN HOLO_LINK_OPTIONS " " HOLO_PC_LINK_OPTIONS)
 configure_package_config_file("${CMAKE_SOURCE_DIR}/cmake/holoConfig.cmake.in" "${CMAKE_BINARY_DIR}/holoConfig.cmake"
   INSTALL_DESTINATION "${package_dir}" PATH_VARS CMAKE_INSTALL_INCLUDEDIR CMAKE_INSTALL_LIBDIR)
 write_basic_package_version_file("${CMAKE_BINARY_DIR}/holoConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+# Relative to the file itself, so that the tree may lie, and move, anywhere.
+file(RELATIVE_PATH HOLO_PC_TO_PREFIX "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file("${CMAKE_SOURCE_DIR}/cmake/holo.pc.in" "${CMAKE_BINARY_DIR}/holo.pc" @ONLY)
 
 install(FILES "${CMAKE_BINARY_DIR}/holoConfig.cmake" "${CMAKE_BINARY_DIR}/holoConfigVersion.cmake"

@@ -33,7 +33,7 @@ def installed(tmp_path_factory):
 def flags(installed):
     (pc,) = installed.glob("lib/**/pkgconfig/holo.pc")
     env = {**os.environ, "PKG_CONFIG_PATH": str(pc.parent)}
-    return shlex.split(run("pkg-config", "--define-prefix", "--cflags", "--libs", "holo", env=env))
+    return shlex.split(run("pkg-config", "--cflags", "--libs", "holo", env=env))
 
 
 def compiler():
