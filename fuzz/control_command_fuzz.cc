@@ -1,11 +1,10 @@
 // The replicated state against arbitrary log entries and snapshots: whatever comes, it answers, and every copy agrees.
-#include <google/protobuf/stubs/logging.h>
-
 #include <algorithm>
 #include <cstdlib>
 
 #include "core/control/state.h"
 #include "core/control/state_testing.h"
+#include "wire/protobuf_log.h"
 
 namespace {
 
@@ -40,7 +39,7 @@ bool too_large(ByteSpan entry) {
 }  // namespace
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  google::protobuf::SetLogHandler(nullptr);  // It would write a line for every string that is no text.
+  holo::wire::route_protobuf_log();  // It would write a line for every string that is no text.
   return 0;
 }
 

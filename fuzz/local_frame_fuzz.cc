@@ -5,6 +5,12 @@
 
 #include "base/assert.h"
 #include "wire/local_frame.h"
+#include "wire/protobuf_log.h"
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  holo::wire::route_protobuf_log();  // It would write a line for every string that is no text.
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const holo::ByteSpan bytes = std::as_bytes(std::span(data, size));

@@ -1,12 +1,11 @@
 // A node's memory against programs and peers that hold valid keys and talk nonsense: every request ends with one
 // answer, and what was committed reads as it was committed, or not at all.
-#include <google/protobuf/stubs/logging.h>
-
 #include <array>
 #include <cstdlib>
 
 #include "sim/memory_testing.h"
 #include "wire/message_types.h"
+#include "wire/protobuf_log.h"
 
 namespace {
 
@@ -56,7 +55,7 @@ Buffer rest_of(ByteSpan bytes) { return Buffer::copy(bytes); }
 }  // namespace
 
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  google::protobuf::SetLogHandler(nullptr);  // It would write a line for every string that is no text.
+  holo::wire::route_protobuf_log();  // It would write a line for every string that is no text.
   return 0;
 }
 

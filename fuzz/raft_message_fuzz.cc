@@ -3,6 +3,12 @@
 #include <algorithm>
 
 #include "driver/raft/raft_message.h"
+#include "wire/protobuf_log.h"
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  holo::wire::route_protobuf_log();  // It would write a line for every string that is no text.
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
   using namespace holo;

@@ -21,7 +21,7 @@ class Chunk {
 
   explicit Chunk(detail::TaskContext& task) : task_(&task), base_(reinterpret_cast<T*>(task.base)) {}
   /// A Chunk<T> is also a Chunk<const T>.
-  operator Chunk<const T>() const
+  operator Chunk<const T>() const  // NOLINT(google-explicit-constructor)
     requires(!std::is_const_v<T>)
   {
     return Chunk<const T>(*task_);

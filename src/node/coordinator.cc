@@ -322,7 +322,7 @@ Task<void> Coordinator::send_batch(JobPtr job, NodeId node, wire::TaskBatch batc
                                    std::vector<compute::Attempt> attempts) {
   const Status sent = co_await orders_.run(node, std::move(batch));
   if (sent) co_return;
-  const Error error = sent.error();
+  const Error& error = sent.error();
   const bool may_pass = error.code == Errc::unavailable || error.code == Errc::deadline_exceeded ||
                         error.code == Errc::overloaded || error.code == Errc::stale_epoch;
   feed(job, [&](Instant now, compute::Effects& fx) {

@@ -381,12 +381,11 @@ Task<Result<std::vector<Buffer>>> MemoryImpl::read_pages(RegionPtr r, Version sn
       const auto pages = regions.find(r->id());
       staged = pages != regions.end() && pages->second.contains(page);
     }
-    if (staged) {
-      places.push_back(i);
-      wants.push_back({page, *version});
-    } else if (*version == Version{}) {
+    const bool never_written = *version == Version{};
+    const ByteSpan here = r->pages->content(page, *version);
+    if (!staged && never_written) {
       out[i] = Buffer(memory::zero_bytes(r->page_bytes()), nullptr);
-    } else if (const ByteSpan here = r->pages->content(page, *version); !here.empty()) {
+    } else if (!staged && !here.empty()) {
       out[i] = Buffer::copy(here);
     } else {
       places.push_back(i);

@@ -39,7 +39,7 @@ void write_nodes(JsonWriter& w, const StatusSources& s) {
     for (const auto& [id, node] : s.control.state().nodes()) {
       const bool here = id == s.control.self();
       w.object([&] {
-        w.field("id", to_hex(id.value));
+        w.field("id", to_hex(id.value));  // NOLINT(clang-analyzer-core.NullDereference): it is a key of the map.
         w.field("name", node.name);
         w.field("address", node.addresses.empty() ? std::string() : node.addresses.front());
         w.field("state", std::string(control::node_state_name(node.state)));

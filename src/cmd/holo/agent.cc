@@ -104,7 +104,7 @@ class Agent {
     driver::SignalWatch signals(loop_, {SIGTERM, SIGINT}, [this](int) { end(); });
     loop_.post([this] { loop_.spawn(live(this)); });
     loop_.run();
-    driver::withdraw_agent(record_);
+    (void)driver::withdraw_agent(record_);  // What is left of it counts as crashed.
     node_.reset();
     log_.reset();  // Before its directory may go.
     if (left_cluster_) HOLO_TRY(state_.forget_cluster());

@@ -38,7 +38,7 @@ std::uint64_t memory_bytes() {
 
 std::uint64_t available_memory_bytes() {
   std::ifstream file("/proc/meminfo");
-  std::string key, unit;
+  std::string key;
   std::uint64_t kib = 0;
   while (file >> key >> kib) {
     if (key == "MemAvailable:") return kib << 10;
