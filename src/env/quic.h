@@ -39,10 +39,10 @@ class QuicHandshake {
     std::string reason;      ///< Likewise, as the reason phrase; at most 256 bytes.
   };
   struct Step {
-    Bytes message;                           ///< The answer; empty: none.
-    std::optional<QuicSecrets> handshake;    ///< When set: installed before `message` is sent at that level ...
-    bool message_at_handshake_level = false; ///< ... if this says so; else it goes out at the Initial level.
-    std::optional<QuicSecrets> application;  ///< 1-RTT keys of both directions. The handshake is complete.
+    Bytes message;                            ///< The answer; empty: none.
+    std::optional<QuicSecrets> handshake;     ///< When set: installed before `message` is sent at that level ...
+    bool message_at_handshake_level = false;  ///< ... if this says so; else it goes out at the Initial level.
+    std::optional<QuicSecrets> application;   ///< 1-RTT keys of both directions. The handshake is complete.
   };
   /// Hands the peer's transport parameters (RFC 9000, section 18) to the connection, and for a server returns its own,
   /// encoded; for a client, nothing. Errors: `malformed`.
@@ -71,13 +71,13 @@ struct QuicWrite {
 /// Why a connection ended.
 struct QuicEnd {
   enum class Cause : std::uint8_t {
-    closed_here,      ///< close()
-    closed_by_peer,   ///< with `code` (application's when `application`) and `reason`
-    handshake_failed, ///< here, for a reason that the QuicHandshake knows
-    protocol,         ///< the peer broke QUIC; `code` is RFC 9000's
-    idle,             ///< silent for the idle time-out, or the handshake took too long
-    reset,            ///< by a stateless reset: the peer has forgotten us
-    refused_version,  ///< the peer answered with a Version Negotiation packet
+    closed_here,       ///< close()
+    closed_by_peer,    ///< with `code` (application's when `application`) and `reason`
+    handshake_failed,  ///< here, for a reason that the QuicHandshake knows
+    protocol,          ///< the peer broke QUIC; `code` is RFC 9000's
+    idle,              ///< silent for the idle time-out, or the handshake took too long
+    reset,             ///< by a stateless reset: the peer has forgotten us
+    refused_version,   ///< the peer answered with a Version Negotiation packet
     internal,
   };
   Cause cause = Cause::internal;
@@ -123,9 +123,9 @@ struct QuicConnectionStats {
   Duration latest_rtt, min_rtt, smoothed_rtt, rtt_variance;
   std::uint64_t congestion_window = 0;  ///< bytes
   std::uint64_t bytes_in_flight = 0;
-  std::uint64_t bytes_sent = 0, bytes_received = 0;      ///< of UDP payload
+  std::uint64_t bytes_sent = 0, bytes_received = 0;  ///< of UDP payload
   std::uint64_t packets_sent = 0, packets_received = 0;
-  std::uint64_t packets_lost = 0, bytes_lost = 0;        ///< as declared by loss detection, so retransmitted
+  std::uint64_t packets_lost = 0, bytes_lost = 0;  ///< as declared by loss detection, so retransmitted
   std::uint64_t key_updates = 0;
   std::size_t datagram_bytes = 0;  ///< the path MTU found so far, as UDP payload
   DatagramPath path;
