@@ -15,6 +15,7 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "core/hyperbus/test_support.h"
+#include "driver/posix/address.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/posix/os_entropy.h"
 #include "driver/posix/tcp.h"

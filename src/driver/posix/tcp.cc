@@ -1,7 +1,6 @@
 #include "driver/posix/tcp.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -10,11 +9,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <charconv>
 #include <deque>
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "driver/posix/address.h"
 #include "driver/posix/errno_text.h"
 
 namespace holo::driver {
@@ -32,48 +31,6 @@ constexpr int kUnsentBytes = 256 << 10;  // In the kernel: what is there cannot 
 constexpr Duration kLinger = seconds(1);
 constexpr std::size_t kMaxLingering = 256;  // Closing streams that wait for their peers; above: closed at once.
 constexpr Duration kAcceptPause = milliseconds(100);
-
-struct SocketAddress {
-  sockaddr_storage storage{};
-  socklen_t length = sizeof(sockaddr_storage);
-  sockaddr* raw() { return reinterpret_cast<sockaddr*>(&storage); }
-  const sockaddr* raw() const { return reinterpret_cast<const sockaddr*>(&storage); }
-};
-
-std::string to_text(const SocketAddress& a) {
-  char host[NI_MAXHOST];
-  char port[NI_MAXSERV];
-  if (::getnameinfo(a.raw(), a.length, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-    return "?";
-  }
-  return a.storage.ss_family == AF_INET6 ? str("[", host, "]:", port) : str(host, ":", port);
-}
-
-/// All addresses of `where`. Blocks when it is a name and `numeric_only` is not set.
-struct ResolveOptions {
-  bool numeric_only = false;
-  bool passive = false;
-};
-Result<std::vector<SocketAddress>> resolve(const HostPort& where, ResolveOptions options) {
-  addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV | (options.numeric_only ? AI_NUMERICHOST : 0) | (options.passive ? AI_PASSIVE : 0);
-  addrinfo* found = nullptr;
-  const std::string port = std::to_string(where.port);
-  if (const int error = ::getaddrinfo(where.host.c_str(), port.c_str(), &hints, &found); error != 0) {
-    return fail(Errc::unavailable, str("cannot find the host ", where.host, ": ", ::gai_strerror(error)));
-  }
-  std::vector<SocketAddress> out;
-  for (addrinfo* a = found; a != nullptr; a = a->ai_next) {
-    SocketAddress address;
-    std::memcpy(&address.storage, a->ai_addr, a->ai_addrlen);
-    address.length = a->ai_addrlen;
-    out.push_back(address);
-  }
-  ::freeaddrinfo(found);
-  return out;
-}
 
 void set_option(int fd, int level, int name, int value) {
   // A kernel that lacks one of these is slower or later to notice a dead peer, but works.
@@ -363,17 +320,6 @@ class TcpListener final : public env::Listener {
   std::string address_;
 };
 
-using Resolved = std::vector<SocketAddress>;
-
-Task<Result<Resolved>> resolve_until(AsioLoop& loop, HostPort where, Instant deadline) {
-  if (auto numeric = resolve(where, {.numeric_only = true}); numeric) co_return numeric;
-  auto shot = std::make_shared<OneShot<Result<Resolved>>>();
-  auto found = std::make_shared<Result<Resolved>>();
-  loop.offload([where, found] { *found = resolve(where, {}); }, [shot, found] { shot->set(std::move(*found)); });
-  const std::string what = str("looking up ", where.host);
-  co_return co_await env::await_until<Resolved>(loop, shot, deadline, what);
-}
-
 Task<Result<env::Fd>> connect_until(AsioLoop& loop, SocketAddress to, Instant deadline) {
   env::Fd fd(::socket(to.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) co_return fail_errno(errno, "cannot make a socket");
@@ -397,30 +343,6 @@ Task<Result<env::Fd>> connect_until(AsioLoop& loop, SocketAddress to, Instant de
 
 }  // namespace
 
-Result<HostPort> parse_host_port(const std::string& address) {
-  const auto bad = [&](std::string_view why) {
-    return fail(Errc::invalid_argument, str("\"", address, "\" is no address: ", why),
-                "write HOST:PORT or [IPV6]:PORT");
-  };
-  const auto colon = address.rfind(':');
-  if (colon == std::string::npos) return bad("the port is missing");
-  std::string host = address.substr(0, colon);
-  if (host.starts_with('[')) {
-    if (!host.ends_with(']')) return bad("the bracket is not closed");
-    host = host.substr(1, host.size() - 2);
-  } else if (host.find(':') != std::string::npos) {
-    return bad("an IPv6 address needs brackets");
-  }
-  if (host.empty()) return bad("the host is missing");
-  if (host.find('\0') != std::string::npos) return bad("it holds a zero byte");
-  std::uint16_t port = 0;
-  const char* first = address.data() + colon + 1;
-  const char* last = address.data() + address.size();
-  const auto [end, error] = std::from_chars(first, last, port);
-  if (first == last || error != std::errc() || end != last) return bad("the port is not a number up to 65535");
-  return HostPort{.host = std::move(host), .port = port};
-}
-
 TcpCarrier::TcpCarrier(AsioLoop& loop) : loop_(loop), shared_(std::make_shared<TcpShared>()) {}
 TcpCarrier::~TcpCarrier() = default;
 
@@ -430,7 +352,7 @@ Task<Result<std::unique_ptr<env::ByteStream>>> TcpCarrier::dial(std::string addr
   auto where = parse_host_port(address);
   if (!where) co_return std::unexpected(where.error());
   HostPort host_port = *where;
-  auto found = co_await resolve_until(loop, host_port, deadline);
+  auto found = co_await resolve_until(loop, host_port, SocketKind::stream, deadline);
   Error last{.code = Errc::unavailable, .message = str("cannot reach ", address), .hint = {}, .retryable = true};
   if (!found) last = found.error();
   for (std::size_t i = 0; found && i < found->size() && !loop.stopping(); ++i) {
@@ -452,25 +374,12 @@ Task<Result<std::unique_ptr<env::ByteStream>>> TcpCarrier::dial(std::string addr
 
 Result<std::unique_ptr<env::Listener>> TcpCarrier::listen(
     std::string address, std::function<void(std::unique_ptr<env::ByteStream>)> on_accept) {
-  HOLO_ASSIGN(where, parse_host_port(address));
-  auto found = resolve(where, {.numeric_only = false, .passive = true});
-  if (!found || found->empty()) {
-    return fail(Errc::invalid_argument, str("cannot listen on ", address, ": no such address on this machine"));
-  }
-  const SocketAddress& at = found->front();
+  HOLO_ASSIGN(at, resolve_to_bind(address, SocketKind::stream));
   env::Fd fd(::socket(at.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd) return fail_errno(errno, "cannot make a socket");
+  if (!fd) return fail_bind(errno, address);
   set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   if (::bind(fd.get(), at.raw(), at.length) != 0 || ::listen(fd.get(), SOMAXCONN) != 0) {
-    if (errno == EADDRINUSE) {
-      return fail(Errc::already_exists, str("cannot listen on ", address, ": the port is in use"),
-                  "choose another port with --listen, or stop the program that has it");
-    }
-    if (errno == EADDRNOTAVAIL) {
-      return fail(Errc::invalid_argument,
-                  str("cannot listen on ", address, ": this machine does not have that address"));
-    }
-    return fail_errno(errno, str("cannot listen on ", address));
+    return fail_bind(errno, address);
   }
   return std::make_unique<TcpListener>(
       std::make_shared<ListenerCore>(loop_, std::move(fd), shared_, std::move(on_accept)));

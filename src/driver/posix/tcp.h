@@ -1,7 +1,6 @@
 // env::Carrier over TCP.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -9,13 +8,6 @@
 #include "env/carrier.h"
 
 namespace holo::driver {
-
-struct HostPort {
-  std::string host;  ///< Without brackets.
-  std::uint16_t port = 0;
-};
-/// "host:port" or "[v6]:port". Error: `invalid_argument`.
-Result<HostPort> parse_host_port(const std::string& address);
 
 struct TcpShared;
 

@@ -12,6 +12,7 @@
 
 #include "base/random.h"
 #include "base/strings.h"
+#include "driver/posix/address.h"
 
 namespace holo::driver {
 namespace {
@@ -73,16 +74,6 @@ Bytes noise(std::size_t n) {
   Bytes out(n);
   for (auto& b : out) b = static_cast<std::byte>(random.next());
   return out;
-}
-
-TEST(HostPorts, Parse) {
-  EXPECT_EQ(parse_host_port("node1:8443")->host, "node1");
-  EXPECT_EQ(parse_host_port("[::1]:0")->host, "::1");
-  EXPECT_EQ(parse_host_port("[fe80::1]:65535")->port, 65535);
-  for (const char* bad :
-       {"", ":", "host", "host:", ":80", "host:65536", "host:-1", "host:8o", "::1:80", "[::1:80", "host: 80"}) {
-    EXPECT_EQ(parse_host_port(bad).error().code, Errc::invalid_argument) << bad;
-  }
 }
 
 TEST_F(Tcp, CarriesManyPiecesInOrder) {
