@@ -14,11 +14,14 @@ const EVP_AEAD* library_aead(AeadAlgorithm algorithm) {
     case AeadAlgorithm::aes_256_gcm: return EVP_aead_aes_256_gcm();
     case AeadAlgorithm::chacha20_poly1305: return EVP_aead_chacha20_poly1305();
     case AeadAlgorithm::xchacha20_poly1305: return EVP_aead_xchacha20_poly1305();
+    case AeadAlgorithm::aes_128_gcm: return EVP_aead_aes_128_gcm();
   }
   HOLO_ASSERT(false, "no such AEAD");
 }
 
 }  // namespace
+
+std::size_t aead_key_bytes(AeadAlgorithm algorithm) { return algorithm == AeadAlgorithm::aes_128_gcm ? 16 : 32; }
 
 std::size_t aead_nonce_bytes(AeadAlgorithm algorithm) {
   return algorithm == AeadAlgorithm::xchacha20_poly1305 ? 24 : 12;
@@ -29,6 +32,7 @@ const char* aead_name(AeadAlgorithm algorithm) {
     case AeadAlgorithm::aes_256_gcm: return "AES-256-GCM";
     case AeadAlgorithm::chacha20_poly1305: return "ChaCha20-Poly1305";
     case AeadAlgorithm::xchacha20_poly1305: return "XChaCha20-Poly1305";
+    case AeadAlgorithm::aes_128_gcm: return "AES-128-GCM";
   }
   return "unknown";
 }
@@ -39,8 +43,8 @@ struct Aead::Impl {
   EVP_AEAD_CTX context;
 
   Impl(AeadAlgorithm algorithm, const AeadKey& key) {
-    const int ok =
-        EVP_AEAD_CTX_init(&context, library_aead(algorithm), raw(key.span()), kAeadKeyBytes, kAeadTagBytes, nullptr);
+    const int ok = EVP_AEAD_CTX_init(&context, library_aead(algorithm), raw(key.span()), aead_key_bytes(algorithm),
+                                     kAeadTagBytes, nullptr);
     HOLO_ASSERT(ok == 1, "an AEAD refused a key of its own size");
   }
   Impl(const Impl&) = delete;

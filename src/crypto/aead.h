@@ -16,6 +16,7 @@ enum class AeadAlgorithm : std::uint8_t {
   aes_256_gcm = 1,         ///< 12-byte nonce
   chacha20_poly1305 = 2,   ///< 12-byte nonce
   xchacha20_poly1305 = 3,  ///< 24-byte nonce
+  aes_128_gcm = 4,         ///< 12-byte nonce, 16-byte key; only where a public key is no secret (QUIC Initial, Retry)
 };
 
 inline constexpr std::size_t kAeadKeyBytes = 32;
@@ -23,6 +24,8 @@ inline constexpr std::size_t kAeadTagBytes = 16;
 inline constexpr std::size_t kMaxAeadNonceBytes = 24;
 using AeadKey = Secret<kAeadKeyBytes>;
 
+/// Of an AeadKey, the first so many bytes are used: 32, of AES-128 16.
+[[nodiscard]] std::size_t aead_key_bytes(AeadAlgorithm algorithm);
 [[nodiscard]] std::size_t aead_nonce_bytes(AeadAlgorithm algorithm);
 [[nodiscard]] const char* aead_name(AeadAlgorithm algorithm);
 

@@ -40,6 +40,26 @@ Status hkdf_sha256(ByteSpan secret, ByteSpan salt, ByteSpan info, MutableByteSpa
   return {};
 }
 
+Secret<kSha256Bytes> hkdf_extract(ByteSpan salt, ByteSpan secret) { return hmac_sha256(salt, secret); }
+
+void hkdf_expand_label(ByteSpan secret, std::string_view label, MutableByteSpan out) {
+  constexpr std::string_view kPrefix = "tls13 ";
+  constexpr std::size_t kMaxLabel = 32;
+  HOLO_ASSERT(label.size() <= kMaxLabel && out.size() <= 255);
+  std::array<std::uint8_t, 2 + 1 + kPrefix.size() + kMaxLabel + 1> info{};
+  std::size_t n = 0;
+  info[n++] = 0;
+  info[n++] = static_cast<std::uint8_t>(out.size());
+  info[n++] = static_cast<std::uint8_t>(kPrefix.size() + label.size());
+  for (const std::string_view part : {kPrefix, label}) {
+    std::ranges::copy(part, info.begin() + static_cast<std::ptrdiff_t>(n));
+    n += part.size();
+  }
+  info[n++] = 0;  // The length of the empty context.
+  const int ok = HKDF_expand(raw(out), out.size(), EVP_sha256(), raw(secret), secret.size(), info.data(), n);
+  HOLO_ASSERT(ok == 1);
+}
+
 NoiseHkdf noise_hkdf(const Secret<kSha256Bytes>& chaining_key, ByteSpan input) {
   const auto temp = hmac_sha256(chaining_key.span(), input);
   const auto expand = [&temp](const Secret<kSha256Bytes>* previous, std::uint8_t counter) {

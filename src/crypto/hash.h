@@ -24,6 +24,12 @@ Secret<kSha256Bytes> hmac_sha256(ByteSpan key, ByteSpan data);
 /// RFC 5869. `out` is at most 255 * 32 bytes. Errors: `invalid_argument` (longer).
 Status hkdf_sha256(ByteSpan secret, ByteSpan salt, ByteSpan info, MutableByteSpan out);
 
+/// The first half of RFC 5869 (section 2.2): a uniform secret out of `secret`.
+Secret<kSha256Bytes> hkdf_extract(ByteSpan salt, ByteSpan secret);
+/// HKDF-Expand-Label of RFC 8446, section 7.1, with an empty context and the prefix "tls13 " that QUIC keeps too (RFC
+/// 9001, section 5.1). `label`: at most 32 characters. `out`: at most 255 bytes.
+void hkdf_expand_label(ByteSpan secret, std::string_view label, MutableByteSpan out);
+
 /// Noise section 4.3: two or three chained outputs of 32 bytes.
 struct NoiseHkdf {
   Secret<kSha256Bytes> first, second, third;
