@@ -1,0 +1,350 @@
+#include "driver/posix/udp.h"
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "base/random.h"
+#include "base/strings.h"
+#include "driver/posix/address.h"
+#include "driver/posix/tcp.h"
+
+namespace holo::driver {
+namespace {
+
+using env::DatagramPath;
+using env::Ecn;
+using env::IpEndpoint;
+using Socket = std::unique_ptr<env::DatagramSocket>;
+
+constexpr Duration kLimit = seconds(20);
+
+/// A socket, recording what happens to it.
+struct End {
+  struct Arrival {
+    DatagramPath path;
+    Ecn ecn;
+    Bytes bytes;
+  };
+  Socket socket;
+  std::vector<Arrival> arrived;
+  std::size_t largest_batch = 0;
+  int writable = 0;
+
+  void start() {
+    socket->start({.on_datagrams =
+                       [this](std::span<const env::Datagram> batch) {
+                         largest_batch = std::max(largest_batch, batch.size());
+                         for (const auto& d : batch) {
+                           arrived.push_back({d.path, d.ecn, Bytes(d.bytes.begin(), d.bytes.end())});
+                         }
+                       },
+                   .on_writable = [this] { ++writable; }});
+  }
+  DatagramPath to(const End& other) const { return {.local = {}, .remote = other.socket->local()}; }
+};
+
+Bytes noise(std::size_t n) {
+  Random random(n);
+  Bytes out(n);
+  for (auto& b : out) b = static_cast<std::byte>(random.next());
+  return out;
+}
+
+Task<void> resolve_into(UdpDatagrams& udp, std::string address, Instant deadline,
+                        std::optional<Result<std::vector<IpEndpoint>>>& out) {
+  out = co_await udp.resolve(address, deadline);
+}
+
+bool has_ipv6() {
+  AsioLoop loop;
+  UdpDatagrams udp(loop);
+  return udp.bind("[::1]:0").has_value();
+}
+
+struct Setting {
+  const char* name;
+  const char* address;
+  UdpOptions options;
+};
+
+class UdpOn : public testing::TestWithParam<Setting> {
+ protected:
+  void SetUp() override {
+    if (GetParam().address[0] == '[' && !has_ipv6()) GTEST_SKIP() << "no IPv6 here";
+    a_.socket = bind();
+    b_.socket = bind();
+    ASSERT_TRUE(a_.socket && b_.socket);
+    a_.start();
+    b_.start();
+  }
+  Socket bind() {
+    auto s = udp_.bind(GetParam().address);
+    EXPECT_TRUE(s) << s.error().to_string();
+    return s ? std::move(*s) : nullptr;
+  }
+  /// Sends `bytes` from a to b and checks what arrives.
+  void burst(std::size_t segment, const Bytes& bytes, Ecn ecn = Ecn::not_ect) {
+    b_.arrived.clear();
+    ASSERT_TRUE(a_.socket->send(a_.to(b_), ecn, segment, bytes));
+    const std::size_t count = (bytes.size() + segment - 1) / segment;
+    ASSERT_TRUE(loop_.run_until([&] { return b_.arrived.size() >= count; }, kLimit)) << b_.arrived.size();
+    ASSERT_EQ(b_.arrived.size(), count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto expected = ByteSpan(bytes).subspan(i * segment).first(std::min(segment, bytes.size() - i * segment));
+      ASSERT_TRUE(std::ranges::equal(b_.arrived[i].bytes, expected)) << "datagram " << i;
+      EXPECT_EQ(b_.arrived[i].ecn, ecn);
+      EXPECT_EQ(b_.arrived[i].path.remote, a_.socket->local());
+      EXPECT_EQ(b_.arrived[i].path.local, b_.socket->local());
+    }
+  }
+
+  AsioLoop loop_;
+  UdpDatagrams udp_{loop_, GetParam().options};
+  End a_, b_;
+};
+
+TEST_P(UdpOn, ABurstArrivesAsDatagramsInOrder) {
+  burst(1444, noise(44 * 1444 - 100));
+  EXPECT_LE(b_.largest_batch, env::DatagramSocket::kMaxBatch);
+  EXPECT_EQ(udp_.counters().send_errors, 0U);
+}
+
+TEST_P(UdpOn, BurstsOfAnySize) {
+  burst(1, noise(1));
+  burst(1200, noise(1200));
+  burst(1200, noise(1201));
+  burst(1200, noise(64 << 10));      // More than one IP packet holds.
+  burst(100, noise(300 * 100 + 1));  // More segments than one GSO message holds.
+  burst(40'000, noise(64 << 10));    // No two of them fit one message.
+  burst(65'000, noise(65'000));
+  burst(8952, noise(7 * 8952));
+  EXPECT_LE(b_.largest_batch, env::DatagramSocket::kMaxBatch);
+}
+
+TEST_P(UdpOn, EcnIsCarried) {
+  for (const Ecn ecn : {Ecn::ect0, Ecn::ect1, Ecn::ce, Ecn::not_ect}) burst(1000, noise(5500), ecn);
+}
+
+TEST_P(UdpOn, WhatCannotBeSentIsLost) {
+  EXPECT_TRUE(a_.socket->send(a_.to(b_), Ecn::not_ect, 64 << 10, Bytes(64 << 10))) << "larger than an IP packet";
+  EXPECT_EQ(udp_.counters().send_errors, 1U);
+  IpEndpoint other = b_.socket->local();
+  other.ip = {0x20, 0x01, 0x0d, 0xb8, 1};  // Documentation: nowhere; and no way there from an IPv4 socket.
+  EXPECT_TRUE(a_.socket->send({.local = {}, .remote = other}, Ecn::not_ect, 1000, Bytes(44'000)));
+  burst(1000, noise(44'000));
+  EXPECT_EQ(udp_.counters().gso_refusals, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(, UdpOn,
+                         testing::Values(Setting{"V4", "127.0.0.1:0", {}}, Setting{"V6", "[::1]:0", {}},
+                                         Setting{"V4WithoutGso", "127.0.0.1:0", {.gso = false}},
+                                         Setting{"V6WithoutGso", "[::1]:0", {.gso = false}},
+                                         Setting{"V4WithoutGro", "127.0.0.1:0", {.gro = false}},
+                                         Setting{"V6WithoutGro", "[::1]:0", {.gro = false}},
+                                         Setting{"V4WithNeither", "127.0.0.1:0", {.gso = false, .gro = false}}),
+                         [](const auto& setting) { return setting.param.name; });
+
+class Udp : public testing::Test {
+ protected:
+  Socket bind(const std::string& address = "127.0.0.1:0") {
+    auto s = udp_.bind(address);
+    EXPECT_TRUE(s) << s.error().to_string();
+    return s ? std::move(*s) : nullptr;
+  }
+  Result<std::vector<IpEndpoint>> resolve(const std::string& address, Duration limit = seconds(5)) {
+    std::optional<Result<std::vector<IpEndpoint>>> out;
+    loop_.spawn(resolve_into(udp_, address, loop_.now() + limit, out));
+    EXPECT_TRUE(loop_.run_until([&] { return out.has_value(); }, kLimit));
+    return std::move(*out);
+  }
+  IpEndpoint endpoint(const std::string& address) { return resolve(address).value().front(); }
+
+  AsioLoop loop_;
+  UdpDatagrams udp_{loop_};
+};
+
+/// The descriptor of the socket bound to `port`.
+int descriptor_of(std::uint16_t port) {
+  for (int fd = 3; fd < 1024; ++fd) {
+    sockaddr_in name{};
+    socklen_t length = sizeof name;
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0 && name.sin_family == AF_INET &&
+        ntohs(name.sin_port) == port) {
+      return fd;
+    }
+  }
+  return -1;
+}
+
+TEST_F(Udp, WhenTheKernelRefusesGsoTheSocketGoesOnWithoutIt) {
+  End a{.socket = bind()};
+  End b{.socket = bind()};
+  b.start();
+  // The kernel cuts no datagrams that have no checksum.
+  const int on = 1;
+  ASSERT_EQ(::setsockopt(descriptor_of(a.socket->local().port), SOL_SOCKET, SO_NO_CHECK, &on, sizeof on), 0);
+  const Bytes bytes = noise(43 * 1000 + 500);
+  for (int round = 1; round <= 3; ++round) {
+    ASSERT_TRUE(a.socket->send(a.to(b), Ecn::ect0, 1000, bytes));
+    ASSERT_TRUE(loop_.run_until([&] { return b.arrived.size() == 44U * static_cast<unsigned>(round); }, kLimit));
+    EXPECT_EQ(b.arrived.back().bytes.size(), 500U);
+    EXPECT_EQ(udp_.counters().gso_refusals, 1U) << "it is asked once";
+  }
+  EXPECT_EQ(udp_.counters().send_errors, 0U);
+}
+
+TEST_F(Udp, AWildcardSocketKnowsWhichAddressWasMeantAndAnswersFromThere) {
+  End server{.socket = bind("0.0.0.0:0")};
+  End client{.socket = bind("127.0.0.1:0")};
+  server.start();
+  client.start();
+  const IpEndpoint asked = endpoint(str("127.0.0.9:", server.socket->local().port));
+  ASSERT_TRUE(client.socket->send({.local = {}, .remote = asked}, Ecn::not_ect, 1000, noise(3500)));
+  ASSERT_TRUE(loop_.run_until([&] { return server.arrived.size() == 4; }, kLimit));
+  EXPECT_EQ(server.arrived[0].path.local, asked);
+  ASSERT_TRUE(server.socket->send(server.arrived[0].path, Ecn::ect0, 1000, noise(2500)));
+  ASSERT_TRUE(loop_.run_until([&] { return client.arrived.size() == 3; }, kLimit));
+  EXPECT_EQ(client.arrived[0].path.remote, asked);
+  EXPECT_EQ(client.arrived[0].ecn, Ecn::ect0);
+}
+
+TEST_F(Udp, OneSocketServesIpv6AndIpv4) {
+  if (!has_ipv6()) GTEST_SKIP() << "no IPv6 here";
+  End server{.socket = bind("[::]:0")};
+  server.start();
+  const auto port = server.socket->local().port;
+  for (const char* host : {"127.0.0.9", "[::1]"}) {
+    End client{.socket = bind(host[0] == '[' ? "[::1]:0" : "127.0.0.1:0")};
+    client.start();
+    server.arrived.clear();
+    const IpEndpoint asked = endpoint(str(host, ":", port));
+    ASSERT_TRUE(client.socket->send({.local = {}, .remote = asked}, Ecn::ect1, 1000, noise(3500)));
+    ASSERT_TRUE(loop_.run_until([&] { return server.arrived.size() == 4; }, kLimit));
+    EXPECT_EQ(to_string(server.arrived[3].path.local), to_string(asked));
+    EXPECT_EQ(to_string(server.arrived[3].path.remote), to_string(client.socket->local()));
+    EXPECT_EQ(server.arrived[3].ecn, Ecn::ect1);
+    ASSERT_TRUE(server.socket->send(server.arrived[0].path, Ecn::ce, 1000, noise(2500)));
+    ASSERT_TRUE(loop_.run_until([&] { return client.arrived.size() == 3; }, kLimit));
+    EXPECT_EQ(to_string(client.arrived[0].path.remote), to_string(asked));
+    EXPECT_EQ(client.arrived[0].ecn, Ecn::ce);
+  }
+}
+
+TEST_F(Udp, AnAddressThatIsNotOursLosesTheDatagramsAndNothingElse) {
+  End a{.socket = bind("0.0.0.0:0")};
+  End b{.socket = bind()};
+  b.start();
+  DatagramPath path = a.to(b);
+  path.local = endpoint("192.0.2.1:1");
+  EXPECT_TRUE(a.socket->send(path, Ecn::not_ect, 1000, noise(5000)));
+  EXPECT_GT(udp_.counters().send_errors, 0U);
+  ASSERT_TRUE(a.socket->send(a.to(b), Ecn::not_ect, 1000, noise(5000)));
+  ASSERT_TRUE(loop_.run_until([&] { return b.arrived.size() == 5; }, kLimit));
+  EXPECT_EQ(udp_.counters().gso_refusals, 0U);
+}
+
+TEST_F(Udp, ASocketMayDieInItsOwnCallback) {
+  End a{.socket = bind()};
+  Socket victim = bind();
+  int calls = 0;
+  victim->start({.on_datagrams =
+                     [&](std::span<const env::Datagram>) {
+                       ++calls;
+                       victim.reset();
+                     },
+                 .on_writable = {}});
+  const DatagramPath path{.local = {}, .remote = victim->local()};
+  // More than one batch, and more than one read.
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(a.socket->send(path, Ecn::not_ect, 500, noise(60 * 500)));
+  ASSERT_TRUE(loop_.run_until([&] { return !victim; }, kLimit));
+  bool later = false;
+  loop_.call_at(loop_.now() + milliseconds(5), [&] { later = true; });
+  ASSERT_TRUE(loop_.run_until([&] { return later; }, kLimit));
+  EXPECT_EQ(calls, 1);
+}
+
+TEST_F(Udp, TheWholeDriverMayDieInACallback) {
+  auto udp = std::make_unique<UdpDatagrams>(loop_);
+  auto a = udp->bind("127.0.0.1:0");
+  auto b = udp->bind("127.0.0.1:0");
+  ASSERT_TRUE(a && b);
+  (*b)->start({.on_datagrams =
+                   [&](std::span<const env::Datagram> batch) {
+                     b->reset();
+                     udp.reset();
+                     EXPECT_EQ(batch[0].bytes.size(), 100U);
+                   },
+               .on_writable = {}});
+  ASSERT_TRUE((*a)->send({.local = {}, .remote = (*b)->local()}, Ecn::not_ect, 100, noise(1000)));
+  ASSERT_TRUE(loop_.run_until([&] { return !udp; }, kLimit));
+}
+
+TEST_F(Udp, AFullReceiverIsCountedAndTimersGetTheirTurn) {
+  End a{.socket = bind()};
+  End b{.socket = bind()};
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(a.socket->send(a.to(b), Ecn::not_ect, 1000, Bytes(60'000)));
+  const std::uint64_t dropped = b.socket->dropped();
+  EXPECT_GT(dropped, 0U);
+  EXPECT_EQ(b.socket->dropped(), dropped);
+  EXPECT_EQ(a.socket->dropped(), 0U);
+  std::size_t seen = 0;
+  std::optional<std::size_t> at_timer;
+  b.socket->start(
+      {.on_datagrams = [&](std::span<const env::Datagram> batch) { seen += batch.size(); }, .on_writable = {}});
+  loop_.call_at(loop_.now(), [&] { at_timer = seen; });
+  Instant quiet = loop_.now();
+  std::size_t before = 0;
+  ASSERT_TRUE(loop_.run_until(
+      [&] {
+        if (seen != before) quiet = loop_.now();
+        before = seen;
+        return seen > 0 && loop_.now() - quiet > milliseconds(50);
+      },
+      kLimit));
+  ASSERT_TRUE(at_timer);
+  EXPECT_LT(*at_timer, seen);
+}
+
+TEST_F(Udp, BindErrors) {
+  auto socket = bind();
+  EXPECT_NE(socket->local().port, 0);
+  EXPECT_EQ(udp_.bind(to_string(socket->local())).error().code, Errc::already_exists);
+  EXPECT_EQ(udp_.bind("192.0.2.1:0").error().code, Errc::invalid_argument);
+  EXPECT_EQ(udp_.bind("nonsense").error().code, Errc::invalid_argument);
+  EXPECT_EQ(udp_.bind("127.0.0.1:65536").error().code, Errc::invalid_argument);
+}
+
+TEST_F(Udp, SharesThePortOfATcpListener) {
+  TcpCarrier tcp(loop_);
+  for (int attempt = 0; attempt < 20; ++attempt) {  // Another program may have that UDP port, by chance.
+    auto listener = tcp.listen("127.0.0.1:0", [](std::unique_ptr<env::ByteStream>) {});
+    ASSERT_TRUE(listener);
+    auto socket = udp_.bind((*listener)->address());
+    if (!socket && socket.error().code == Errc::already_exists) continue;
+    ASSERT_TRUE(socket) << socket.error().to_string();
+    EXPECT_EQ(to_string((*socket)->local()), (*listener)->address());
+    return;
+  }
+  FAIL() << "no port was free for both";
+}
+
+TEST_F(Udp, Resolves) {
+  EXPECT_EQ(to_string(endpoint("127.0.0.1:80")), "127.0.0.1:80");
+  EXPECT_EQ(to_string(endpoint("[2001:db8::1]:443")), "[2001:db8::1]:443");
+  const auto local = resolve("localhost:7");
+  ASSERT_TRUE(local) << local.error().to_string();
+  for (const auto& e : *local) {
+    EXPECT_TRUE(to_string(e) == "127.0.0.1:7" || to_string(e) == "[::1]:7") << to_string(e);
+  }
+  EXPECT_EQ(resolve("no port").error().code, Errc::invalid_argument);
+  EXPECT_FALSE(resolve("host.invalid:80"));  // `unavailable`, or out of time where the name servers are slow.
+  loop_.begin_stop();
+  EXPECT_EQ(resolve("host.invalid:80").error().code, Errc::cancelled);
+}
+
+}  // namespace
+}  // namespace holo::driver
