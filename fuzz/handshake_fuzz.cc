@@ -50,6 +50,14 @@ void decoders(ByteSpan data) {
     encode_refusal(*refusal, again);
     expect(decode_refusal(again) == *refusal);
   }
+  TrustBook book(TrustMode::tofu);
+  if (book.load_pins(as_text(data))) {
+    TrustBook again(TrustMode::tofu);
+    expect(again.load_pins(book.pins_text()).has_value() && again.pins() == book.pins());
+  }
+  if (const auto carried = parse_certificate(as_text(data)))
+    expect(parse_certificate(certificate_text(*carried)) == *carried);
+  (void)parse_request(as_text(data));
   if (const auto error = decode_error(data)) {
     Bytes again;
     encode_error(*error, again);

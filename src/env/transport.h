@@ -47,6 +47,9 @@ struct RefusedCounters {
   std::uint64_t wrong_key = 0;
   std::uint64_t wrong_version = 0;
   std::uint64_t garbage = 0;
+  std::uint64_t unknown_identity = 0;
+  std::uint64_t changed_key = 0;
+  std::uint64_t revoked = 0;
 };
 
 class Transport {

@@ -194,7 +194,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   std::size_t serving_ = 0;
   std::uint64_t next_id_ = 1;
   env::RefusedCounters refused_;
-  std::array<Quiet, 4> quiet_{};  // by RefusalKind
+  std::array<Quiet, hyperbus::kRefusalKinds> quiet_{};  // by RefusalKind
   bool closed_ = false;
 };
 
@@ -456,6 +456,9 @@ void Bus::Impl::count_refusal(RefusalKind kind, const Link& link, const Error& w
     case RefusalKind::wrong_key: ++refused_.wrong_key; break;
     case RefusalKind::wrong_version: ++refused_.wrong_version; break;
     case RefusalKind::garbage: ++refused_.garbage; break;
+    case RefusalKind::unknown_identity: ++refused_.unknown_identity; break;
+    case RefusalKind::changed_key: ++refused_.changed_key; break;
+    case RefusalKind::revoked: ++refused_.revoked; break;
   }
   Quiet& quiet = quiet_[static_cast<std::size_t>(kind)];
   const Instant now = loop_.now();

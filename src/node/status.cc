@@ -29,6 +29,9 @@ void write_cluster(JsonWriter& w, const StatusSources& s) {
       w.field("wrong_key", s.refused.wrong_key);
       w.field("wrong_version", s.refused.wrong_version);
       w.field("garbage", s.refused.garbage);
+      w.field("unknown_identity", s.refused.unknown_identity);
+      w.field("changed_key", s.refused.changed_key);
+      w.field("revoked", s.refused.revoked);
     });
   });
 }

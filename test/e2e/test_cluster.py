@@ -50,7 +50,7 @@ def test_init_join_status(started):
     status = started.status("--state-dir", started.root / "second")
     assert set(status["cluster"]) >= {"id", "epoch", "leader", "refused"}
     assert status["cluster"]["name"] == "lab"
-    assert set(status["cluster"]["refused"]) == {"wrong_key", "wrong_version", "garbage"}
+    assert set(status["cluster"]["refused"]) == {"wrong_key", "wrong_version", "garbage", "unknown_identity", "changed_key", "revoked"}
     assert sorted(alive(status)) == ["first", "second", "third"]
     for n in status["nodes"]:
         assert set(n) >= {"id", "name", "address", "state", "voter", "cores", "memory_bytes", "frames_used_bytes", "speed", "version"}

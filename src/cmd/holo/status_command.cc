@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -62,13 +63,16 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
   out += str(regions.size(), regions.size() == 1 ? " region, " : " regions, ", format_size(bytes),
              " (holo regions lists them)\n");
   const auto& refused = c["refused"];
-  const auto wrong_key = refused["wrong_key"].get<std::uint64_t>(),
-             wrong_version = refused["wrong_version"].get<std::uint64_t>(),
-             garbage = refused["garbage"].get<std::uint64_t>();
-  if (wrong_key + wrong_version + garbage > 0) {
-    out += str("refused here: ", wrong_key, " with a wrong key, ", wrong_version, " of another version, ", garbage,
-               " with garbage or silence\n");
+  constexpr std::array kRefusals = {
+      std::pair("wrong_key", "with a wrong key"),      std::pair("wrong_version", "of another version or trust mode"),
+      std::pair("garbage", "with garbage or silence"), std::pair("unknown_identity", "that nobody vouches for"),
+      std::pair("changed_key", "with a changed key"),  std::pair("revoked", "that were revoked")};
+  std::string counted;
+  for (const auto& [name, words] : kRefusals) {
+    const std::uint64_t n = refused.value(name, std::uint64_t{0});
+    if (n > 0) counted += str(counted.empty() ? "refused here: " : ", ", n, ' ', words);
   }
+  if (!counted.empty()) out += counted + '\n';
   if (options.links) out += links_table(status);
   return out;
 }

@@ -33,6 +33,7 @@ wire::CommandResult State::apply(LogIndex index, WallTime when, ByteSpan command
   if (!c.body().has_cluster_init() && !nodes_.contains(client)) {
     return refusal(Errc::refused, str("node ", client, " is not a member of this cluster"));
   }
+  if (revoked_.contains(client)) return refusal(Errc::permission_denied, str("node ", client, " was revoked"));
   // A cluster that is being made has no members yet; its maker's session begins with this command.
   Session& session = sessions_[client];
   if (c.incarnation() < session.incarnation) {

@@ -123,6 +123,8 @@ class State {
   [[nodiscard]] bool alive(NodeId id, std::uint64_t incarnation) const;
   [[nodiscard]] std::vector<NodeId> live_nodes() const;
   [[nodiscard]] std::size_t live_count() const { return live_count_; }
+  /// Nodes that may never take part again, and since when.
+  [[nodiscard]] const std::map<NodeId, WallTime>& revoked() const { return revoked_; }
 
   // ---- Regions. Unknown regions: null, nullopt, 0 or nothing visited.
 
@@ -186,6 +188,7 @@ class State {
   wire::CommandResult node_alive(const wire::NodeAlive& c);
   wire::CommandResult node_dead(const wire::NodeDead& c);
   wire::CommandResult node_leave(const wire::NodeLeave& c);
+  wire::CommandResult node_revoke(const wire::NodeRevoke& c);
   wire::CommandResult node_update(const wire::NodeUpdate& c);
   wire::CommandResult create_region(const wire::CreateRegion& c);
   wire::CommandResult free_region(const wire::FreeRegion& c);
@@ -210,6 +213,8 @@ class State {
   void nodes_changed(NodeId node);
   /// What keeps the node from leaving.
   [[nodiscard]] Status may_leave(NodeId node) const;
+  /// It is no longer a member; what it alone had is given up, or has been handed over.
+  void remove_member(NodeRecord& n);
   [[nodiscard]] const Region* find(RegionId id) const;
   [[nodiscard]] std::vector<RegionId> region_ids() const;
 
@@ -222,6 +227,7 @@ class State {
   WallTime now_;
   std::uint64_t next_region_ = 1;
   std::map<NodeId, NodeRecord> nodes_;
+  std::map<NodeId, WallTime> revoked_;
   std::size_t live_count_ = 0;
   std::size_t taker_count_ = 0;  ///< Live nodes that do not drain.
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;

@@ -13,6 +13,7 @@ constexpr std::uint64_t kMaxNodeMemory = 1ULL << 50;  // So that sums over kMaxN
 constexpr std::size_t kMaxNodeName = 128;
 constexpr int kMaxAddresses = 16;
 constexpr std::size_t kMaxAddress = 300;
+constexpr std::size_t kMaxRevoked = 4096;
 
 Status check_info(const wire::NodeInfo& info) {
   if (info.id() == 0) return fail(Errc::invalid_argument, "a node without an id");
@@ -40,6 +41,10 @@ void set_info(NodeRecord& n, const wire::NodeInfo& info) {
   n.version = info.version();
 }
 
+wire::CommandResult revoked_refusal(NodeId id) {
+  return refusal(Errc::permission_denied, str("node ", id, " was revoked"), "join as a new node, if you may");
+}
+
 TxnId txn_id(const wire::Txn& t) { return {NodeId{t.node()}, t.incarnation(), t.sequence()}; }
 
 wire::TxnResult txn_refusal(Errc code, std::string message, bool retryable = false) {
@@ -64,6 +69,7 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kFreeRegion: return free_region(body.free_region());
     case wire::CommandBody::kCommit: return commit(body.commit());
     case wire::CommandBody::kShardsFilled: return shards_filled(body.shards_filled());
+    case wire::CommandBody::kNodeRevoke: return node_revoke(body.node_revoke());
     case wire::CommandBody::KIND_NOT_SET: break;
   }
   return refusal(Errc::unsupported, "this version does not know the command");
@@ -93,6 +99,7 @@ wire::CommandResult State::cluster_init(const wire::ClusterInit& c) {
 wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
   const NodeId id{c.node().id()};
+  if (revoked_.contains(id)) return revoked_refusal(id);
   const NodeRecord* known = node(id);
   if (known != nullptr && known->state != NodeState::left) {
     // A newcomer that lost its answer asks again; anything newer is a restart.
@@ -131,6 +138,7 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
 wire::CommandResult State::node_alive(const wire::NodeAlive& c) {
   if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
   const NodeId id{c.node().id()};
+  if (revoked_.contains(id)) return revoked_refusal(id);
   const auto it = nodes_.find(id);
   if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"), "holo join");
   NodeRecord& n = it->second;
@@ -203,6 +211,12 @@ wire::CommandResult State::node_leave(const wire::NodeLeave& c) {
   if (!c.force()) {
     if (const Status ok = may_leave(id); !ok) return refusal(ok.error());
   }
+  remove_member(n);
+  return {};
+}
+
+void State::remove_member(NodeRecord& n) {
+  const NodeId id = n.id;
   n.state = NodeState::left;
   n.draining = false;
   n.voter = false;
@@ -219,6 +233,38 @@ wire::CommandResult State::node_leave(const wire::NodeLeave& c) {
     }
   }
   nodes_changed(id);
+}
+
+wire::CommandResult State::node_revoke(const wire::NodeRevoke& c) {
+  const NodeId id{c.node()};
+  if (!id) return refusal(Errc::invalid_argument, "a node without an id");
+  if (revoked_.contains(id)) return {};
+  if (revoked_.size() >= kMaxRevoked) {
+    return refusal(Errc::over_limit, str("a cluster revokes at most ", kMaxRevoked, " nodes"),
+                   "change the cluster's root or key instead");
+  }
+  const auto it = nodes_.find(id);
+  const bool member = it != nodes_.end() && it->second.state != NodeState::left;
+  if (member && it->second.voter) {
+    // It is cut off at once, so the others must be able to decide without it, if only to replace it.
+    std::size_t voters = 0, others_alive = 0;
+    for (const auto& [other, n] : nodes_) {
+      voters += n.voter ? 1 : 0;
+      others_alive += n.voter && n.alive() && other != id ? 1 : 0;
+    }
+    if (others_alive * 2 <= voters) {
+      return refusal(Errc::refused,
+                     str("without node ", id, " the cluster could decide nothing: only ", others_alive, " of its ",
+                         voters, voters == 1 ? " voter" : " voters", " would be left"),
+                     "stop that agent with holo leave, or let a third node join first; then revoke it");
+    }
+  }
+  revoked_[id] = now_;
+  if (member) {
+    remove_member(it->second);
+  } else {
+    for (StateObserver* o : observers_) o->on_nodes_changed(epoch_, id);
+  }
   return {};
 }
 

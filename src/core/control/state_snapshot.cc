@@ -103,6 +103,11 @@ Bytes State::snapshot() const {
     });
   }
   for (const auto& [id, s] : sessions_) write_session(id, s, out.add_clients());
+  for (const auto& [id, since] : revoked_) {
+    auto* r = out.add_revoked();
+    r->set_node(id.value);
+    r->set_since_ms(since.ms);
+  }
 
   Bytes bytes(out.ByteSizeLong());
   HOLO_ASSERT(out.SerializeToArray(bytes.data(), static_cast<int>(bytes.size())), "a snapshot of more than 2 GiB");
@@ -245,6 +250,12 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
     if (r.id() >= in.next_region()) return bad("a region from the future");
   }
   for (const wire::SnapshotClient& c : in.clients()) HOLO_TRY(reader.read_session(c));
+  std::map<NodeId, WallTime> revoked;
+  for (const wire::SnapshotRevoked& r : in.revoked()) {
+    if (r.node() == 0 || !revoked.emplace(NodeId{r.node()}, WallTime{r.since_ms()}).second) {
+      return bad("a revoked node without an id, or twice");
+    }
+  }
 
   cluster_ = ClusterId{in.cluster()};
   name_ = in.name();
@@ -256,6 +267,7 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   regions_ = std::move(reader.regions);
   names_ = std::move(reader.names);
   sessions_ = std::move(reader.sessions);
+  revoked_ = std::move(revoked);
   count_nodes();
   for (StateObserver* o : observers_) o->on_restored();
   return {};

@@ -271,6 +271,47 @@ TEST(ControlState, ForcedLeaveGivesUpWhatOnlyItHad) {
   expect_invariants(rig.state);
 }
 
+TEST(ControlState, TheRevokedNeverComeBack) {
+  Rig rig;
+  rig.cluster(3);
+  rig.vote(2);
+  rig.vote(3);
+  const RegionId xs{rig.create("xs", 64 * 4096, 2).region()};
+  const Epoch before = rig.state.epoch();
+  EXPECT_EQ(code(rig.revoke(3)), kOk);
+  EXPECT_EQ(code(rig.revoke(3)), kOk) << "once or twice is the same";
+  EXPECT_EQ(rig.state.node(NodeId{3})->state, NodeState::left);
+  EXPECT_GT(rig.state.epoch(), before) << "what it had under way is fenced";
+  EXPECT_EQ(code(rig.join(3, 256 * kMiB, 5)), Errc::permission_denied);
+  EXPECT_EQ(code(rig.back(3, 6)), Errc::permission_denied);
+  EXPECT_EQ(code(rig.send(rig.region_body("ys"), 3)), Errc::permission_denied) << "its own commands";
+  EXPECT_EQ(rig.commit({Rig::txn(3, 1, xs.value, {{0, 1}})}).txns(0).error().code(),
+            static_cast<unsigned>(Errc::refused));
+  expect_invariants(rig.state);
+  // Who was never here can be revoked before it comes.
+  EXPECT_EQ(code(rig.revoke(9)), kOk);
+  EXPECT_EQ(code(rig.join(9)), Errc::permission_denied);
+  EXPECT_EQ(code(rig.revoke(0)), Errc::invalid_argument);
+  State again;
+  ASSERT_TRUE(again.restore(LogIndex{rig.log.size()}, rig.state.snapshot()));
+  EXPECT_EQ(again.revoked(), rig.state.revoked());
+  EXPECT_EQ(again.revoked().size(), 2U);
+  EXPECT_EQ(again.snapshot(), rig.state.snapshot());
+}
+
+TEST(ControlState, RevokingIsRefusedWhereNobodyCouldDecideAfterwards) {
+  Rig rig;
+  rig.cluster(3);
+  EXPECT_EQ(code(rig.revoke(1)), Errc::refused) << "the only voter";
+  EXPECT_EQ(code(rig.revoke(2)), kOk) << "a learner";
+  rig.join(4);
+  rig.vote(3);
+  rig.vote(4);
+  rig.dead(4);
+  EXPECT_EQ(code(rig.revoke(3)), Errc::refused) << "one of three voters would be left";
+  EXPECT_EQ(code(rig.revoke(4)), kOk) << "it was dead before";
+}
+
 TEST(ControlState, AStaleFillIsIgnored) {
   Rig rig;
   rig.cluster(3);
@@ -339,7 +380,8 @@ wire::CommandBody random_body(Random& rnd, const State& s) {
     const auto ids = s.regions();
     return ids.empty() || rnd.chance(1, 10) ? rnd.below(8) : ids[rnd.below(ids.size())].value;
   };
-  switch (rnd.below(12)) {
+  switch (rnd.chance(1, 60) ? 100 : rnd.below(12)) {
+    case 100: b.mutable_node_revoke()->set_node(node); break;
     case 0: *b.mutable_node_join()->mutable_node() = info(node, memory, incarnation); break;
     case 1: *b.mutable_node_alive()->mutable_node() = info(node, memory, incarnation); break;
     case 2:

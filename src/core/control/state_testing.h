@@ -85,11 +85,29 @@ class Rig {
     b.mutable_node_leave()->set_force(force);
     return send(b);
   }
+  wire::CommandResult revoke(std::uint64_t id) {
+    wire::CommandBody b;
+    b.mutable_node_revoke()->set_node(id);
+    return send(b);
+  }
+  wire::CommandResult vote(std::uint64_t id) {
+    wire::CommandBody b;
+    b.mutable_node_update()->set_node(id);
+    b.mutable_node_update()->set_voter(true);
+    return send(b);
+  }
   wire::CommandResult drain(std::uint64_t id, bool on = true) {
     wire::CommandBody b;
     b.mutable_node_update()->set_node(id);
     b.mutable_node_update()->set_draining(on);
     return send(b);
+  }
+  static wire::CommandBody region_body(const std::string& name) {
+    wire::CommandBody b;
+    b.mutable_create_region()->mutable_region()->set_name(name);
+    b.mutable_create_region()->mutable_region()->set_type("bytes");
+    b.mutable_create_region()->mutable_region()->set_count(4096);
+    return b;
   }
   wire::CommandResult create(const std::string& name, std::uint64_t bytes, std::uint32_t replication = 1,
                              std::uint64_t page_bytes = 4096) {

@@ -29,10 +29,13 @@ std::vector<noise::Psk> psks_for(Suite suite, const ClusterKey* key) {
   return {key->psk()};
 }
 
-void add_identity(const Identity& identity, Payload& payload) {
+void add_identity(const HandshakeConfig& config, Payload& payload) {
+  const Identity& identity = config.identity;
   payload.node = identity.node();
   payload.key = identity.public_key();
   payload.signature = identity.static_signature();
+  if (!identity.chain().links.empty()) payload.chain = identity.chain();
+  payload.certificate = config.certificate;
 }
 
 std::string version_range(const HandshakeConfig& config) {
@@ -56,7 +59,8 @@ std::unexpected<HandshakeFailure> Handshake::refuse(RefusalKind kind, Error erro
     encode_refusal({.kind = kind,
                     .protocol = kHandshakeProtocol,
                     .newest_version = config_->newest_version,
-                    .oldest_version = config_->oldest_version},
+                    .oldest_version = config_->oldest_version,
+                    .suite = config_->suite},
                    failure.refusal);
   }
   return std::unexpected(std::move(failure));
@@ -122,9 +126,9 @@ Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
   if (preamble->suite != config_->suite) {
     return refuse(RefusalKind::wrong_version,
                   {.code = Errc::wrong_version,
-                   .message = str("a peer uses handshake suite ", static_cast<unsigned>(preamble->suite),
-                                  ", this node uses ", static_cast<unsigned>(config_->suite)),
-                   .hint = "give both nodes the same trust mode"});
+                   .message = str("a peer's handshake is ", suite_name(preamble->suite), ", this node's is ",
+                                  suite_name(config_->suite)),
+                   .hint = "give both nodes the same trust mode, and the same classical_only"});
   }
   const auto key = std::ranges::find(config_->keys, preamble->key_id, &ClusterKey::id);
   if (has_psk(config_->suite) && key == config_->keys.end()) {
@@ -145,7 +149,7 @@ Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
   payload.features = config_->features;
   payload.aeads = {agreed_.aead};
   payload.transport_parameters = config_->transport_parameters;
-  add_identity(config_->identity, payload);
+  add_identity(*config_, payload);
   Bytes encoded;
   encode_payload(payload, encoded);
   Bytes out;
@@ -192,8 +196,8 @@ Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
   if (const Status accepted = accept_choice(*payload); !accepted) {
     return refuse_message(accepted.error(), "the second message");
   }
-  if (const Status accepted = accept_identity(*payload); !accepted) {
-    return refuse_message(accepted.error(), "the second message");
+  if (auto accepted = accept_identity(*payload); !accepted) {
+    return refuse(accepted.error().kind, std::move(accepted.error().error));
   }
   if (expected_ && agreed_.peer != expected_) {
     return refuse(RefusalKind::none,
@@ -202,7 +206,7 @@ Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
                    .retryable = true});
   }
   Payload ours;
-  add_identity(config_->identity, ours);
+  add_identity(*config_, ours);
   Bytes encoded;
   encode_payload(ours, encoded);
   Bytes out;
@@ -237,26 +241,75 @@ Handshake::Outcome<Bytes> Handshake::on_third(ByteSpan message) {
   if (!bytes) return refuse_message(bytes.error(), "the third message");
   const auto payload = decode_payload(*bytes);
   if (!payload) return refuse_message(payload.error(), "the third message");
-  if (const Status accepted = accept_identity(*payload); !accepted) {
-    return refuse_message(accepted.error(), "the third message");
+  if (auto accepted = accept_identity(*payload); !accepted) {
+    return refuse(accepted.error().kind, std::move(accepted.error().error));
   }
   finish();
   return Bytes{};
 }
 
-Status Handshake::accept_identity(const Payload& payload) {
+TrustDecision Handshake::accept_identity(const Payload& payload) {
+  const auto no = [](RefusalKind kind, Error error) {
+    return std::unexpected(TrustRefusal{.kind = kind, .error = std::move(error)});
+  };
   if (!payload.node || !payload.key || !payload.signature) {
-    return fail(Errc::malformed, "a handshake without an identity");
+    return no(RefusalKind::garbage, {.code = Errc::malformed, .message = "a handshake without an identity"});
   }
-  HOLO_TRY(verify_identity(*payload.node, *payload.key, *noise_->remote_static(), *payload.signature));
+  const IdentityChain chain = payload.chain.value_or(IdentityChain{.first = *payload.key, .links = {}});
+  if (chain.current() != *payload.key) {
+    return no(RefusalKind::garbage,
+              {.code = Errc::malformed, .message = "a handshake whose key does not end its chain"});
+  }
+  auto proved = verify_identity(*payload.node, chain, *noise_->remote_static(), *payload.signature);
+  if (!proved) return no(RefusalKind::wrong_key, std::move(proved).error());
   if (*payload.node == config_->identity.node()) {
-    return fail(Errc::refused, "the peer has this node's own identity",
-                "a node dialled itself, or two nodes run on copies of one state directory");
+    return no(RefusalKind::none, {.code = Errc::refused,
+                                  .message = "the peer has this node's own identity",
+                                  .hint = "a node dialled itself, or two nodes run on copies of one state directory"});
   }
-  if (config_->trust) HOLO_TRY(config_->trust->decide(*payload.node, *payload.key));
+  if (config_->trust) {
+    auto decided = config_->trust->decide({.node = *payload.node, .chain = chain, .certificate = payload.certificate});
+    if (!decided) return decided;
+  }
   agreed_.peer = *payload.node;
   agreed_.peer_key = *payload.key;
   return {};
+}
+
+Error refusal_error(const Refusal& refusal, const HandshakeConfig& ours) {
+  switch (refusal.kind) {
+    case RefusalKind::wrong_key:
+      return {.code = Errc::wrong_key,
+              .message = "the other node refused this node's key",
+              .hint = "give this node the key of the cluster it shall join, as `holo init` printed it"};
+    case RefusalKind::wrong_version:
+      if (refusal.suite != Suite{} && refusal.suite != ours.suite) {
+        return {.code = Errc::wrong_version,
+                .message = str("the other node's handshake is ", suite_name(refusal.suite), ", this node's is ",
+                               suite_name(ours.suite)),
+                .hint = "give both nodes the same trust mode, and the same classical_only"};
+      }
+      return {.code = Errc::wrong_version,
+              .message = str("the other node speaks protocol ", refusal.protocol, ", versions ", refusal.oldest_version,
+                             " to ", refusal.newest_version, "; this node speaks protocol ", kHandshakeProtocol,
+                             ", versions ", ours.oldest_version, " to ", ours.newest_version),
+              .hint = "run neighbouring releases of holo, and one trust mode, on all nodes"};
+    case RefusalKind::unknown_identity:
+      return {.code = Errc::permission_denied,
+              .message = "the other node does not know this node: nobody it trusts vouches for it",
+              .hint = "in trust mode roots: holo identity request here, holo identity sign where the root key is"};
+    case RefusalKind::changed_key:
+      return {.code = Errc::permission_denied,
+              .message = "the other node has pinned another key for this node, and none that leads to this one",
+              .hint = "if this node is the right one: holo trust forget it there"};
+    case RefusalKind::revoked:
+      return {.code = Errc::permission_denied,
+              .message = "this node was revoked in the cluster",
+              .hint = "join as a new node with another --state-dir, if you may"};
+    case RefusalKind::none:
+    case RefusalKind::garbage: break;
+  }
+  return {.code = Errc::malformed, .message = "the other node refused the handshake"};
 }
 
 void Handshake::finish() {

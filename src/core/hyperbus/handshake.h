@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "core/hyperbus/identity.h"
 #include "core/hyperbus/noise.h"
+#include "core/hyperbus/trust.h"
 #include "crypto/aead.h"
 #include "env/entropy.h"
 
@@ -38,23 +39,12 @@ inline constexpr std::size_t kMaxTransportParameters = 1024;    // above: malfor
 inline constexpr std::size_t kMaxHandshakeMessageBytes = 4096;  // above: malformed
 inline constexpr std::size_t kMaxListed = 8;                    // versions or AEADs offered; above: malformed
 
-/// Which Noise protocol is spoken; named in the preamble. Append only.
-enum class Suite : std::uint8_t {
-  hybrid_psk = 1,     ///< Noise_XXhfs+psk0_25519+MLKEM768_ChaChaPoly_SHA256
-  hybrid = 2,         ///< Noise_XXhfs_25519+MLKEM768_ChaChaPoly_SHA256 (trust modes tofu and roots)
-  classical_psk = 3,  ///< Noise_XXpsk0_25519_ChaChaPoly_SHA256, only where both sides are configured so
-  classical = 4,      ///< Noise_XX_25519_ChaChaPoly_SHA256, likewise
-};
-
-/// Why a peer was refused, as `holo status` counts it.
-enum class RefusalKind : std::uint8_t { none = 0, wrong_key = 1, wrong_version = 2, garbage = 3 };
-
 /// Decides whether an identity that proved itself may enter.
 class TrustPolicy {
  public:
   virtual ~TrustPolicy() = default;
-  /// An error refuses the peer. Called within the handshake: it must not block. Thread: the session's.
-  virtual Status decide(NodeId node, const crypto::Ed25519PublicKey& key) = 0;
+  /// Called within the handshake: it must not block. Thread: the session's.
+  virtual TrustDecision decide(const PresentedIdentity& who) = 0;
 };
 
 /// What one node brings to all of its handshakes. Unchanged while handshakes use it; replace the whole to change a key.
@@ -67,8 +57,9 @@ struct HandshakeConfig {
   std::uint16_t oldest_version = kOldestVersion;
   std::uint64_t features = 0;  ///< Bits offered; the session has those that both sides offer.
   bool has_aes = crypto::cpu_has_aes();
-  Bytes transport_parameters = {};          ///< Opaque, at most kMaxTransportParameters; bound to the transcript.
-  std::shared_ptr<TrustPolicy> trust = {};  ///< Null: whoever holds the cluster key (trust mode psk).
+  Bytes transport_parameters = {};              ///< Opaque, at most kMaxTransportParameters; bound to the transcript.
+  std::shared_ptr<TrustPolicy> trust = {};      ///< Null: whoever holds the cluster key (trust mode psk).
+  std::optional<Certificate> certificate = {};  ///< Shown to every peer (trust mode roots).
 };
 
 /// One direction's secret; record keys are derived from it.
@@ -120,7 +111,7 @@ class Handshake {
   Outcome<Bytes> on_third(ByteSpan message);
   Status choose(const Payload& offered);
   Status accept_choice(const Payload& chosen);
-  Status accept_identity(const Payload& payload);
+  TrustDecision accept_identity(const Payload& payload);
   void finish();
   [[nodiscard]] std::unexpected<HandshakeFailure> refuse(RefusalKind kind, Error error) const;
   [[nodiscard]] std::unexpected<HandshakeFailure> refuse_message(Error error, std::string_view what) const;
@@ -155,6 +146,8 @@ struct Payload {
   std::optional<NodeId> node;                // messages 2 and 3, like the two that follow
   std::optional<crypto::Ed25519PublicKey> key;
   std::optional<crypto::Ed25519Signature> signature;
+  std::optional<IdentityChain> chain;  // of a node that has rotated: from its first key to `key`
+  std::optional<Certificate> certificate;
   friend bool operator==(const Payload&, const Payload&) = default;
 };
 void encode_payload(const Payload& payload, Bytes& out);
@@ -168,10 +161,13 @@ struct Refusal {
   std::uint16_t protocol = kHandshakeProtocol;
   std::uint16_t newest_version = 0;
   std::uint16_t oldest_version = 0;
+  Suite suite{};  ///< What the refusing side speaks; 0 from releases that did not say it.
   friend bool operator==(const Refusal&, const Refusal&) = default;
 };
 void encode_refusal(const Refusal& refusal, Bytes& out);
 /// Errors: `malformed`.
 Result<Refusal> decode_refusal(ByteSpan bytes);
+/// What a refused side with this configuration tells its user.
+Error refusal_error(const Refusal& refusal, const HandshakeConfig& ours);
 
 }  // namespace holo::hyperbus

@@ -8,7 +8,7 @@
 namespace holo::hyperbus {
 namespace {
 
-/// Numbers of payload fields. Append only; 8 is kept for the chain of signatures of a rotated key.
+/// Numbers of payload fields. Append only.
 enum class Field : std::uint8_t {
   versions = 1,
   features = 2,
@@ -17,7 +17,14 @@ enum class Field : std::uint8_t {
   node = 5,
   key = 6,
   signature = 7,
+  chain = 8,        // of a node that has rotated its key
+  certificate = 9,  // trust mode roots
 };
+
+// The longest message is the second: ephemeral key, ML-KEM ciphertext, static key, and every field at its longest.
+constexpr std::size_t kMostOfPayload = 9 * 3 + 2 * kMaxListed + 8 + kMaxListed + kMaxTransportParameters + 8 + 32 + 64 +
+                                       (32 + 96 * kMaxChainLinks) + kCertificateBytes;
+static_assert(32 + 1088 + 16 + 48 + kMostOfPayload + 16 <= kMaxHandshakeMessageBytes);
 
 void put_field(Bytes& out, Field field, ByteSpan value) {
   put(out, static_cast<std::uint8_t>(field));
@@ -66,6 +73,16 @@ Status read_field(Field field, ByteSpan value, Payload& out) {
       return {};
     case Field::key: return read_array(value, out.key);
     case Field::signature: return read_array(value, out.signature);
+    case Field::chain: {
+      HOLO_ASSIGN(chain, decode_chain(value));
+      out.chain = std::move(chain);
+      return {};
+    }
+    case Field::certificate: {
+      HOLO_ASSIGN(certificate, decode_certificate(value));
+      out.certificate = certificate;
+      return {};
+    }
   }
   return {};  // Unknown fields are a later release's.
 }
@@ -124,6 +141,16 @@ void encode_payload(const Payload& payload, Bytes& out) {
   }
   if (payload.key) put_field(out, Field::key, *payload.key);
   if (payload.signature) put_field(out, Field::signature, *payload.signature);
+  if (payload.chain) {
+    value.clear();
+    encode_chain(*payload.chain, value);
+    put_field(out, Field::chain, value);
+  }
+  if (payload.certificate) {
+    value.clear();
+    encode_certificate(*payload.certificate, value);
+    put_field(out, Field::certificate, value);
+  }
 }
 
 Result<Payload> decode_payload(ByteSpan bytes) {
@@ -144,7 +171,7 @@ Result<Payload> decode_payload(ByteSpan bytes) {
 
 void encode_refusal(const Refusal& refusal, Bytes& out) {
   put(out, static_cast<std::uint8_t>(refusal.kind));
-  put(out, std::uint8_t{0});
+  put(out, static_cast<std::uint8_t>(refusal.suite));
   put(out, refusal.protocol);
   put(out, refusal.newest_version);
   put(out, refusal.oldest_version);
@@ -154,13 +181,13 @@ Result<Refusal> decode_refusal(ByteSpan bytes) {
   Reader reader(bytes);
   Refusal out;
   const auto kind = reader.number<std::uint8_t>();
-  reader.number<std::uint8_t>();
+  out.suite = static_cast<Suite>(reader.number<std::uint8_t>());
   out.protocol = reader.number<std::uint16_t>();
   out.newest_version = reader.number<std::uint16_t>();
   out.oldest_version = reader.number<std::uint16_t>();
   // Later releases may append; an unknown kind is still a refusal.
   if (!reader.ok()) return fail(Errc::malformed, "a refusal that is cut short");
-  out.kind = kind >= 1 && kind <= 3 ? static_cast<RefusalKind>(kind) : RefusalKind::garbage;
+  out.kind = kind >= 1 && kind < kRefusalKinds ? static_cast<RefusalKind>(kind) : RefusalKind::garbage;
   return out;
 }
 

@@ -119,7 +119,10 @@ TEST(Handshake, NeighbouringVersionsMeetAtTheNewestCommonOne) {
   EXPECT_EQ(none.responder_failure->error.code, Errc::wrong_version);
   const auto told = decode_refusal(none.responder_failure->refusal);
   ASSERT_TRUE(told);
-  EXPECT_EQ(*told, (Refusal{.kind = RefusalKind::wrong_version, .newest_version = 4, .oldest_version = 3}));
+  EXPECT_EQ(
+      *told,
+      (Refusal{
+          .kind = RefusalKind::wrong_version, .newest_version = 4, .oldest_version = 3, .suite = Suite::hybrid_psk}));
 }
 
 TEST(Handshake, AnotherClusterKeyIsRefusedByName) {
@@ -153,10 +156,11 @@ TEST(Handshake, ANamedKeyThatIsNotHeldDoesNotHelp) {
 class Recorder final : public TrustPolicy {
  public:
   explicit Recorder(bool allow) : allow_(allow) {}
-  Status decide(NodeId node, const crypto::Ed25519PublicKey& key) override {
-    seen.emplace_back(node, key);
+  TrustDecision decide(const PresentedIdentity& who) override {
+    seen.emplace_back(who.node, who.chain.current());
     if (allow_) return {};
-    return fail(Errc::permission_denied, "not on the list");
+    return std::unexpected(TrustRefusal{.kind = RefusalKind::unknown_identity,
+                                        .error = {.code = Errc::permission_denied, .message = "not on the list"}});
   }
   std::vector<std::pair<NodeId, crypto::Ed25519PublicKey>> seen;
 
@@ -267,8 +271,7 @@ TEST(Handshake, AnotherProtocolNumberIsToldOurs) {
 TEST(Identity, IsBoundToItsKeys) {
   const Identity one = identity_of(1), other = identity_of(2);
   const auto check = [](NodeId node, const Identity& key, const Identity& speaks, const Identity& signs) {
-    return verify_identity(node, key.public_key(), speaks.noise_static().public_key, signs.static_signature())
-        .has_value();
+    return verify_identity(node, key.chain(), speaks.noise_static().public_key, signs.static_signature()).has_value();
   };
   EXPECT_TRUE(check(one.node(), one, one, one));
   EXPECT_FALSE(check(other.node(), one, one, one));

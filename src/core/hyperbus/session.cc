@@ -132,7 +132,8 @@ void Session::Impl::feed_some(Instant now, ByteSpan& bytes) {
 bool Session::Impl::acceptable(ByteSpan start) {
   const auto kind = static_cast<RecordKind>(start[0]);
   const bool sealed = kind == RecordKind::frames || kind == RecordKind::raw;
-  const bool refusal = kind == RecordKind::refusal && role == Role::initiator && !authenticated;
+  // A responder hears one after its own message: the initiator does not take its identity.
+  const bool refusal = kind == RecordKind::refusal && (role == Role::initiator || spoke) && !authenticated;
   const bool message = kind == RecordKind::handshake && state == State::handshaking;
   bool fine = message || refusal || (sealed && has_keys());
   if (fine && start.size() >= kRecordHeaderBytes) {
@@ -198,20 +199,7 @@ void Session::Impl::announce() {
 void Session::Impl::on_refusal(ByteSpan body) {
   const auto refusal = decode_refusal(body);
   if (!refusal) return over(refusal.error(), RefusalKind::garbage, Mux::TellPeer::no);
-  Error error{.code = Errc::malformed, .message = "the other node refused the handshake"};
-  if (refusal->kind == RefusalKind::wrong_key) {
-    error = {.code = Errc::wrong_key,
-             .message = "the other node refused this node's key",
-             .hint = "give this node the key of the cluster it shall join, as `holo init` printed it"};
-  } else if (refusal->kind == RefusalKind::wrong_version) {
-    error = {
-        .code = Errc::wrong_version,
-        .message = str("the other node speaks protocol ", refusal->protocol, ", versions ", refusal->oldest_version,
-                       " to ", refusal->newest_version, "; this node speaks protocol ", kHandshakeProtocol,
-                       ", versions ", config->handshake->oldest_version, " to ", config->handshake->newest_version),
-        .hint = "run neighbouring releases of holo, and one trust mode, on all nodes"};
-  }
-  over(std::move(error), refusal->kind, Mux::TellPeer::no);
+  over(refusal_error(*refusal, *config->handshake), refusal->kind, Mux::TellPeer::no);
 }
 
 void Session::Impl::on_sealed(Instant now, RecordKind kind, ByteSpan record) {

@@ -204,8 +204,9 @@ TEST(Session, WrongVersionIsSaidOnBothSides) {
 
 class Nobody final : public TrustPolicy {
  public:
-  Status decide(NodeId, const crypto::Ed25519PublicKey&) override {
-    return fail(Errc::permission_denied, "unknown node");
+  TrustDecision decide(const PresentedIdentity&) override {
+    return std::unexpected(TrustRefusal{.kind = RefusalKind::unknown_identity,
+                                        .error = {.code = Errc::permission_denied, .message = "unknown node"}});
   }
 };
 
@@ -216,8 +217,20 @@ TEST(Session, ADialerRefusedInTheLastMessageHearsOfIt) {
   link.settle();
   EXPECT_FALSE(link.dialler.only<Established>());
   ASSERT_TRUE(link.dialler.only<Closed>() && link.listener.only<Closed>());
-  EXPECT_EQ(link.dialler.only<Closed>()->error.code, Errc::wrong_key);
+  EXPECT_EQ(link.dialler.only<Closed>()->error.code, Errc::permission_denied);
+  EXPECT_EQ(link.dialler.only<Closed>()->kind, RefusalKind::unknown_identity);
   EXPECT_EQ(link.listener.only<Closed>()->error.message, "unknown node");
+}
+
+TEST(Session, AListenerRefusedByTheDialerHearsOfIt) {
+  HandshakeConfig strict = config_of(1);
+  strict.trust = std::make_shared<Nobody>();
+  Link link(session_config(strict), session_config(config_of(2)));
+  link.settle();
+  ASSERT_TRUE(link.dialler.only<Closed>() && link.listener.only<Closed>());
+  EXPECT_EQ(link.dialler.only<Closed>()->error.message, "unknown node");
+  EXPECT_EQ(link.listener.only<Closed>()->error.code, Errc::permission_denied);
+  EXPECT_EQ(link.listener.only<Closed>()->kind, RefusalKind::unknown_identity);
 }
 
 TEST(Session, GarbageEndsAtOnceAndGetsNoAnswer) {
