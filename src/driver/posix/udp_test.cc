@@ -3,13 +3,17 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 
 #include "base/random.h"
 #include "base/strings.h"
 #include "driver/posix/address.h"
+#include "driver/posix/net_namespace.h"
+#include "driver/posix/rtnetlink.h"
 #include "driver/posix/tcp.h"
 
 namespace holo::driver {
@@ -308,6 +312,75 @@ TEST_F(Udp, AFullReceiverIsCountedAndTimersGetTheirTurn) {
   ASSERT_TRUE(at_timer);
   EXPECT_LT(*at_timer, seen);
 }
+
+/// A network of its own, whose loopback is slow and queues for long.
+class UdpOnASlowLink : public testing::TestWithParam<UdpOptions> {
+ protected:
+  void SetUp() override {
+    auto made = NetNamespace::create(name_);
+    if (!made) GTEST_SKIP() << "no network namespaces here: " << made.error().message;
+    where_.emplace(std::move(*made));
+    auto links = RouteNetlink::open_in(*where_).value();
+    ASSERT_TRUE(links.set_up("lo"));
+    ASSERT_TRUE(links.shape("lo", {.bytes_per_second = 10'000'000, .burst_bytes = 200'000, .latency = seconds(20)}));
+    ASSERT_TRUE(where_->run_inside([this]() -> Status {
+      HOLO_ASSIGN(a, udp_.bind("127.0.0.1:0"));
+      HOLO_ASSIGN(b, udp_.bind("127.0.0.1:0"));
+      a_.socket = std::move(a);
+      b_.socket = std::move(b);
+      return {};
+    }));
+    a_.start();
+    b_.start();
+  }
+  void TearDown() override {
+    if (where_) {
+      EXPECT_TRUE(NetNamespace::remove(name_));
+    }
+  }
+
+  const std::string name_ = str("holo-test-udp-", ::getpid());
+  std::optional<NetNamespace> where_;
+  AsioLoop loop_;
+  UdpDatagrams udp_{loop_, GetParam()};
+  End a_, b_;
+};
+
+TEST_P(UdpOnASlowLink, AFullSocketSaysSoAndLosesNothing) {
+  constexpr std::size_t kSegment = 1000;
+  constexpr std::uint32_t kPerBurst = 60;
+  std::uint32_t next = 0;
+  Bytes burst(kPerBurst * kSegment);
+  const auto send_until_full = [&] {
+    for (int i = 0; i < 1000; ++i) {
+      for (std::uint32_t k = 0; k < kPerBurst; ++k) {
+        const std::uint32_t number = next + k;
+        std::memcpy(&burst[k * kSegment], &number, sizeof number);
+      }
+      if (!a_.socket->send(a_.to(b_), Ecn::ect0, kSegment, burst)) return true;
+      next += kPerBurst;
+    }
+    return false;
+  };
+  for (int round = 1; round <= 2; ++round) {
+    ASSERT_TRUE(send_until_full());
+    EXPECT_FALSE(a_.socket->send(a_.to(b_), Ecn::ect0, kSegment, burst));
+    EXPECT_EQ(a_.writable, round - 1);
+    ASSERT_TRUE(loop_.run_until([&] { return a_.writable == round; }, kLimit));
+  }
+  EXPECT_TRUE(loop_.run_until([&] { return b_.arrived.size() == next; }, kLimit));
+  ASSERT_EQ(b_.arrived.size(), next) << b_.socket->dropped() << " dropped by the receiver";
+  for (std::uint32_t i = 0; i < next; ++i) {
+    std::uint32_t number = 0;
+    std::memcpy(&number, b_.arrived[i].bytes.data(), sizeof number);
+    ASSERT_EQ(number, i);
+    ASSERT_EQ(b_.arrived[i].ecn, Ecn::ect0) << "the rest of a burst goes as its beginning";
+  }
+  EXPECT_EQ(udp_.counters().send_errors, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(, UdpOnASlowLink, testing::Values(UdpOptions{}, UdpOptions{.gso = false}),
+                         [](const auto& setting) { return setting.param.gso ? "Gso" : "NoGso"; });
 
 TEST_F(Udp, BindErrors) {
   auto socket = bind();
