@@ -1,0 +1,535 @@
+#include "driver/quic/connection.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/assert.h"
+#include "crypto/hash.h"
+#include "driver/quic/callbacks.h"
+#include "driver/quic/quic.h"
+
+namespace holo::driver::quic {
+namespace {
+
+/// Until a round trip was measured. Machines of a cluster are near each other: ngtcp2's 333 ms would let a lost first
+/// packet cost a second.
+constexpr ngtcp2_duration kInitialRtt = 100 * NGTCP2_MILLISECONDS;
+constexpr std::uint64_t kUnidirectionalStreams = 8;
+/// One in use, and spare ones for when the peer's address changes.
+constexpr std::uint64_t kConnectionIds = 3;
+/// ngtcp2 looks for no more than this (see README.md).
+constexpr std::size_t kDiscoveredDatagram = 1444;
+/// Frames of different streams that may share a packet; also stops an application that offers the same write for ever.
+constexpr int kMaxWritesPerPacket = 64;
+/// UDP's limit, less what IPv6 takes. One burst is one system call.
+constexpr std::size_t kMaxBurst = 65'000;
+constexpr std::size_t kMaxReasonBytes = 256;
+/// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
+constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
+
+}  // namespace
+
+ResetToken reset_token(const env::QuicConfig& config, ByteSpan connection_id) {
+  const auto mac = crypto::hmac_sha256(config.reset_key.span(), connection_id);
+  ResetToken out;
+  std::copy_n(mac.span().begin(), out.size(), out.begin());
+  return out;
+}
+
+ngtcp2_cid to_cid(ByteSpan id) {
+  ngtcp2_cid out;
+  HOLO_ASSERT(id.size() <= NGTCP2_MAX_CIDLEN);
+  ngtcp2_cid_init(&out, reinterpret_cast<const std::uint8_t*>(id.data()), id.size());
+  return out;
+}
+
+Connection::Connection(Parts parts, const env::DatagramPath& path, bool server)
+    : parts_(std::move(parts)),
+      server_(server),
+      local_(path.local),
+      arrival_(path.local, path.remote),
+      arrival_remote_(path.remote) {
+  std::array<std::byte, env::QuicStack::kConnectionIdBytes> id;
+  parts_.entropy->fill(id);
+  own_id_ = to_cid(id);
+}
+
+Connection::~Connection() { ngtcp2_conn_del(conn_); }
+
+void Connection::fill_settings(Instant now, ngtcp2_settings& settings, ngtcp2_transport_params& params) {
+  const env::QuicConfig& config = *parts_.config;
+  ngtcp2_settings_default(&settings);
+  settings.initial_ts = clock(now);
+  settings.initial_rtt = kInitialRtt;
+  settings.cc_algo = NGTCP2_CC_ALGO_CUBIC;
+  settings.handshake_timeout = static_cast<ngtcp2_duration>(config.handshake_timeout.ns);
+  settings.rand_ctx.native_handle = parts_.entropy;
+  max_datagram_ = config.datagram_bytes != 0
+                      ? std::clamp<std::size_t>(config.datagram_bytes, NGTCP2_MAX_UDP_PAYLOAD_SIZE, 65'507)
+                      : kDiscoveredDatagram;
+  settings.max_tx_udp_payload_size = max_datagram_;
+  if (config.datagram_bytes != 0) {
+    settings.no_tx_udp_payload_size_shaping = 1;
+    settings.no_pmtud = 1;
+  }
+
+  ngtcp2_transport_params_default(&params);
+  params.initial_max_stream_data_bidi_local = config.stream_window;
+  params.initial_max_stream_data_bidi_remote = config.stream_window;
+  params.initial_max_stream_data_uni = config.stream_window;
+  params.initial_max_data = config.connection_window;
+  params.initial_max_streams_bidi = config.bidirectional_streams;
+  params.initial_max_streams_uni = kUnidirectionalStreams;
+  params.max_idle_timeout = static_cast<ngtcp2_duration>(config.idle_timeout.ns);
+  params.active_connection_id_limit = kConnectionIds;
+  params.initial_scid = own_id_;  // ngtcp2 sets it too, but after a server has encoded its parameters.
+}
+
+std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const env::DatagramPath& path) {
+  std::unique_ptr<Connection> out(new Connection(std::move(parts), path, false));
+  ngtcp2_settings settings;
+  ngtcp2_transport_params params;
+  out->fill_settings(now, settings, params);
+  std::array<std::byte, env::QuicStack::kConnectionIdBytes> random;
+  out->parts_.entropy->fill(random);
+  const ngtcp2_cid destination = to_cid(random);
+  if (out->parts_.config->qlog) {
+    out->qlog_ = out->parts_.config->qlog(random, false);
+    if (out->qlog_) settings.qlog.write = qlog_writer();
+  }
+  ngtcp2_path first_path = out->arrival_.path();
+  const int rv = ngtcp2_conn_client_new(&out->conn_, &destination, &out->own_id_, &first_path, kVersion, &callbacks(),
+                                        &settings, &params, nullptr, out.get());
+  HOLO_ASSERT(rv == 0, "out of memory");
+  const ngtcp2_crypto_aead aead = retry_aead();
+  const ngtcp2_crypto_aead_ctx key = retry_key();
+  ngtcp2_conn_set_retry_aead(out->conn_, &aead, &key);
+  return out;
+}
+
+std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const env::DatagramPath& path,
+                                               const FirstInitial& first) {
+  std::unique_ptr<Connection> out(new Connection(std::move(parts), path, true));
+  ngtcp2_settings settings;
+  ngtcp2_transport_params params;
+  out->fill_settings(now, settings, params);
+  params.original_dcid = first.retried_from.value_or(first.destination);
+  if (first.retried_from) {
+    params.retry_scid = first.destination;
+    params.retry_scid_present = 1;
+    settings.token = {
+        .base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(first.token.data())),  // Copied, never written.
+        .len = first.token.size()};
+  }
+  params.stateless_reset_token_present = 1;
+  const ResetToken token = reset_token(*out->parts_.config, bytes_of(out->own_id_));
+  std::memcpy(params.stateless_reset_token, token.data(), token.size());
+  if (out->parts_.config->qlog) {
+    out->qlog_ = out->parts_.config->qlog(bytes_of(params.original_dcid), true);
+    if (out->qlog_) settings.qlog = {.odcid = params.original_dcid, .write = qlog_writer()};
+  }
+  ngtcp2_path first_path = out->arrival_.path();
+  const int rv = ngtcp2_conn_server_new(&out->conn_, &first.client, &out->own_id_, &first_path, kVersion, &callbacks(),
+                                        &settings, &params, nullptr, out.get());
+  HOLO_ASSERT(rv == 0, "out of memory");
+  // A client may repeat its first packets under the id that it made up.
+  out->original_id_ = first.destination;
+  return out;
+}
+
+ngtcp2_tstamp Connection::clock(Instant now) {
+  // ngtcp2 counts unsigned, and never backwards.
+  now_ = std::max(now_, static_cast<ngtcp2_tstamp>(std::max<std::int64_t>(now.ns, 1)));
+  return now_;
+}
+
+void Connection::announce_ids() {
+  if (ids_announced_) return;
+  ids_announced_ = true;
+  parts_.application->on_connection_id(bytes_of(own_id_));
+  if (original_id_) parts_.application->on_connection_id(bytes_of(*original_id_));
+}
+
+env::DatagramPath Connection::path_to(const sockaddr_in6& remote) const {
+  return {.local = local_, .remote = to_endpoint(remote)};
+}
+
+// ---- receiving ----
+
+void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ecn, ByteSpan datagram) {
+  const ngtcp2_tstamp ts = clock(now);
+  if (datagram.empty()) return;
+  if (ending()) {
+    // Whoever still sends has missed the farewell. It is repeated ever more rarely (RFC 9000, section 10.2.1).
+    if (!goodbye_.bytes.empty() && ts < lingers_until_ && std::has_single_bit(++late_datagrams_)) {
+      goodbye_wanted_ = true;
+    }
+    return;
+  }
+  announce_ids();
+  if (path.remote != arrival_remote_) {
+    arrival_.remote = to_socket_address(path.remote);
+    arrival_remote_ = path.remote;
+  }
+  bytes_received_ += datagram.size();
+  ++packets_received_;
+  const ngtcp2_path arrival = arrival_.path();
+  const ngtcp2_pkt_info info{.ecn = static_cast<std::uint32_t>(ecn)};
+  const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
+                                      datagram.size(), ts);
+  if (rv != 0) settle(rv);
+  if (ending()) tell_end();
+}
+
+void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin) {
+  const auto given_up = [stream](const auto& entry) { return entry.first == stream; };
+  if (!ending() && (abandoned_.empty() || std::ranges::none_of(abandoned_, given_up))) {
+    if (const Status taken = parts_.application->on_stream_data(stream, bytes, fin); !taken && !ending()) {
+      std::string reason = taken.error().message;
+      end_with({.cause = env::QuicEnd::Cause::protocol,
+                .application = true,
+                .code = env::kQuicProtocolViolation,
+                .reason = reason},
+               Farewell{.application = true, .code = env::kQuicProtocolViolation, .reason = std::move(reason)});
+    }
+  }
+  // The windows stand still: what was handed over makes room at once.
+  ngtcp2_conn_extend_max_stream_offset(conn_, stream, bytes.size());
+  ngtcp2_conn_extend_max_offset(conn_, bytes.size());
+}
+
+void Connection::on_stream_closed(env::QuicStreamId stream) {
+  packets_lost_ += ngtcp2_conn_get_stream_loss_count(conn_, stream);
+  sending_.erase(stream);
+  stopped_.erase(stream);
+  if (ngtcp2_conn_is_local_stream(conn_, stream) == 0) {
+    if (env::is_bidirectional(stream)) {
+      ngtcp2_conn_extend_max_streams_bidi(conn_, 1);
+    } else {
+      ngtcp2_conn_extend_max_streams_uni(conn_, 1);
+    }
+  }
+  if (!ending()) parts_.application->on_stream_closed(stream);
+}
+
+void Connection::on_stream_reset(env::QuicStreamId stream, std::uint64_t code) {
+  if (ending()) return;
+  parts_.application->on_stream_abandoned(stream, code);
+  // One that was reset before anything else of it arrived has never existed for ngtcp2, which will not close it.
+  if (ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) != 0 && !ending()) {
+    parts_.application->on_stream_closed(stream);
+  }
+}
+
+// ---- sending ----
+
+void Connection::apply_deferred(ngtcp2_tstamp ts) {
+  if (!abandoned_.empty()) {
+    const auto given_up = std::exchange(abandoned_, {});
+    for (const auto& [stream, code] : given_up) {
+      if (const int rv = ngtcp2_conn_shutdown_stream(conn_, stream, code); rv != 0) settle(rv);
+    }
+  }
+  update_keys_when_due(ts);
+}
+
+void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
+  if (!confirmed_ || key_use_.packets < std::min(parts_.config->packets_per_key, kMaxPacketsPerKey)) return;
+  // Refused while the last update is young; then it is tried again with the next packet.
+  if (ngtcp2_conn_initiate_key_update(conn_, ts) == 0) key_use_.packets = 0;
+}
+
+bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written) {
+  ngtcp2_path_storage storage;
+  ngtcp2_path_storage_zero(&storage);
+  ngtcp2_pkt_info info{};
+  auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
+  for (int writes = 0;; ++writes) {
+    env::QuicWrite write;
+    std::array<ngtcp2_vec, std::tuple_size_v<decltype(write.parts)>> parts;
+    std::size_t total = 0;
+    const bool some =
+        established_ && !ending() && writes < kMaxWritesPerPacket && parts_.application->next_write(write);
+    for (std::size_t i = 0; some && i < write.count; ++i) {
+      // ngtcp2 reads them only, though its type does not say so.
+      parts[i] = {.base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(write.parts[i].data())),
+                  .len = write.parts[i].size()};
+      total += write.parts[i].size();
+    }
+    const bool stream = some && (total != 0 || write.fin);
+    ngtcp2_ssize taken = -1;
+    const std::uint32_t flags =
+        stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (write.fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
+    const ngtcp2_ssize n =
+        ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
+                                  stream ? write.stream : -1, parts.data(), stream ? write.count : 0, ts);
+    if (taken >= 0) {
+      const auto bytes = static_cast<std::size_t>(taken);
+      sending_.insert(write.stream);
+      parts_.application->on_written(write.stream, bytes, write.fin && bytes == total);
+    }
+    switch (n) {
+      case NGTCP2_ERR_WRITE_MORE: continue;
+      case NGTCP2_ERR_STREAM_DATA_BLOCKED: parts_.application->on_blocked(write.stream); continue;
+      case NGTCP2_ERR_STREAM_SHUT_WR:
+      case NGTCP2_ERR_STREAM_NOT_FOUND:
+        // STOP_SENDING has closed our direction; ngtcp2 tells it here only.
+        parts_.application->on_blocked(write.stream);
+        if (stopped_.insert(write.stream).second) parts_.application->on_stream_abandoned(write.stream, 0);
+        continue;
+      default: break;
+    }
+    if (n < 0) {
+      settle(static_cast<int>(n));
+      return false;
+    }
+    written.bytes = static_cast<std::size_t>(n);
+    written.remote = storage.remote_addrbuf.in6;
+    written.ecn = static_cast<env::Ecn>(info.ecn);
+    return n > 0;
+  }
+}
+
+std::optional<env::QuicConnection::Burst> Connection::send_stash(MutableByteSpan out) {
+  HOLO_ASSERT(out.size() >= stash_->bytes.size());
+  std::ranges::copy(stash_->bytes, out.begin());
+  const Burst burst{
+      .path = stash_->path, .ecn = stash_->ecn, .segment = stash_->bytes.size(), .bytes = stash_->bytes.size()};
+  stash_.reset();
+  return burst;
+}
+
+std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableByteSpan out) {
+  HOLO_ASSERT(out.size() >= kMinBurst);
+  ngtcp2_tstamp ts = clock(now);
+  if (stash_) return send_stash(out);
+  if (!ending()) {
+    announce_ids();
+    apply_deferred(ts);
+  }
+  if (ending()) return send_farewell(ts, out);
+
+  if (ping_wanted_ && established_) {
+    // ngtcp2 has no call for it, but a keep-alive that is due: one nanosecond after what was sent last.
+    if (ts == last_sent_) ts = ++now_;
+    ngtcp2_conn_set_keep_alive_timeout(conn_, 1);
+  }
+  const std::size_t limit = std::min({out.size(), kMaxBurst, ngtcp2_conn_get_send_quantum(conn_)});
+  Burst burst;
+  sockaddr_in6 remote{};
+  while (burst.bytes == 0 || burst.bytes + max_datagram_ <= limit) {
+    Written written;
+    if (!write_packet(ts, out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written)) break;
+    bytes_sent_ += written.bytes;
+    ++packets_sent_;
+    if (burst.bytes == 0) {
+      remote = written.remote;
+      burst.path = path_to(remote);
+      burst.ecn = written.ecn;
+      burst.segment = written.bytes;
+    } else if (written.bytes > burst.segment || written.ecn != burst.ecn || !same_address(written.remote, remote)) {
+      const ByteSpan packet = out.subspan(burst.bytes, written.bytes);
+      stash_ = Stash{.bytes = Bytes(packet.begin(), packet.end()), .path = path_to(written.remote), .ecn = written.ecn};
+      break;
+    }
+    burst.bytes += written.bytes;
+    // The first short one ends the burst; after a short first one, a long one could not follow.
+    if (written.bytes < burst.segment || written.bytes < ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_)) break;
+    if (ending()) break;
+  }
+  if (ping_wanted_ && established_) {
+    ngtcp2_conn_set_keep_alive_timeout(conn_, static_cast<ngtcp2_duration>(parts_.config->keep_alive.ns));
+    ping_wanted_ = burst.bytes == 0;
+  }
+  if (burst.bytes != 0) last_sent_ = ts;
+  // Pacing follows the measured round trip; before there is one it would only hold the handshake up.
+  if (established_) ngtcp2_conn_update_pkt_tx_time(conn_, ts);
+  if (burst.bytes != 0) return burst;
+  if (ending()) return send_farewell(ts, out);
+  return std::nullopt;
+}
+
+// ---- time ----
+
+Instant Connection::next_timer() const {
+  const auto instant = [](ngtcp2_tstamp ts) {
+    return ts >= static_cast<ngtcp2_tstamp>(kNever.ns) ? kNever : Instant{static_cast<std::int64_t>(ts)};
+  };
+  if (stash_ || farewell_ || goodbye_wanted_ || (ending() && !end_told_)) return instant(now_);
+  if (ending()) return lingers_until_ != 0 ? instant(lingers_until_) : kNever;
+  return instant(ngtcp2_conn_get_expiry(conn_));
+}
+
+void Connection::on_timer(Instant now) {
+  const ngtcp2_tstamp ts = clock(now);
+  if (ending()) {
+    tell_end();
+    if (ts >= lingers_until_) lingers_until_ = 0;
+    return;
+  }
+  announce_ids();
+  if (const int rv = ngtcp2_conn_handle_expiry(conn_, ts); rv != 0) settle(rv);
+  if (ending()) tell_end();
+}
+
+// ---- what the application asks for ----
+
+Result<env::QuicStreamId> Connection::open(bool bidirectional) {
+  if (!established_ || ending()) return fail(Errc::unavailable, "the connection is not open");
+  std::int64_t stream = -1;
+  const int rv = bidirectional ? ngtcp2_conn_open_bidi_stream(conn_, &stream, nullptr)
+                               : ngtcp2_conn_open_uni_stream(conn_, &stream, nullptr);
+  if (rv == 0) return stream;
+  if (rv != NGTCP2_ERR_STREAM_ID_BLOCKED) return fail(Errc::unavailable, ngtcp2_strerror(rv));
+  streams_wanted_ = true;
+  return fail(Errc::overloaded, "the peer allows no more streams");
+}
+
+void Connection::abandon(env::QuicStreamId stream, std::uint64_t code) {
+  // Not now: a packet may be half written, and ngtcp2 would take the frames for sent with it.
+  if (!ending()) abandoned_.emplace_back(stream, code);
+}
+
+void Connection::close(Instant now, std::uint64_t code, std::string reason) {
+  clock(now);
+  if (ending()) return;
+  end_with({.cause = env::QuicEnd::Cause::closed_here, .application = true, .code = code, .reason = reason},
+           Farewell{.application = true, .code = code, .reason = std::move(reason)});
+}
+
+// ---- the end ----
+
+void Connection::end_with(env::QuicEnd end, std::optional<Farewell> farewell) {
+  if (ending()) return;
+  end_ = std::move(end);
+  farewell_ = std::move(farewell);
+  if (farewell_) farewell_->reason.resize(std::min(farewell_->reason.size(), kMaxReasonBytes));
+}
+
+void Connection::end(env::QuicEnd::Cause cause, std::string reason, std::uint64_t code) {
+  end_with({.cause = cause, .code = code, .reason = std::move(reason)}, std::nullopt);
+}
+
+void Connection::settle(int rv) {
+  using Cause = env::QuicEnd::Cause;
+  if (ending()) return;
+  if (failure_) {
+    const std::uint64_t code = NGTCP2_CRYPTO_ERROR + failure_->alert;
+    end_with({.cause = Cause::handshake_failed, .code = code, .reason = failure_->reason},
+             Farewell{.application = false, .code = code, .reason = failure_->reason});
+    return;
+  }
+  switch (rv) {
+    case NGTCP2_ERR_RETRY:
+      // A later part of a client's first message came first. ngtcp2 suggests to validate the address before it is kept;
+      // whoever accepts connections bounds the memory of half-open ones instead, and sends Retry packets by itself.
+      return;
+    case NGTCP2_ERR_DRAINING: {
+      if (reset_received_) return end(Cause::reset, "the peer has forgotten this connection");
+      ngtcp2_connection_close_error error;
+      ngtcp2_conn_get_connection_close_error(conn_, &error);
+      env::QuicEnd by_peer{.cause = Cause::closed_by_peer, .code = error.error_code};
+      by_peer.application = error.type == NGTCP2_CONNECTION_CLOSE_ERROR_CODE_TYPE_APPLICATION;
+      by_peer.reason.assign(reinterpret_cast<const char*>(error.reason),
+                            std::min<std::size_t>(error.reasonlen, kMaxReasonBytes));
+      return end_with(std::move(by_peer), std::nullopt);
+    }
+    case NGTCP2_ERR_IDLE_CLOSE: return end(Cause::idle, "the peer is silent");
+    case NGTCP2_ERR_HANDSHAKE_TIMEOUT: return end(Cause::idle, "the handshake took too long");
+    case NGTCP2_ERR_RECV_VERSION_NEGOTIATION:
+      return end(Cause::refused_version, "the peer does not speak this version of QUIC");
+    case NGTCP2_ERR_DROP_CONN: return end(Cause::protocol, "not a packet that begins a connection");
+    case NGTCP2_ERR_NOMEM:
+    case NGTCP2_ERR_CALLBACK_FAILURE:
+    case NGTCP2_ERR_INVALID_ARGUMENT:
+    case NGTCP2_ERR_INVALID_STATE:
+    case NGTCP2_ERR_NOBUF:
+    case NGTCP2_ERR_PKT_NUM_EXHAUSTED:
+      return end_with({.cause = Cause::internal, .code = NGTCP2_INTERNAL_ERROR, .reason = ngtcp2_strerror(rv)},
+                      Farewell{.application = false, .code = NGTCP2_INTERNAL_ERROR, .reason = {}});
+    default: {
+      const std::uint64_t code = ngtcp2_err_infer_quic_transport_error_code(rv);
+      return end_with({.cause = Cause::protocol, .code = code, .reason = ngtcp2_strerror(rv)},
+                      Farewell{.application = false, .code = code, .reason = ngtcp2_strerror(rv)});
+    }
+  }
+}
+
+void Connection::tell_end() {
+  if (end_told_) return;
+  end_told_ = true;
+  parts_.application->on_end(*end_);
+}
+
+std::optional<env::QuicConnection::Burst> Connection::send_farewell(ngtcp2_tstamp ts, MutableByteSpan out) {
+  tell_end();
+  if (farewell_) {
+    const Farewell farewell = std::move(*farewell_);
+    farewell_.reset();
+    ngtcp2_connection_close_error error;
+    const auto* reason = reinterpret_cast<const std::uint8_t*>(farewell.reason.data());
+    if (farewell.application) {
+      ngtcp2_connection_close_error_set_application_error(&error, farewell.code, reason, farewell.reason.size());
+    } else {
+      ngtcp2_connection_close_error_set_transport_error(&error, farewell.code, reason, farewell.reason.size());
+    }
+    ngtcp2_path_storage storage;
+    ngtcp2_path_storage_zero(&storage);
+    ngtcp2_pkt_info info{};
+    const ngtcp2_ssize n = ngtcp2_conn_write_connection_close(
+        conn_, &storage.path, &info, reinterpret_cast<std::uint8_t*>(out.data()), max_datagram_, &error, ts);
+    if (n <= 0) return std::nullopt;  // Nothing was ever sent, or nothing may be: then silence.
+    const ByteSpan packet = ByteSpan(out).first(static_cast<std::size_t>(n));
+    goodbye_ = {.bytes = Bytes(packet.begin(), packet.end()),
+                .path = path_to(storage.remote_addrbuf.in6),
+                .ecn = static_cast<env::Ecn>(info.ecn)};
+    // Peers that were never let in are not waited for: they could make us keep any number of connections.
+    if (established_) lingers_until_ = ts + 3 * ngtcp2_conn_get_pto(conn_);
+  } else if (!goodbye_wanted_) {
+    return std::nullopt;
+  }
+  goodbye_wanted_ = false;
+  std::ranges::copy(goodbye_.bytes, out.begin());
+  bytes_sent_ += goodbye_.bytes.size();
+  ++packets_sent_;
+  return Burst{
+      .path = goodbye_.path, .ecn = goodbye_.ecn, .segment = goodbye_.bytes.size(), .bytes = goodbye_.bytes.size()};
+}
+
+bool Connection::finished() const {
+  return end_told_ && !stash_ && !farewell_ && !goodbye_wanted_ && lingers_until_ == 0;
+}
+
+// ---- what is to be seen ----
+
+env::QuicConnectionStats Connection::stats() const {
+  ngtcp2_conn_stat stat;
+  ngtcp2_conn_get_conn_stat(conn_, &stat);
+  const auto duration = [](ngtcp2_duration d) {
+    return d == UINT64_MAX ? Duration{} : nanoseconds(static_cast<std::int64_t>(d));
+  };
+  env::QuicConnectionStats out;
+  out.latest_rtt = duration(stat.latest_rtt);
+  out.min_rtt = duration(stat.min_rtt);
+  out.smoothed_rtt = duration(stat.smoothed_rtt);
+  out.rtt_variance = duration(stat.rttvar);
+  out.congestion_window = stat.cwnd;
+  out.bytes_in_flight = stat.bytes_in_flight;
+  out.bytes_sent = bytes_sent_;
+  out.bytes_received = bytes_received_;
+  out.packets_sent = packets_sent_;
+  out.packets_received = packets_received_;
+  out.packets_lost = packets_lost_;
+  for (const env::QuicStreamId stream : sending_) {
+    out.packets_lost += ngtcp2_conn_get_stream_loss_count(conn_, stream);
+  }
+  out.key_updates = key_use_.generation;
+  out.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
+  sockaddr_in6 remote;
+  std::memcpy(&remote, ngtcp2_conn_get_path(conn_)->remote.addr, sizeof remote);
+  out.path = path_to(remote);
+  return out;
+}
+
+}  // namespace holo::driver::quic
