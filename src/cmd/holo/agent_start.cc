@@ -30,10 +30,12 @@ void forget_failed_start(const std::string& state_dir) {
   if (present && *present && !(*present)->pending.empty()) (void)state->forget_cluster();
 }
 
-Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args) {
+Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args,
+                                    const AgentPlace& place, const BackgroundAgent::Note& note) {
   std::vector<std::string> args = {"--state-dir", config.state_dir};
   args.insert(args.end(), more_args.begin(), more_args.end());
-  return BackgroundAgent::start(args, config.log_file.empty() ? config.state_dir + "/agent.log" : config.log_file);
+  return BackgroundAgent::start(args, config.log_file.empty() ? config.state_dir + "/agent.log" : config.log_file,
+                                place, note);
 }
 
 Outcome<std::string> advertised_address(const std::string& state_dir) {

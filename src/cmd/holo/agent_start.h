@@ -18,8 +18,9 @@ Outcome<void> prepare_start(const std::string& state_dir, const ClusterMembershi
 void forget_failed_start(const std::string& state_dir);
 
 /// Starts the agent of `config`.state_dir in the background; its log goes to log_file, or agent.log in the state
-/// directory.
-Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args = {});
+/// directory. `place`, `note`: as BackgroundAgent::start() has them.
+Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args = {},
+                                    const AgentPlace& place = {}, const BackgroundAgent::Note& note = {});
 
 /// The address that the running agent of `state_dir` tells others to dial.
 Outcome<std::string> advertised_address(const std::string& state_dir);

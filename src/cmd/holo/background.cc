@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -30,7 +31,23 @@ env::Fd open_pidfd(const ProcessName& name) {
   return process_name(name.pid) == name ? std::move(fd) : env::Fd();
 }
 
-[[noreturn]] void become_agent(std::vector<char*>& argv, int log, int ready) {
+/// In the child, between fork and exec: only system calls. It must not run anywhere else than it was told.
+void enter(const AgentPlace& place, int ready) {
+  static constexpr std::string_view kNoGroup = "failed 1 26 the agent cannot enter its cgroup\t\n";
+  static constexpr std::string_view kNoNetwork = "failed 1 26 the agent cannot enter its network namespace\t\n";
+  const std::string_view* wrong = nullptr;
+  if (place.cpu_group && ::write(place.cpu_group.get(), "0", 1) != 1) wrong = &kNoGroup;
+  if (place.network && ::setns(place.network.get(), CLONE_NEWNET) != 0) wrong = &kNoNetwork;
+  if (!wrong) return;
+  (void)!::write(ready, wrong->data(), wrong->size());
+  ::_exit(1);
+}
+static_assert(static_cast<unsigned>(Errc::io_error) == 26);
+
+[[noreturn]] void become_agent(std::vector<char*>& argv, int log, int ready, int gate, const AgentPlace& place) {
+  char go = 0;
+  if (::read(gate, &go, 1) != 1) ::_exit(1);  // Whoever started us has gone, and nobody knows of us.
+  enter(place, ready);
   ::setsid();
   const int null = ::open("/dev/null", O_RDWR);
   ::dup2(null, 0);
@@ -77,14 +94,17 @@ bool wait_for_end(const ProcessName& name, Duration limit) {
   return ended;
 }
 
-Result<BackgroundAgent> BackgroundAgent::start(std::vector<std::string> args, const std::string& log_file) {
+Result<BackgroundAgent> BackgroundAgent::start(std::vector<std::string> args, const std::string& log_file,
+                                               const AgentPlace& place, const Note& note) {
   env::Fd log(::open(log_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   if (!log) return driver::fail_errno(errno, "cannot write the log " + log_file);
-  int ends[2];
+  int ends[2], gate[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return driver::fail_errno(errno, "cannot make a pipe");
   BackgroundAgent out;
   out.pipe_ = env::Fd(ends[0]);
   env::Fd write_end(ends[1]);
+  if (::pipe2(gate, O_CLOEXEC) != 0) return driver::fail_errno(errno, "cannot make a pipe");
+  env::Fd gate_out(gate[0]), gate_in(gate[1]);
   out.log_file_ = log_file;
 
   args.insert(args.begin(), {"holo", "agent"});
@@ -94,8 +114,13 @@ Result<BackgroundAgent> BackgroundAgent::start(std::vector<std::string> args, co
   argv.push_back(nullptr);
   const pid_t pid = ::fork();
   if (pid < 0) return driver::fail_errno(errno, "cannot start the agent");
-  if (pid == 0) become_agent(argv, log.get(), write_end.get());
+  if (pid == 0) {
+    gate_in.reset();
+    become_agent(argv, log.get(), write_end.get(), gate_out.get(), place);
+  }
   out.name_ = process_name(pid);
+  if (note) HOLO_TRY(note(out.name_));
+  (void)!::write(gate_in.get(), "g", 1);  // Should the child have been killed meanwhile, wait() tells.
   return out;
 }
 

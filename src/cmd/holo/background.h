@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,11 +36,21 @@ enum class AgentStage : std::uint8_t {
   alive,      ///< It is a live member of its cluster.
 };
 
+/// Where an agent lives, and with it all processes that it starts.
+struct AgentPlace {
+  env::Fd network;    ///< A network namespace (setns(2)); none: the caller's.
+  env::Fd cpu_group;  ///< cgroup.procs of a control group; none: the caller's.
+};
+
 class BackgroundAgent {
  public:
-  /// Starts `holo agent ARGS... --ready-fd N` from this same program, in a session of its own, with both outputs
-  /// appended to `log_file`. Errors: `io_error`, `permission_denied`.
-  static Result<BackgroundAgent> start(std::vector<std::string> args, const std::string& log_file);
+  /// Starts `holo agent ARGS... --ready-fd N` from this same program, in a session of its own, in `place`, with both
+  /// outputs appended to `log_file`. The process does nothing before `note` has kept its name: when the caller dies
+  /// first, or `note` fails, it ends. Errors: `io_error`, `permission_denied`, those of `note`; that it cannot enter
+  /// `place` is told by wait().
+  using Note = std::function<Status(const ProcessName&)>;
+  static Result<BackgroundAgent> start(std::vector<std::string> args, const std::string& log_file,
+                                       const AgentPlace& place, const Note& note);
 
   /// Waits until the agent has reached `stage`. Failures: what the agent said when it could not start (with its exit
   /// code), `deadline_exceeded`, `unavailable` (it ended without a word).

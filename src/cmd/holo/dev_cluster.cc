@@ -17,6 +17,7 @@
 #include "cmd/holo/config.h"
 #include "cmd/holo/machine.h"
 #include "driver/posix/agent_registry.h"
+#include "driver/posix/net_namespace.h"
 #include "driver/posix/os_entropy.h"
 
 namespace holo::cmd {
@@ -28,6 +29,7 @@ constexpr Duration kKeepLimit =
     seconds(600);  // Where its pages are to survive: writing them takes a second for each GiB.
 constexpr Duration kVotersLimit = seconds(2);
 constexpr std::size_t kMaxRecordBytes = 1 << 20;
+constexpr const char* kStartAgain = "holo dev down --keep-state, then holo dev up";
 
 Outcome<std::string> folder_of(const std::string& name) {
   if (auto named = check_name("a cluster's name", name); !named) return usage(named.error());
@@ -68,20 +70,53 @@ Outcome<DevCluster> DevCluster::up(const std::string& name, const DevOptions& op
   const bool known = driver::file_exists(folder + "/cluster.json");
   if (known) {
     HOLO_TRY(cluster.load());
-    if (std::ranges::any_of(cluster.nodes_, &DevNode::running)) {
+    if (cluster.complete_ && std::ranges::any_of(cluster.nodes_, &DevNode::running)) {
       return fail(Errc::refused, str("the cluster \"", name, "\" is up already"),
                   str("holo dev status, or holo dev down", name == "dev" ? "" : " --cluster " + name));
     }
+    if (cluster.complete_) HOLO_TRY(cluster.check_same(options));
   }
-  auto done = known ? cluster.start_all() : cluster.make(options);
+  const bool again = known && cluster.complete_;
+  if (known && !again) HOLO_TRY(cluster.forget());
+  auto done = again ? cluster.start_all() : cluster.make(options);
   if (done) done = cluster.wait_for_members();
+  if (done && !again) {
+    cluster.complete_ = true;
+    done = cluster.save();
+  }
   if (!done) {
     cluster.stop_processes(kStopLimit);
+    (void)cluster.remove_places();
     std::error_code ignored;
-    if (!known) std::filesystem::remove_all(folder, ignored);
+    if (!again) std::filesystem::remove_all(folder, ignored);
     return std::unexpected(done.error());
   }
   return cluster;
+}
+
+/// What was left by a start that was interrupted, all but the lock.
+Outcome<void> DevCluster::forget() {
+  stop_processes(kStopLimit);
+  HOLO_TRY(remove_places());
+  std::error_code error;
+  for (const auto& node : nodes_) std::filesystem::remove_all(node.state_dir, error);
+  HOLO_TRY(driver::remove_file(folder_ + "/cluster.json"));
+  nodes_.clear();
+  net_.reset();
+  return {};
+}
+
+Outcome<void> DevCluster::check_same(const DevOptions& o) const {
+  const bool net_differs = o.net_rate != 0 && (!net_ || net_->rate_bits != o.net_rate);
+  const bool cpus_differ = o.cpus != 0 && o.cpus != cpus_;
+  const bool udp_differs = o.block_udp && !std::ranges::all_of(nodes_, &DevNode::udp_blocked);
+  if (!net_differs && !cpus_differ && !udp_differs) return {};
+  return fail(Errc::refused,
+              str("the cluster \"", name_, "\" was made with another ",
+                  net_differs   ? "network or rate"
+                  : cpus_differ ? "share of the processor"
+                                : "way of treating UDP"),
+              "holo dev up without these options starts it as it was; holo dev down forgets it");
 }
 
 Outcome<void> DevCluster::load() {
@@ -93,7 +128,23 @@ Outcome<void> DevCluster::load() {
       nodes_.push_back({.number = n.at("number"),
                         .state_dir = n.at("state_dir"),
                         .address = n.at("address"),
-                        .process = {.pid = n.at("pid"), .start_time = n.at("start_time")}});
+                        .process = {.pid = n.at("pid"), .start_time = n.at("start_time")},
+                        .udp_blocked = n.value("udp_blocked", false),
+                        .part = n.value("part", 0U)});
+    }
+    complete_ = record.value("complete", true);
+    cpus_ = record.value("cpus", 0.0);
+    if (cpus_ != 0) {
+      cpu_parent_.folder = record.at("cpu_parent");
+      cpu_parent_.version =
+          record.at("cgroup_version") == 1 ? driver::CpuGroupVersion::v1 : driver::CpuGroupVersion::v2;
+    }
+    if (record.contains("net")) {
+      const auto& net = record["net"];
+      net_ = DevNet{.key = net.at("key"),
+                    .range = {.address = net.at("address"), .bits = 24},
+                    .nodes = static_cast<unsigned>(nodes_.size()),
+                    .rate_bits = net.at("rate")};
     }
   } catch (const nlohmann::json::exception&) {
     return fail(Errc::corrupt, str(path, " is damaged"), str("remove ", folder_, " and its agents"));
@@ -108,9 +159,17 @@ Status DevCluster::save() const {
                      {"state_dir", n.state_dir},
                      {"address", n.address},
                      {"pid", n.process.pid},
-                     {"start_time", n.process.start_time}});
+                     {"start_time", n.process.start_time},
+                     {"udp_blocked", n.udp_blocked},
+                     {"part", n.part}});
   }
-  const nlohmann::json record = {{"version", 1}, {"name", name_}, {"nodes", nodes}};
+  nlohmann::json record = {{"version", 1}, {"name", name_}, {"complete", complete_}, {"nodes", nodes}};
+  if (cpus_ != 0) {
+    record["cpus"] = cpus_;
+    record["cpu_parent"] = cpu_parent_.folder;
+    record["cgroup_version"] = static_cast<int>(cpu_parent_.version);
+  }
+  if (net_) record["net"] = {{"key", net_->key}, {"address", net_->range.address}, {"rate", net_->rate_bits}};
   return driver::write_file_atomically(folder_ + "/cluster.json", as_bytes(record.dump(2) + "\n"));
 }
 
@@ -120,9 +179,17 @@ Outcome<void> DevCluster::make(const DevOptions& options) {
   memory_bytes_ = options.memory_bytes ? options.memory_bytes : share / limits::kMaxPageBytes * limits::kMaxPageBytes;
   workers_ = options.workers ? options.workers : std::max(1u, core_count() / options.nodes);
   for (unsigned i = 1; i <= options.nodes; ++i) {
-    nodes_.push_back({.number = i, .state_dir = str(folder_, "/node", i), .address = {}, .process = {}});
+    nodes_.push_back({.number = i,
+                      .state_dir = str(folder_, "/node", i),
+                      .address = {},
+                      .process = {},
+                      .udp_blocked = options.block_udp});
   }
-  HOLO_TRY(save());
+  cpus_ = options.cpus;
+  if (options.net_rate != 0) {
+    net_ = DevNet{.key = dev_key(name_, folder_), .range = {}, .nodes = options.nodes, .rate_bits = options.net_rate};
+  }
+  HOLO_TRY(make_places());
   driver::OsEntropy entropy;
   const auto key = crypto::random_secret<32>(entropy);
 
@@ -141,7 +208,63 @@ Outcome<void> DevCluster::make(const DevOptions& options) {
   return {};
 }
 
+// The record comes before what it names, so that whatever ends this process, the next command finds what to remove.
+Status DevCluster::make_places() {
+  if (cpus_ != 0) {
+    HOLO_ASSIGN(parent, driver::find_cpu_group_parent());
+    cpu_parent_ = parent;
+  }
+  HOLO_TRY(save());
+  if (cpus_ != 0) {
+    for (const auto& node : nodes_) {
+      const auto group = std::filesystem::path(cpu_group(node)).filename().string();
+      HOLO_TRY(driver::make_cpu_group(cpu_parent_, group, cpus_));
+    }
+  }
+  if (!net_) return {};
+  HOLO_TRY(make_dev_net(*net_));
+  for (auto& node : nodes_) {
+    node.part = 0;
+    if (node.udp_blocked) HOLO_TRY(cmd::set_udp(*net_, node.number, Udp::blocked));
+  }
+  return save();
+}
+
+Status DevCluster::remove_places() {
+  Status done;
+  const auto note = [&](Status one) {
+    if (done) done = std::move(one);
+  };
+  if (cpus_ != 0 && !cpu_parent_.folder.empty()) {
+    for (const auto& node : nodes_) note(driver::remove_cpu_group(cpu_group(node), kStopLimit));
+  }
+  if (net_) note(remove_dev_net(*net_));
+  return done;
+}
+
+std::string DevCluster::cpu_group(const DevNode& node) const {
+  return cpus_ == 0 ? std::string() : str(cpu_parent_.folder, '/', dev_key(name_, folder_), "-", node.number);
+}
+
+Result<AgentPlace> DevCluster::place_of(const DevNode& node) const {
+  AgentPlace place;
+  const auto gone = [&](const Error& e) { return fail(Errc::not_found, e.message, kStartAgain); };
+  if (net_) {
+    auto network = driver::NetNamespace::open(net_->namespace_of(node.number));
+    if (!network) return gone(network.error());
+    place.network = std::move(*network).take_fd();
+  }
+  if (cpus_ != 0) {
+    auto group = driver::open_cpu_group(cpu_group(node));
+    if (!group) return gone(group.error());
+    place.cpu_group = std::move(*group);
+  }
+  return place;
+}
+
 Outcome<void> DevCluster::start_all() {
+  HOLO_TRY(remove_places());  // Of a machine that went down under it, say.
+  HOLO_TRY(make_places());
   std::vector<BackgroundAgent> agents;
   for (auto& node : nodes_) {
     HOLO_ASSIGN(agent, start(node));
@@ -151,19 +274,25 @@ Outcome<void> DevCluster::start_all() {
   return {};
 }
 
+std::string DevCluster::first_listen_address(const DevNode& node) const {
+  // A namespace has all ports for itself; on loopback the kernel chooses one that is free.
+  return net_ ? str(net_->address_of(node.number), ":", kDefaultPort) : "127.0.0.1:0";
+}
+
 Result<BackgroundAgent> DevCluster::start(DevNode& node) {
   if (node.address.empty()) {
-    HOLO_TRY(write_config_file(node.state_dir + "/config.toml", {{"listen", "127.0.0.1:0"},
+    HOLO_TRY(write_config_file(node.state_dir + "/config.toml", {{"listen", first_listen_address(node)},
                                                                  {"name", str("node", node.number)},
                                                                  {"memory", std::to_string(memory_bytes_)},
                                                                  {"workers", std::to_string(workers_)}}));
   }
   AgentConfig config;
   config.state_dir = node.state_dir;
-  HOLO_ASSIGN(agent, start_agent(config));
-  node.process = agent.name();
-  HOLO_TRY(save());  // Before anything can go wrong with it: `down` must find it.
-  return agent;
+  HOLO_ASSIGN(place, place_of(node));
+  return start_agent(config, {}, place, [&](const ProcessName& process) {
+    node.process = process;
+    return save();  // Before anything can go wrong with it: `down` must find it.
+  });
 }
 
 Outcome<void> DevCluster::settle(DevNode& node, BackgroundAgent& agent, AgentStage stage) {
@@ -248,11 +377,47 @@ void DevCluster::stop_processes(Duration limit) {
   }
 }
 
+Outcome<void> DevCluster::check_net() const {
+  if (net_) return {};
+  return fail(Errc::refused, str("the nodes of \"", name_, "\" have no network of their own"),
+              "holo dev up --net gives them one");
+}
+
+Outcome<void> DevCluster::partition(const std::vector<std::vector<unsigned>>& groups) {
+  HOLO_TRY(check_net());
+  std::vector<unsigned> parts(nodes_.size() + 1, 0);
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    for (const auto number : groups[g]) {
+      HOLO_TRY(node(number));
+      if (parts[number] != 0) return usage(str("node ", number, " is named twice"));
+      parts[number] = static_cast<unsigned>(g) + 1;
+    }
+  }
+  HOLO_TRY(partition_dev_net(*net_, groups));
+  for (auto& n : nodes_) n.part = parts[n.number];
+  HOLO_TRY(save());
+  return {};
+}
+
+Outcome<void> DevCluster::set_udp(const std::vector<unsigned>& numbers, Udp udp) {
+  HOLO_TRY(check_net());
+  for (const auto number : numbers) HOLO_TRY(node(number));
+  for (auto& n : nodes_) {
+    if (!numbers.empty() && std::ranges::find(numbers, n.number) == numbers.end()) continue;
+    HOLO_TRY(cmd::set_udp(*net_, n.number, udp));
+    n.udp_blocked = udp == Udp::blocked;
+  }
+  HOLO_TRY(save());
+  return {};
+}
+
 Outcome<void> DevCluster::down(DownOptions options) {
   stop_processes(options.keep_state ? kKeepLimit : kStopLimit);
+  HOLO_TRY(remove_places());
   if (options.keep_state) return {};
   std::error_code error;
-  std::filesystem::remove_all(folder_, error);
+  for (const auto& n : nodes_) std::filesystem::remove_all(n.state_dir, error);
+  std::filesystem::remove_all(folder_, error);  // The record last: who interrupts this can repeat it.
   if (error) return fail(Errc::io_error, str("cannot remove ", folder_, ": ", error.message()));
   return {};
 }

@@ -1,6 +1,7 @@
-// holo dev up | status | logs | kill | restart | down
+// holo dev up | status | logs | kill | restart | down | partition | heal | block-udp | allow-udp
 #include <sys/stat.h>
 
+#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <iostream>
@@ -10,6 +11,7 @@
 #include "cmd/holo/agent_link.h"
 #include "cmd/holo/command_line.h"
 #include "cmd/holo/dev_cluster.h"
+#include "cmd/holo/machine.h"
 #include "cmd/holo/table.h"
 #include "cmd/holo/units.h"
 
@@ -17,10 +19,15 @@ namespace holo::cmd {
 namespace {
 
 struct DevFlags {
-  std::string cluster = "dev", memory;
+  std::string cluster = "dev", memory, rate;
   unsigned nodes = 4, workers = 0, number = 0;
-  bool json = false, follow = false, keep_state = false;
+  double cpus = 0;
+  bool json = false, follow = false, keep_state = false, net = false, block_udp = false;
+  std::vector<std::string> groups;
+  std::vector<unsigned> numbers;
 };
+
+constexpr std::uint64_t kDefaultRate = 1'000'000'000;
 
 /// What an agent that answers says of each node's state, by name; empty when none answers.
 std::map<std::string, std::string> states_by_name(const DevCluster& cluster) {
@@ -38,6 +45,7 @@ std::map<std::string, std::string> states_by_name(const DevCluster& cluster) {
 
 nlohmann::json describe(const DevCluster& cluster) {
   const auto states = states_by_name(cluster);
+  const auto* net = cluster.net();
   nlohmann::json nodes = nlohmann::json::array();
   for (const auto& n : cluster.nodes()) {
     const auto state = states.find(str("node", n.number));
@@ -48,9 +56,28 @@ nlohmann::json describe(const DevCluster& cluster) {
                      {"state", state == states.end() ? "unknown" : state->second},
                      {"address", n.address},
                      {"state_dir", n.state_dir},
-                     {"log", n.log_file()}});
+                     {"log", n.log_file()},
+                     {"cpus", cluster.cpus() != 0 ? nlohmann::json(cluster.cpus()) : nlohmann::json()},
+                     {"cgroup", cluster.cpus() != 0 ? nlohmann::json(cluster.cpu_group(n)) : nlohmann::json()},
+                     {"namespace", net ? nlohmann::json(net->namespace_of(n.number)) : nlohmann::json()},
+                     {"rate", net ? nlohmann::json(format_rate(net->rate_bits)) : nlohmann::json()}});
+    if (net) nodes.back().update({{"part", n.part}, {"udp", n.udp_blocked ? "blocked" : "allowed"}});
   }
-  return {{"cluster", cluster.name()}, {"nodes", nodes}};
+  return {{"cluster", cluster.name()},
+          {"net", net ? nlohmann::json(driver::ipv4_text(net->range)) : nlohmann::json()},
+          {"nodes", nodes}};
+}
+
+/// "0.5 core, 1gbit, UDP blocked, part 1": what of a node is not as on the bare machine.
+std::string limits_of(const nlohmann::json& n) {
+  std::string out;
+  const auto add = [&](const std::string& text) { out += (out.empty() ? "" : ", ") + text; };
+  if (!n["cpus"].is_null()) add(n["cpus"].dump() + (n["cpus"] > 1 ? " cores" : " core"));
+  if (n["rate"].is_null()) return out.empty() ? "-" : out;
+  add(n["rate"]);
+  if (n["udp"] == "blocked") add("UDP blocked");
+  if (n["part"] != 0) add(str("part ", n["part"].get<unsigned>()));
+  return out;
 }
 
 void print(const DevCluster& cluster, bool json) {
@@ -59,13 +86,15 @@ void print(const DevCluster& cluster, bool json) {
     std::cout << description.dump(2) << "\n";
     return;
   }
-  Table table({"N", "NODE", "PROCESS", "STATE", "ADDRESS", "STATE DIRECTORY"});
+  Table table({"N", "NODE", "PROCESS", "STATE", "ADDRESS", "LIMITS", "STATE DIRECTORY"});
   for (const auto& n : description["nodes"]) {
     table.row({std::to_string(n["number"].get<unsigned>()), n["name"],
                n["running"] ? str("pid ", n["pid"].get<int>()) : std::string("stopped"), n["state"], n["address"],
-               n["state_dir"]});
+               limits_of(n), n["state_dir"]});
   }
   std::cout << table.text();
+  if (const auto* net = cluster.net())
+    std::cout << "a shell beside node 1: ip netns exec " << net->namespace_of(1) << " bash\n";
 }
 
 Outcome<int> up(const DevFlags& f) {
@@ -74,6 +103,15 @@ Outcome<int> up(const DevFlags& f) {
     const auto bytes = parse_size(f.memory);
     if (!bytes) return usage(bytes.error());
     options.memory_bytes = *bytes;
+  }
+  if (!f.net && (!f.rate.empty() || f.block_udp)) return usage("--rate and --block-udp need --net");
+  if (f.cpus > core_count()) return usage(str("--cpus: this machine has ", core_count(), " cores"));
+  options.cpus = f.cpus;
+  options.block_udp = f.block_udp;
+  if (f.net) {
+    const auto rate = f.rate.empty() ? Result<std::uint64_t>(kDefaultRate) : parse_rate(f.rate);
+    if (!rate) return usage(rate.error());
+    options.net_rate = *rate;
   }
   HOLO_ASSIGN(cluster, DevCluster::up(f.cluster, options));
   print(cluster, f.json);
@@ -123,6 +161,50 @@ Outcome<int> down(const DevFlags& f) {
   return kDone;
 }
 
+/// "1,2" to {1, 2}.
+Outcome<std::vector<unsigned>> parse_group(const std::string& text) {
+  std::vector<unsigned> out;
+  for (const char *at = text.data(), *end = at + text.size();;) {
+    unsigned number = 0;
+    const auto [next, error] = std::from_chars(at, end, number);
+    if (error != std::errc{} || (next != end && *next != ',')) {
+      return usage(str("\"", text, "\" is not a group of nodes"), "for example 1,2");
+    }
+    out.push_back(number);
+    if (next == end) return out;
+    at = next + 1;
+  }
+}
+
+Outcome<int> partition(const DevFlags& f) {
+  std::vector<std::vector<unsigned>> groups;
+  for (const auto& text : f.groups) {
+    HOLO_ASSIGN(group, parse_group(text));
+    groups.push_back(std::move(group));
+  }
+  HOLO_ASSIGN(cluster, DevCluster::open(f.cluster));
+  HOLO_TRY(cluster.partition(groups));
+  return kDone;
+}
+
+Outcome<int> heal(const DevFlags& f) {
+  HOLO_ASSIGN(cluster, DevCluster::open(f.cluster));
+  HOLO_TRY(cluster.partition({}));
+  return kDone;
+}
+
+Outcome<int> block_udp(const DevFlags& f) {
+  HOLO_ASSIGN(cluster, DevCluster::open(f.cluster));
+  HOLO_TRY(cluster.set_udp(f.numbers, Udp::blocked));
+  return kDone;
+}
+
+Outcome<int> allow_udp(const DevFlags& f) {
+  HOLO_ASSIGN(cluster, DevCluster::open(f.cluster));
+  HOLO_TRY(cluster.set_udp(f.numbers, Udp::allowed));
+  return kDone;
+}
+
 }  // namespace
 
 void add_dev_commands(CommandLine& line) {
@@ -137,12 +219,18 @@ void add_dev_commands(CommandLine& line) {
   };
   const auto number = [&](CLI::App& app) { app.add_option("N", f->number, "The node's number, from 1")->required(); };
 
-  auto& up_app = add("up", "Start it; returns when every node is a live member", "holo dev up -n 4 --memory 1GiB", up);
+  auto& up_app = add("up", "Start it; returns when every node is a live member",
+                     "holo dev up -n 4 --memory 1GiB; as root: holo dev up -n 4 --net --cpus 0.5 --rate 1gbit", up);
   up_app.add_option("-n,--nodes", f->nodes, "Agents")->check(CLI::Range(1u, kMaxDevNodes))->capture_default_str();
   up_app.add_option("--memory", f->memory, "Memory for pages on each node (default: half of what is free, shared out)");
   up_app
       .add_option("--workers", f->workers, "Worker processes per program on each node (default: the cores, shared out)")
       ->check(CLI::Range(1u, 1024u));
+  up_app.add_flag("--net", f->net, "Each node in its own network namespace behind a switch (root)");
+  up_app.add_option("--rate", f->rate, "Of each node's link, with --net (default: 1gbit)");
+  up_app.add_option("--cpus", f->cpus, "Cores of each node with its workers, for example 0.5 (default: all)")
+      ->check(CLI::Range(0.01, 1024.0));
+  up_app.add_flag("--block-udp", f->block_udp, "With --net: UDP to every node disappears, as behind a firewall");
   up_app.add_flag("--json", f->json, "One JSON object");
   auto& status_app = add("status", "Its processes and what the cluster says of them", "holo dev status", status);
   status_app.add_flag("--json", f->json, "One JSON object");
@@ -155,6 +243,16 @@ void add_dev_commands(CommandLine& line) {
   auto& down_app = add("down", "Stop all agents and remove their state directories", "holo dev down", down);
   down_app.add_flag("--keep-state", f->keep_state,
                     "Keep the state directories: the next holo dev up goes on from there");
+  auto& partition_app =
+      add("partition", "Cut groups of nodes off, silently (with --net): each, and the rest, hears only itself",
+          "holo dev partition 1,2", partition);
+  partition_app.add_option("GROUP", f->groups, "Numbers of nodes, as 1,2; several groups are cut off each other too")
+      ->required();
+  add("heal", "All nodes hear each other again", "holo dev heal", heal);
+  const auto nodes = [&](CLI::App& app) { app.add_option("N", f->numbers, "Nodes' numbers (default: all)"); };
+  nodes(add("block-udp", "UDP to these nodes disappears (with --net), as behind a firewall", "holo dev block-udp 2",
+            block_udp));
+  nodes(add("allow-udp", "UDP to these nodes is let through again", "holo dev allow-udp 2", allow_udp));
 }
 
 }  // namespace holo::cmd

@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::array<const char*, 6> kUnits = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
 constexpr double kLargest = 9.2e18;
+constexpr double kLeastRate = 64e3, kMostRate = 100e9;  // Bits per second.
 
 /// The exponent of 1024 that `suffix` names; -1 when it is no unit.
 int power_of(std::string suffix) {
@@ -69,6 +70,40 @@ Result<std::uint64_t> parse_count(std::string_view text) {
   const auto number = parse_number(digits, rest);
   if (!number || !rest.empty() || *number != std::floor(*number) || *number > kLargest) return wrong();
   return static_cast<std::uint64_t>(*number);
+}
+
+Result<std::uint64_t> parse_rate(std::string_view text) {
+  std::string_view rest;
+  const auto number = parse_number(text, rest);
+  std::string unit(rest);
+  std::ranges::transform(unit, unit.begin(), [](unsigned char c) { return std::tolower(c); });
+  double factor = 1;
+  if (unit.ends_with("bps")) {
+    factor = 8;
+    unit.resize(unit.size() - 3);
+  } else if (unit.ends_with("bit")) {
+    unit.resize(unit.size() - 3);
+  } else if (!unit.empty()) {
+    factor = 0;
+  }
+  const bool binary = unit.ends_with("i");
+  if (binary) unit.pop_back();
+  const auto power = unit.empty() ? 0 : unit.size() == 1 ? std::string_view("kmgt").find(unit[0]) + 1 : 0;
+  if (!number || factor == 0 || unit.size() > 1 || (power == 0 && (binary || !unit.empty()))) {
+    return fail(Errc::invalid_argument, str("\"", text, "\" is not a rate"), "for example 1gbit or 100mbit");
+  }
+  const double bits = *number * factor * std::pow(binary ? 1024.0 : 1000.0, static_cast<double>(power));
+  if (bits < kLeastRate || bits > kMostRate) {
+    return fail(Errc::invalid_argument, str("\"", text, "\" is no rate of a link here"), "64kbit to 100gbit");
+  }
+  return static_cast<std::uint64_t>(bits);
+}
+
+std::string format_rate(std::uint64_t bits) {
+  constexpr std::array kNames = {"bit", "kbit", "mbit", "gbit"};
+  std::size_t unit = 0;
+  for (; unit + 1 < kNames.size() && bits != 0 && bits % 1000 == 0; ++unit) bits /= 1000;
+  return str(bits, kNames[unit]);
 }
 
 std::string format_size(std::uint64_t bytes) {

@@ -13,6 +13,11 @@ namespace holo::cmd {
 Result<std::uint64_t> parse_size(std::string_view text);
 /// "100000000", "1e8", "100_000_000". Errors: `invalid_argument` (not a whole number, or above 2^63).
 Result<std::uint64_t> parse_count(std::string_view text);
+/// Bits per second as tc(8) writes them: "1gbit", "100mbit", "2.5gbit", "12mbps" (bytes), "1000000" (powers of 1000,
+/// "kibit" of 1024). Errors: `invalid_argument` (also below 64kbit and above 100gbit).
+Result<std::uint64_t> parse_rate(std::string_view text);
+/// "1gbit": exact.
+std::string format_rate(std::uint64_t bits_per_second);
 /// "1.5 GiB"; exact numbers of bytes below 1 KiB.
 std::string format_size(std::uint64_t bytes);
 /// "node1:8443" stays; "node1" gets `default_port`; "[::1]" likewise. Errors: `invalid_argument`.

@@ -49,5 +49,20 @@ TEST(Units, SuggestsOnlyWhatIsNear) {
   EXPECT_EQ(nearest("frobnicate", commands), "");
 }
 
+TEST(Units, Rates) {
+  EXPECT_EQ(*parse_rate("1gbit"), 1'000'000'000U);
+  EXPECT_EQ(*parse_rate("100Mbit"), 100'000'000U);
+  EXPECT_EQ(*parse_rate("2.5gbit"), 2'500'000'000U);
+  EXPECT_EQ(*parse_rate("12mbps"), 96'000'000U);
+  EXPECT_EQ(*parse_rate("1mibit"), 1'048'576U);
+  EXPECT_EQ(*parse_rate("1000000"), 1'000'000U);
+  EXPECT_EQ(*parse_rate("1000000bit"), 1'000'000U);
+  for (const auto* wrong :
+       {"", "gbit", "fast", "1g", "1xbit", "1ibit", "-1gbit", "1gbits", "1", "1tbit", "0gbit", "1kmbit"})
+    EXPECT_FALSE(parse_rate(wrong)) << wrong;
+  for (const auto* text : {"1gbit", "100mbit", "64kbit", "1500mbit", "100001bit"})
+    EXPECT_EQ(format_rate(*parse_rate(text)), text);
+}
+
 }  // namespace
 }  // namespace holo::cmd

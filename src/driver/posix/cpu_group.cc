@@ -23,6 +23,7 @@
 namespace holo::driver {
 namespace {
 
+constexpr long long kLeastQuota = 1000;  // Microseconds: the kernel refuses less, so below 0.1 core the period grows.
 constexpr auto kRetry = std::chrono::milliseconds(5);
 
 std::vector<std::string_view> split(std::string_view text, char by) {
@@ -153,8 +154,8 @@ Result<std::string> make_cpu_group(const CpuGroupParent& parent, const std::stri
   auto folder = str(parent.folder, '/', name);
   if (::mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
     return fail_errno(errno, "cannot make the cgroup " + folder);
-  const auto period = kCpuPeriod.ns / 1000;
-  const auto quota = static_cast<std::int64_t>(std::llround(cpus * static_cast<double>(period)));
+  const auto quota = std::max(std::llround(cpus * static_cast<double>(kCpuPeriod.ns / 1000)), kLeastQuota);
+  const auto period = std::llround(static_cast<double>(quota) / cpus);
   if (parent.version == CpuGroupVersion::v2) {
     HOLO_TRY(write_value(folder + "/cpu.max", str(quota, ' ', period)));
   } else {

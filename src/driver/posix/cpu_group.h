@@ -38,7 +38,7 @@ Result<CpuHierarchy> cpu_hierarchy(std::string_view mountinfo, std::string_view 
 /// Errors: `unsupported`, `permission_denied` (none of them can be written).
 Result<CpuGroupParent> find_cpu_group_parent();
 
-/// A group of at most `cpus` cores (1.5: one and a half). Fine when it exists.
+/// A group of at most `cpus` cores (0.001 or more; 1.5: one and a half). Fine when it exists.
 /// Errors: `permission_denied`, `invalid_argument` (the parent has less), `io_error`.
 Result<std::string> make_cpu_group(const CpuGroupParent& parent, const std::string& name, double cpus);
 

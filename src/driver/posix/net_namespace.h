@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -28,6 +29,7 @@ class NetNamespace {
   Status run_inside(const std::function<Status()>& f) const;
   /// For setns(2).
   [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] env::Fd take_fd() && { return std::move(fd_); }
 
  private:
   explicit NetNamespace(env::Fd fd) : fd_(std::move(fd)) {}
