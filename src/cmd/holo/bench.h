@@ -1,10 +1,12 @@
 // One bench: our figure and its reference in the same run, interleaved; medians; one table or one JSON object.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "cmd/holo/agent_link.h"
+#include "cmd/holo/dev_cluster.h"
 #include "cmd/holo/outcome.h"
 
 namespace holo::cmd {
@@ -15,6 +17,7 @@ struct BenchOptions {
   unsigned repetitions = 5;
   std::string count = "1e8";
   std::string page = "65536";
+  std::string layout = "loopback";  ///< Or "net": nodes in namespaces, 0.5 core and 1 Gbit/s each.
   double seconds = 60;
   bool json = false;
 };
@@ -30,6 +33,23 @@ struct BenchReport {
   unsigned nodes = 0;
   double seconds = 0;
   std::vector<BenchResult> results;
+};
+
+/// A cluster for one bench, stopped with everything of it when the object goes.
+class OwnCluster {
+ public:
+  /// As `options.layout` says. Failures: of `net`, whatever of it this machine cannot give; never another layout.
+  static Outcome<std::unique_ptr<OwnCluster>> start(const BenchOptions& options, std::uint64_t memory_bytes);
+  explicit OwnCluster(DevCluster cluster) : cluster_(std::move(cluster)) {}
+  ~OwnCluster() { (void)cluster_.down({.keep_state = false}); }
+  OwnCluster(const OwnCluster&) = delete;
+  OwnCluster& operator=(const OwnCluster&) = delete;
+  [[nodiscard]] const DevCluster& dev() const { return cluster_; }
+  /// For the report.
+  [[nodiscard]] std::string layout() const;
+
+ private:
+  DevCluster cluster_;
 };
 
 void print_report(const BenchReport& report, bool json);

@@ -15,7 +15,6 @@
 #include "base/limits.h"
 #include "base/strings.h"
 #include "cmd/holo/bench.h"
-#include "cmd/holo/dev_cluster.h"
 #include "cmd/holo/machine.h"
 #include "cmd/holo/units.h"
 
@@ -40,24 +39,6 @@ std::uint64_t expected_sum(std::uint64_t n) {
   const auto triangle = static_cast<std::uint64_t>(m * (m + 1) / 2);
   return squares + 3 * triangle + n;
 }
-
-/// A cluster for one bench, stopped with everything of it when the object goes.
-class OwnCluster {
- public:
-  static Outcome<std::unique_ptr<OwnCluster>> start(unsigned nodes, std::uint64_t memory_bytes) {
-    auto up = DevCluster::up(str("bench-", ::getpid()), {.nodes = nodes, .memory_bytes = memory_bytes, .workers = 0});
-    if (!up) return std::unexpected(up.error());
-    return std::make_unique<OwnCluster>(std::move(*up));
-  }
-  explicit OwnCluster(DevCluster cluster) : cluster_(std::move(cluster)) {}
-  ~OwnCluster() { (void)cluster_.down({.keep_state = false}); }
-  OwnCluster(const OwnCluster&) = delete;
-  OwnCluster& operator=(const OwnCluster&) = delete;
-  [[nodiscard]] const DevCluster& dev() const { return cluster_; }
-
- private:
-  DevCluster cluster_;
-};
 
 /// Allocate, fill, sync, reduce; the seconds that took. The array is freed outside of the measured time.
 Outcome<double> run_ours(Cluster& cluster, std::uint64_t count, std::uint64_t page_bytes, std::uint32_t replication) {
@@ -106,8 +87,9 @@ Outcome<BenchReport> bench_main(const BenchOptions& o) {
   if (o.target.cluster.empty()) {
     // Two copies of all pages, over all nodes, and room for what is staged while it is written.
     const auto needed = *count * 8 * 2 * 3 / 2 / o.nodes + (64 << 20);
-    HOLO_ASSIGN(started, OwnCluster::start(o.nodes, needed / limits::kMaxPageBytes * limits::kMaxPageBytes));
+    HOLO_ASSIGN(started, OwnCluster::start(o, needed / limits::kMaxPageBytes * limits::kMaxPageBytes));
     own = std::move(started);
+    report.layout = own->layout();
   }
   TargetOptions target = o.target;
   if (own) target.state_dir = own->dev().nodes().front().state_dir;

@@ -25,6 +25,7 @@ namespace {
 
 constexpr Duration kStartLimit = seconds(30);
 constexpr Duration kStopLimit = seconds(3);
+constexpr Duration kLockLimit = seconds(2);
 constexpr Duration kKeepLimit =
     seconds(600);  // Where its pages are to survive: writing them takes a second for each GiB.
 constexpr Duration kVotersLimit = seconds(2);
@@ -35,6 +36,20 @@ Outcome<std::string> folder_of(const std::string& name) {
   if (auto named = check_name("a cluster's name", name); !named) return usage(named.error());
   HOLO_ASSIGN(state, driver::default_state_directory());
   return str(state, "/dev/", name);
+}
+
+/// Waits a little: for another short command, or for the half-started child of one that was killed to let go.
+Outcome<driver::LockFile> lock_folder(const std::string& folder) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(kLockLimit.ns);
+  for (;;) {
+    auto lock = driver::LockFile::acquire(folder + "/lock");
+    if (lock) return std::move(*lock);
+    if (lock.error().code != Errc::refused) return std::unexpected(lock.error());
+    if (std::chrono::steady_clock::now() > deadline) {
+      return fail(Errc::refused, str("another holo dev command works on ", folder), "wait until it has ended");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
 }
 
 /// Settings of the caller's own agent must not leak into these; memory, workers, userfaultfd and log level may.
@@ -55,7 +70,7 @@ Outcome<DevCluster> DevCluster::open(const std::string& name) {
     return fail(Errc::not_found, str("no cluster \"", name, "\" was started on this machine"),
                 "holo dev up starts one");
   }
-  HOLO_ASSIGN(lock, driver::LockFile::acquire(folder + "/lock"));
+  HOLO_ASSIGN(lock, lock_folder(folder));
   DevCluster cluster(name, std::move(folder), std::move(lock));
   HOLO_TRY(cluster.load());
   return cluster;
@@ -64,7 +79,7 @@ Outcome<DevCluster> DevCluster::open(const std::string& name) {
 Outcome<DevCluster> DevCluster::up(const std::string& name, const DevOptions& options) {
   HOLO_ASSIGN(folder, folder_of(name));
   HOLO_TRY(driver::make_private_directory(folder));
-  HOLO_ASSIGN(lock, driver::LockFile::acquire(folder + "/lock"));
+  HOLO_ASSIGN(lock, lock_folder(folder));
   clear_environment(options.memory_bytes != 0, options.workers != 0);
   DevCluster cluster(name, folder, std::move(lock));
   const bool known = driver::file_exists(folder + "/cluster.json");

@@ -1,8 +1,10 @@
 #include "driver/posix/net_namespace.h"
 
 #include <fcntl.h>
+#include <linux/nsfs.h>
 #include <sched.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -80,6 +82,10 @@ Result<NetNamespace> NetNamespace::create(const std::string& name) {
 Result<NetNamespace> NetNamespace::open(const std::string& name) {
   env::Fd fd(::open(path_of(name).c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno(errno, str("cannot open the network namespace ", name));
+  // Whoever made it may have been killed between the name and the namespace.
+  if (::ioctl(fd.get(), NS_GET_NSTYPE) != CLONE_NEWNET) {
+    return fail(Errc::not_found, str("the name ", name, " stands for no network namespace"));
+  }
   return NetNamespace(std::move(fd));
 }
 
