@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/random.h"
-#include "core/hyperbus/session.h"
+#include "core/hyperbus/stream_session.h"
 
 namespace {
 
@@ -40,7 +40,7 @@ struct Pair {
   Instant now{1};
   SeededEntropy entropy{1};
   ClusterKey key{crypto::random_secret<32>(entropy)};
-  Session dialler, listener;
+  StreamSession dialler, listener;
 
   explicit Pair(bool aes)
       : dialler(Role::initiator, config_of(entropy, key, aes), entropy, now),
@@ -52,8 +52,8 @@ struct Pair {
     std::vector<Buffer> out;
     for (bool any = true; any;) {
       any = false;
-      for (Session* from : {&dialler, &listener}) {
-        Session& to = from == &dialler ? listener : dialler;
+      for (StreamSession* from : {&dialler, &listener}) {
+        StreamSession& to = from == &dialler ? listener : dialler;
         out.clear();
         from->output(now, 512 << 10, out);
         any |= !out.empty();

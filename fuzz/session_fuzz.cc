@@ -1,10 +1,11 @@
-// A session's multiplexer against a peer that holds the keys: any frames, mixed with any use of ours. And a whole
-// session against bytes from someone who does not.
+// A session's streams and requests against a peer that holds the keys: any frames, mixed with any use of ours. And a
+// whole session against bytes from someone who does not.
 #include <cstdlib>
 #include <map>
 
 #include "base/random.h"
-#include "core/hyperbus/mux.h"
+#include "core/hyperbus/record_streams.h"
+#include "core/hyperbus/stream_session.h"
 
 namespace {
 
@@ -48,27 +49,45 @@ class Input {
   ByteSpan data_;
 };
 
-void multiplexer(Input in) {
+/// A carrier whose peer says whatever the fuzzer wants.
+struct Carrier final : private Streams {
   std::deque<Event> events;
+  Exchange exchange;
+  RecordStreams records;
+
+  explicit Carrier(const SessionConfig& config)
+      : exchange(config.windows, *this, events), records(Role::initiator, config.streams(), exchange) {
+    exchange.on_established();
+  }
+
+ private:
+  Result<StreamNumber> open_stream(bool bidirectional) override { return records.open(bidirectional); }
+  void abandon_stream(StreamNumber stream) override { records.abandon(stream); }
+};
+
+void multiplexer(Input in) {
   SessionConfig config;
   config.windows[0].requests = 2;
   config.windows[1].requests = 5;
-  Mux mux(config.windows, events);
+  Carrier carrier(config);
+  Exchange& exchange = carrier.exchange;
+  RecordStreams& records = carrier.records;
   Instant now{1};
   std::map<std::uint64_t, int> open;  // ours
   std::vector<StreamId> owed;         // the peer's
   bool over = false;
   const auto take_events = [&] {
-    for (Event& event : events) {
+    for (Event& event : carrier.events) {
       if (const auto* arrived = std::get_if<RequestArrived>(&event)) owed.push_back(arrived->stream);
       if (const auto* reply = std::get_if<ReplyArrived>(&event)) expect(open.erase(reply->stream.value) == 1);
     }
-    events.clear();
+    carrier.events.clear();
   };
   const auto check = [&](const Status& status) {
     if (status) return;
     over = true;
-    mux.close(status.error(), Mux::TellPeer::yes);
+    records.close(&status.error());
+    exchange.close(status.error());
   };
   while (!in.empty() && !over) {
     const std::size_t op = in.number();
@@ -76,21 +95,21 @@ void multiplexer(Input in) {
       case 0:
       case 1:
       case 2:  // a record from the peer: of the kind that is due, as the session sees to it
-        if (const std::size_t raw = mux.raw_expected(); raw != 0) {
-          const MutableByteSpan target = mux.raw_target();
+        if (const std::size_t raw = records.raw_expected(); raw != 0) {
+          const MutableByteSpan target = records.raw_target();
           expect(target.empty() || target.size() == raw);
           std::ranges::fill(target, std::byte{1});
-          mux.on_raw();
+          check(records.on_raw(target.empty() ? ByteSpan(Bytes(raw)) : ByteSpan()));
         } else {
-          check(mux.on_frames(now, in.bytes(in.number() * 2)));
+          check(records.on_frames(now, in.bytes(in.number() * 2)));
         }
         break;
       case 3: {
         env::Request request{.type = 1, .header = std::string(in.number(), 'h'), .payload = {}};
         request.payload.emplace_back(Bytes(in.number() * 100));
-        const auto stream = mux.request(now, static_cast<StreamClass>(op / 8 % 3), std::move(request),
-                                        now + milliseconds(static_cast<std::int64_t>(1 + in.number())));
-        if (stream) open[stream->value] = 1;
+        const auto call = exchange.request(now, static_cast<StreamClass>(op / 8 % 3), std::move(request),
+                                           now + milliseconds(static_cast<std::int64_t>(1 + in.number())));
+        if (call) open[call->value] = 1;
         break;
       }
       case 4:
@@ -98,38 +117,40 @@ void multiplexer(Input in) {
           const StreamId stream = owed.back();
           owed.pop_back();
           if (op >= 128) {
-            mux.reply(stream, fail(Errc::not_found, std::string(in.number() * 40, 'e')));
+            exchange.reply(stream, fail(Errc::not_found, std::string(in.number() * 40, 'e')));
           } else {
             env::Reply reply{.header = std::string(in.number(), 'r'), .payload = {}};
             reply.payload.emplace_back(Bytes(in.number() * 200));
-            mux.reply(stream, std::move(reply));
+            exchange.reply(stream, std::move(reply));
           }
         }
         break;
       case 5:
-        if (!open.empty()) mux.cancel(StreamId(open.begin()->first), {.code = Errc::cancelled});
+        if (!open.empty()) exchange.cancel(StreamId(open.begin()->first), {.code = Errc::cancelled});
         break;
       case 6: {
-        Bytes record(Mux::kMinRecordRoom);
+        Bytes record(RecordStreams::kMinRecordRoom);
         ByteSpan raw;
-        const std::size_t n = mux.write(now, record, 70'000, raw);
+        const std::size_t n = records.write(now, record, 70'000, raw);
+        records.raw_sealed();
         // What we say always decodes.
         for (ByteSpan rest = ByteSpan(record).first(n); !rest.empty();) expect(take_frame(rest).has_value());
         break;
       }
       case 7:
         now = now + milliseconds(static_cast<std::int64_t>(in.number()));
-        mux.on_time(now);
+        exchange.on_time(now);
         break;
     }
     take_events();
   }
-  mux.close({.code = Errc::unavailable}, Mux::TellPeer::no);
+  records.close(nullptr);
+  exchange.close({.code = Errc::unavailable});
   take_events();
   expect(open.empty());
-  expect(mux.output_estimate() < 64 << 10);
+  expect(records.output_estimate() < 64 << 10);
   for (const auto klass : {StreamClass::control, StreamClass::data, StreamClass::bulk}) {
-    expect(mux.status(klass).in_flight == 0 && mux.status(klass).queued == 0);
+    expect(exchange.status(klass).in_flight == 0 && exchange.status(klass).queued == 0);
   }
 }
 
@@ -143,7 +164,7 @@ void stranger(Input in, Role role) {
     return std::shared_ptr<const SessionConfig>(made);
   }();
   SeededEntropy entropy(2);
-  Session session(role, config, entropy, Instant{1});
+  StreamSession session(role, config, entropy, Instant{1});
   while (!in.empty()) session.feed(Instant{2}, in.bytes(1 + in.number()));
   session.on_timer(Instant{1} + seconds(100));
   int closed = 0;

@@ -13,8 +13,8 @@ namespace {
 
 using hyperbus::RefusalKind;
 using hyperbus::Role;
-using hyperbus::Session;
 using hyperbus::StreamId;
+using hyperbus::StreamSession;
 using ReplyShot = std::shared_ptr<OneShot<Result<env::Reply>>>;
 using IdentityShot = std::shared_ptr<OneShot<Result<env::PeerIdentity>>>;
 
@@ -96,7 +96,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     Role role = Role::initiator;
     std::string address;
     std::unique_ptr<env::ByteStream> stream;  // null once over
-    std::unique_ptr<Session> session;
+    std::unique_ptr<StreamSession> session;
     Instant started;
     Instant established_at;
     NodeId peer;          // 0 until established
@@ -232,7 +232,7 @@ Bus::Impl::LinkPtr Bus::Impl::add_link(Role role, std::unique_ptr<env::ByteStrea
   link->role = role;
   link->address = std::move(address);
   link->started = loop_.now();
-  link->session = std::make_unique<Session>(role, options_.session, entropy_, link->started, expected);
+  link->session = std::make_unique<StreamSession>(role, options_.session, entropy_, link->started, expected);
   link->stream = std::move(stream);
   links_.emplace(link->id, link);
   const std::weak_ptr<Link> weak = link;
@@ -686,9 +686,7 @@ std::vector<LinkStatus> Bus::Impl::links() const {
     LinkStatus s{.peer = link->peer,
                  .address = link->address,
                  .dialled = link->role == Role::initiator,
-                 .bytes_in = link->session->bytes_in(),
-                 .bytes_out = link->session->bytes_out(),
-                 .round_trip = link->session->round_trip(),
+                 .figures = link->session->figures(),
                  .classes = {}};
     for (std::size_t c = 0; c < s.classes.size(); ++c) {
       s.classes[c] = link->session->class_status(static_cast<env::StreamClass>(c));

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/limits.h"
-#include "core/hyperbus/session.h"
+#include "core/hyperbus/stream_session.h"
 #include "env/carrier.h"
 #include "env/entropy.h"
 #include "env/loop.h"
@@ -34,9 +34,7 @@ struct LinkStatus {
   NodeId peer;
   std::string address;
   bool dialled = false;  ///< By this node.
-  std::uint64_t bytes_in = 0;
-  std::uint64_t bytes_out = 0;
-  Duration round_trip;
+  hyperbus::LinkFigures figures;
   std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
 };
 

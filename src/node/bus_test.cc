@@ -135,7 +135,7 @@ TEST_F(BusTest, CallsAnswersAndErrors) {
   EXPECT_EQ(b.bus->links().size(), 1U);
   EXPECT_TRUE(a.bus->links()[0].dialled);
   EXPECT_FALSE(b.bus->links()[0].dialled);
-  EXPECT_GT(b.bus->links()[0].bytes_in, 0U);
+  EXPECT_GT(b.bus->links()[0].figures.bytes_in, 0U);
   EXPECT_TRUE(a.bus->connected(b.id()) && b.bus->connected(a.id()));
 
   EXPECT_EQ(

@@ -6,14 +6,14 @@
 #include <vector>
 
 #include "base/strings.h"
-#include "core/hyperbus/session.h"
+#include "core/hyperbus/stream_session.h"
 #include "sim/entropy.h"
 #include "sim/loop.h"
 
 namespace holo::sim {
 namespace {
 
-using hyperbus::Session;
+using hyperbus::StreamSession;
 
 /// What the stream does to the bytes, drawn once for each run.
 struct StreamFaults {
@@ -35,7 +35,7 @@ std::uint64_t digest_of(ByteSpan bytes) {
 
 /// One side: a session, the bytes on their way to the other, the calls it made, the answers it owes.
 struct Side {
-  std::unique_ptr<Session> session;
+  std::unique_ptr<StreamSession> session;
   std::map<std::uint64_t, Call> calls;
   std::optional<hyperbus::Closed> closed;
   bool established = false;
@@ -83,7 +83,7 @@ class Run {
       auto config = std::make_shared<hyperbus::SessionConfig>();
       config->handshake = handshake;
       if (random_.chance(1, 2)) config->records_per_key = 1 + random_.below(20);
-      sides_[side].session = std::make_unique<Session>(
+      sides_[side].session = std::make_unique<StreamSession>(
           side == 0 ? hyperbus::Role::initiator : hyperbus::Role::responder, config, entropy_, world_.now());
     }
   }

@@ -9,6 +9,8 @@
 namespace holo::hyperbus {
 namespace {
 
+constexpr std::string_view kInitiatorHandshake = "holo hyperbus v1: handshake of the initiator";
+constexpr std::string_view kResponderHandshake = "holo hyperbus v1: handshake of the responder";
 constexpr std::string_view kInitiatorTraffic = "holo hyperbus v1: traffic of the initiator";
 constexpr std::string_view kResponderTraffic = "holo hyperbus v1: traffic of the responder";
 
@@ -36,6 +38,12 @@ void add_identity(const HandshakeConfig& config, Payload& payload) {
   payload.signature = identity.static_signature();
   if (!identity.chain().links.empty()) payload.chain = identity.chain();
   payload.certificate = config.certificate;
+}
+
+Result<Bytes> exchanged(const Handshake::ExchangeParameters& exchange, ByteSpan peer) {
+  if (exchange) return exchange(peer);
+  if (!peer.empty()) return fail(Errc::malformed, "a handshake that was made for another carrier");
+  return Bytes();
 }
 
 std::string version_range(const HandshakeConfig& config) {
@@ -81,7 +89,7 @@ std::unexpected<HandshakeFailure> Handshake::refuse_message(Error error, std::st
   return refuse(RefusalKind::wrong_key, std::move(error));
 }
 
-Handshake::Outcome<Bytes> Handshake::start() {
+Handshake::Outcome<Bytes> Handshake::start(ByteSpan parameters) {
   HOLO_ASSERT(role_ == Role::initiator && !noise_);
   const bool psk = has_psk(config_->suite);
   Bytes out;
@@ -95,7 +103,7 @@ Handshake::Outcome<Bytes> Handshake::start() {
   payload.features = config_->features;
   if (config_->has_aes) payload.aeads.push_back(crypto::AeadAlgorithm::aes_256_gcm);
   payload.aeads.push_back(crypto::AeadAlgorithm::xchacha20_poly1305);
-  payload.transport_parameters = config_->transport_parameters;
+  payload.transport_parameters.assign(parameters.begin(), parameters.end());
   Bytes encoded;
   encode_payload(payload, encoded);
   const Status written = noise_->write_message(*entropy_, encoded, out);
@@ -103,17 +111,17 @@ Handshake::Outcome<Bytes> Handshake::start() {
   return out;
 }
 
-Handshake::Outcome<Bytes> Handshake::on_message(ByteSpan message) {
+Handshake::Outcome<Bytes> Handshake::on_message(ByteSpan message, const ExchangeParameters& exchange) {
   HOLO_ASSERT(!done());
   if (message.size() > kMaxHandshakeMessageBytes) {
     return refuse(RefusalKind::garbage, {.code = Errc::malformed, .message = "a handshake message is too long"});
   }
   ++received_;
-  if (role_ == Role::initiator) return on_second(message);
-  return received_ == 1 ? on_first(message) : on_third(message);
+  if (role_ == Role::initiator) return on_second(message, exchange);
+  return received_ == 1 ? on_first(message, exchange) : on_third(message);
 }
 
-Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
+Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message, const ExchangeParameters& exchange) {
   const ByteSpan head = message.first(std::min(message.size(), kPreambleBytes));
   const auto preamble = decode_preamble(head);
   if (!preamble) return refuse_message(preamble.error(), "the first message");
@@ -143,12 +151,14 @@ Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
   const auto offered = decode_payload(*bytes);
   if (!offered) return refuse_message(offered.error(), "the first message");
   if (const Status chosen = choose(*offered); !chosen) return refuse_message(chosen.error(), "the first message");
+  auto parameters = exchanged(exchange, offered->transport_parameters);
+  if (!parameters) return refuse_message(parameters.error(), "the first message");
 
   Payload payload;
   payload.versions = {agreed_.version};
   payload.features = config_->features;
   payload.aeads = {agreed_.aead};
-  payload.transport_parameters = config_->transport_parameters;
+  payload.transport_parameters = std::move(*parameters);
   add_identity(*config_, payload);
   Bytes encoded;
   encode_payload(payload, encoded);
@@ -156,6 +166,7 @@ Handshake::Outcome<Bytes> Handshake::on_first(ByteSpan message) {
   if (const Status written = noise_->write_message(*entropy_, encoded, out); !written) {
     return refuse_message(written.error(), "the first message");
   }
+  reach_level();
   return out;
 }
 
@@ -183,11 +194,10 @@ Status Handshake::choose(const Payload& offered) {
     return fail(Errc::wrong_version, "a peer offers no cipher that this node has");
   }
   agreed_.features = offered.features & config_->features;
-  agreed_.peer_transport_parameters = offered.transport_parameters;
   return {};
 }
 
-Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
+Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message, const ExchangeParameters& exchange) {
   HOLO_ASSERT(noise_, "start() comes first");
   const auto bytes = noise_->read_message(message);
   if (!bytes) return refuse_message(bytes.error(), "the second message");
@@ -205,6 +215,10 @@ Handshake::Outcome<Bytes> Handshake::on_second(ByteSpan message) {
                    .message = str("node ", agreed_.peer, " answers where node ", expected_, " was expected"),
                    .retryable = true});
   }
+  if (const auto taken = exchanged(exchange, payload->transport_parameters); !taken) {
+    return refuse_message(taken.error(), "the second message");
+  }
+  reach_level();
   Payload ours;
   add_identity(*config_, ours);
   Bytes encoded;
@@ -231,7 +245,6 @@ Status Handshake::accept_choice(const Payload& chosen) {
     return fail(Errc::malformed, "a peer chose a cipher that was not offered");
   }
   agreed_.features = chosen.features & config_->features;
-  agreed_.peer_transport_parameters = chosen.transport_parameters;
   return {};
 }
 
@@ -312,14 +325,22 @@ Error refusal_error(const Refusal& refusal, const HandshakeConfig& ours) {
   return {.code = Errc::malformed, .message = "the other node refused the handshake"};
 }
 
+TrafficSecret Handshake::derive(std::string_view label) const {
+  TrafficSecret secret;
+  const Status derived =
+      crypto::hkdf_sha256(noise_->chaining_key().span(), noise_->hash(), as_bytes(label), secret.writable());
+  HOLO_ASSERT(derived.has_value());
+  return secret;
+}
+
+void Handshake::reach_level() {
+  const bool initiator = role_ == Role::initiator;
+  level_.emplace();
+  level_->send = derive(initiator ? kInitiatorHandshake : kResponderHandshake);
+  level_->receive = derive(initiator ? kResponderHandshake : kInitiatorHandshake);
+}
+
 void Handshake::finish() {
-  const auto derive = [this](std::string_view label) {
-    TrafficSecret secret;
-    const Status derived =
-        crypto::hkdf_sha256(noise_->chaining_key().span(), noise_->hash(), as_bytes(label), secret.writable());
-    HOLO_ASSERT(derived.has_value());
-    return secret;
-  };
   const bool initiator = role_ == Role::initiator;
   agreed_.send_secret = derive(initiator ? kInitiatorTraffic : kResponderTraffic);
   agreed_.receive_secret = derive(initiator ? kResponderTraffic : kInitiatorTraffic);

@@ -1,5 +1,5 @@
 // The hyperbus handshake: Noise with our prologue, our payloads, identities, and the keys that come out of it.
-// It moves whole messages and knows no carrier: session.h frames them over TCP, QUIC CRYPTO frames can do the same.
+// It moves whole messages and knows no carrier: over TCP they are records, over QUIC they are in CRYPTO frames.
 //
 //   initiator                                           responder
 //   1: preamble, Noise(versions, AEADs, ...)       ->
@@ -9,9 +9,11 @@
 
 #include <cstdint>
 #include <expected>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.h"
@@ -57,7 +59,6 @@ struct HandshakeConfig {
   std::uint16_t oldest_version = kOldestVersion;
   std::uint64_t features = 0;  ///< Bits offered; the session has those that both sides offer.
   bool has_aes = crypto::cpu_has_aes();
-  Bytes transport_parameters = {};              ///< Opaque, at most kMaxTransportParameters; bound to the transcript.
   std::shared_ptr<TrustPolicy> trust = {};      ///< Null: whoever holds the cluster key (trust mode psk).
   std::optional<Certificate> certificate = {};  ///< Shown to every peer (trust mode roots).
 };
@@ -72,7 +73,6 @@ struct HandshakeResult {
   std::uint16_t version = 0;
   std::uint64_t features = 0;
   crypto::AeadAlgorithm aead = crypto::AeadAlgorithm::xchacha20_poly1305;
-  Bytes peer_transport_parameters;
   noise::Hash handshake_hash{};  ///< Channel binding: the same on both sides, different in every handshake.
   TrafficSecret send_secret;
   TrafficSecret receive_secret;
@@ -87,6 +87,11 @@ struct HandshakeFailure {
 
 struct Payload;
 
+/// Secrets of both directions while the handshake is not done (QUIC's Handshake level).
+struct LevelSecrets {
+  TrafficSecret send, receive;
+};
+
 /// One side of one handshake. The initiator calls start() and sends what it returns; each message that arrives goes to
 /// on_message(), whose answer is sent, until done(). A resource. Thread: one at a time.
 class Handshake {
@@ -97,21 +102,32 @@ class Handshake {
   /// `expected`: the only node that may answer (0: any); for initiators. `entropy` must outlive this.
   Handshake(Role role, std::shared_ptr<const HandshakeConfig> config, env::Entropy& entropy, NodeId expected = {});
 
+  /// What a carrier wants to tell the other side's carrier (QUIC's transport parameters), at most
+  /// kMaxTransportParameters, bound to the transcript. Called with what the peer's carrier said; a responder's returns
+  /// its own. Errors refuse the peer.
+  using ExchangeParameters = std::function<Result<Bytes>(ByteSpan peer)>;
+
   /// Message 1. Initiators only, once. Cost: about 100 us.
-  Outcome<Bytes> start();
-  /// Takes one message, whole; returns the answer to send (empty: none). Cost: at most about 400 us.
-  Outcome<Bytes> on_message(ByteSpan message);
+  Outcome<Bytes> start(ByteSpan parameters = {});
+  /// Takes one message, whole; returns the answer to send (empty: none). Without `exchange` the peer must not have
+  /// said anything: what was made for one carrier means nothing on another. Cost: at most about 400 us.
+  Outcome<Bytes> on_message(ByteSpan message, const ExchangeParameters& exchange = {});
+  /// After message 2 (read or written), until taken. From the chaining key: whoever has them took part so far, but an
+  /// initiator has not proved itself yet.
+  std::optional<LevelSecrets> take_level_secrets() { return std::exchange(level_, std::nullopt); }
   [[nodiscard]] bool done() const { return result_.has_value(); }
   /// Once, after done().
   HandshakeResult take_result() { return std::move(*result_); }
 
  private:
-  Outcome<Bytes> on_first(ByteSpan message);
-  Outcome<Bytes> on_second(ByteSpan message);
+  Outcome<Bytes> on_first(ByteSpan message, const ExchangeParameters& exchange);
+  Outcome<Bytes> on_second(ByteSpan message, const ExchangeParameters& exchange);
   Outcome<Bytes> on_third(ByteSpan message);
   Status choose(const Payload& offered);
   Status accept_choice(const Payload& chosen);
   TrustDecision accept_identity(const Payload& payload);
+  [[nodiscard]] TrafficSecret derive(std::string_view label) const;
+  void reach_level();
   void finish();
   [[nodiscard]] std::unexpected<HandshakeFailure> refuse(RefusalKind kind, Error error) const;
   [[nodiscard]] std::unexpected<HandshakeFailure> refuse_message(Error error, std::string_view what) const;
@@ -122,6 +138,7 @@ class Handshake {
   NodeId expected_;
   std::optional<noise::HandshakeState> noise_;
   HandshakeResult agreed_;
+  std::optional<LevelSecrets> level_;
   std::optional<HandshakeResult> result_;
   unsigned received_ = 0;
 };

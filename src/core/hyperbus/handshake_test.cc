@@ -53,8 +53,6 @@ TEST(Handshake, AgreesOnEverything) {
   HandshakeConfig a = config_of(1), b = config_of(2);
   a.features = 0b1110;
   b.features = 0b0111;
-  a.transport_parameters = testing::pattern(100, 1);
-  b.transport_parameters = testing::pattern(kMaxTransportParameters, 2);
   const Attempt run(a, b);
   ASSERT_TRUE(run.succeeded());
   EXPECT_EQ(run.initiator->peer, b.identity.node());
@@ -62,12 +60,54 @@ TEST(Handshake, AgreesOnEverything) {
   EXPECT_EQ(run.initiator->peer_key, b.identity.public_key());
   EXPECT_EQ(run.initiator->features, 0b0110U);
   EXPECT_EQ(run.responder->features, 0b0110U);
-  EXPECT_EQ(run.initiator->peer_transport_parameters, b.transport_parameters);
-  EXPECT_EQ(run.responder->peer_transport_parameters, a.transport_parameters);
   EXPECT_EQ(run.initiator->handshake_hash, run.responder->handshake_hash);
   EXPECT_EQ(run.initiator->send_secret, run.responder->receive_secret);
   EXPECT_EQ(run.initiator->receive_secret, run.responder->send_secret);
   EXPECT_FALSE(run.initiator->send_secret == run.initiator->receive_secret);
+}
+
+/// As QUIC drives it: parameters both ways, and secrets of its own for the third message.
+TEST(Handshake, CarriesParametersOfTheCarrierAndGivesSecretsOnTheWay) {
+  SeededEntropy entropy(1);
+  Handshake dialler(Role::initiator, std::make_shared<const HandshakeConfig>(config_of(1)), entropy);
+  Handshake listener(Role::responder, std::make_shared<const HandshakeConfig>(config_of(2)), entropy);
+  const Bytes of_dialler = testing::pattern(100, 1), of_listener = testing::pattern(kMaxTransportParameters, 2);
+  Bytes heard_by_dialler, heard_by_listener;
+  const auto first = dialler.start(of_dialler);
+  EXPECT_FALSE(dialler.take_level_secrets());
+  const auto second = listener.on_message(*first, [&](ByteSpan peer) -> Result<Bytes> {
+    heard_by_listener.assign(peer.begin(), peer.end());
+    return of_listener;
+  });
+  ASSERT_TRUE(second);
+  const auto third = dialler.on_message(*second, [&](ByteSpan peer) -> Result<Bytes> {
+    heard_by_dialler.assign(peer.begin(), peer.end());
+    return Bytes();
+  });
+  ASSERT_TRUE(third && dialler.done());
+  EXPECT_EQ(heard_by_dialler, of_listener);
+  EXPECT_EQ(heard_by_listener, of_dialler);
+  const auto a = dialler.take_level_secrets(), b = listener.take_level_secrets();
+  ASSERT_TRUE(a && b);
+  EXPECT_EQ(a->send, b->receive);
+  EXPECT_EQ(a->receive, b->send);
+  EXPECT_FALSE(a->send == a->receive);
+  ASSERT_TRUE(listener.on_message(*third));
+  ASSERT_TRUE(listener.done());
+  EXPECT_EQ(dialler.take_result().send_secret, listener.take_result().receive_secret);
+}
+
+TEST(Handshake, WhatWasMadeForOneCarrierIsRefusedOnAnother) {
+  SeededEntropy entropy(1);
+  Handshake dialler(Role::initiator, std::make_shared<const HandshakeConfig>(config_of(1)), entropy);
+  Handshake listener(Role::responder, std::make_shared<const HandshakeConfig>(config_of(2)), entropy);
+  const auto first = dialler.start(testing::pattern(10));
+  const auto refused = listener.on_message(*first);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, RefusalKind::garbage);
+  // And a carrier that does not like what the other's said.
+  Handshake picky(Role::responder, std::make_shared<const HandshakeConfig>(config_of(2)), entropy);
+  EXPECT_FALSE(picky.on_message(*first, [](ByteSpan) -> Result<Bytes> { return fail(Errc::malformed, "no"); }));
 }
 
 TEST(Handshake, EverySuiteWorksOnlyWithItself) {

@@ -12,7 +12,7 @@
 #include "base/bytes.h"
 #include "base/random.h"
 #include "core/hyperbus/handshake.h"
-#include "core/hyperbus/session.h"
+#include "core/hyperbus/stream_session.h"
 #include "env/entropy.h"
 
 namespace holo::hyperbus::testing {
@@ -72,7 +72,7 @@ inline Bytes joined(const std::vector<Buffer>& parts) {
 
 /// One end: a session and what became of it.
 struct End {
-  Session session;
+  StreamSession session;
   std::vector<Event> events;
 
   End(Role role, std::shared_ptr<const SessionConfig> config, env::Entropy& entropy, Instant now, NodeId expected = {})

@@ -1,5 +1,5 @@
 // Two sessions back to back in memory: what they promise, and what hostile or broken peers cannot do.
-#include "core/hyperbus/session.h"
+#include "core/hyperbus/stream_session.h"
 
 #include <gtest/gtest.h>
 
@@ -41,7 +41,7 @@ std::shared_ptr<const SessionConfig> changed(std::uint8_t who, const std::functi
   return std::make_shared<const SessionConfig>(std::move(config));
 }
 
-TEST(Session, BothSidesLearnWhoTheOtherIs) {
+TEST(StreamSession, BothSidesLearnWhoTheOtherIs) {
   Link link;
   link.settle();
   const auto* at_dialler = link.dialler.only<Established>();
@@ -54,7 +54,7 @@ TEST(Session, BothSidesLearnWhoTheOtherIs) {
   EXPECT_TRUE(link.dialler.session.established() && link.listener.session.established());
 }
 
-TEST(Session, CarriesARequestAndItsReply) {
+TEST(StreamSession, CarriesARequestAndItsReply) {
   Link link;
   // Asked before the handshake: it waits.
   const Bytes payload = pattern(300'000);
@@ -85,7 +85,7 @@ TEST(Session, CarriesARequestAndItsReply) {
   EXPECT_EQ(link.listener.session.class_status(StreamClass::data).serving, 0U);
 }
 
-TEST(Session, DoesNotCareHowBytesAreCut) {
+TEST(StreamSession, DoesNotCareHowBytesAreCut) {
   Random random(5);
   for (int mode = 0; mode < 3; ++mode) {
     Link link;
@@ -110,7 +110,7 @@ TEST(Session, DoesNotCareHowBytesAreCut) {
   }
 }
 
-TEST(Session, CarriesEverySizeUpToTheLimits) {
+TEST(StreamSession, CarriesEverySizeUpToTheLimits) {
   Link link;
   for (const std::size_t header : {std::size_t{0}, std::size_t{1}, std::size_t{16'000}, limits::kMaxHeaderBytes}) {
     for (const std::size_t payload : {std::size_t{0}, std::size_t{1}, std::size_t{4095}, std::size_t{4096},
@@ -136,7 +136,7 @@ TEST(Session, CarriesEverySizeUpToTheLimits) {
   EXPECT_EQ(refused.error().code, Errc::invalid_argument);
 }
 
-TEST(Session, ErrorsTravelWhole) {
+TEST(StreamSession, ErrorsTravelWhole) {
   Link link;
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::control, request_of(1, ""), link.now + seconds(1)));
   link.settle();
@@ -149,7 +149,7 @@ TEST(Session, ErrorsTravelWhole) {
   EXPECT_EQ(reply->result.error(), error);
 }
 
-TEST(Session, LongErrorsAreCutNotLost) {
+TEST(StreamSession, LongErrorsAreCutNotLost) {
   Link link;
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::control, request_of(1, ""), link.now + seconds(1)));
   link.settle();
@@ -162,7 +162,7 @@ TEST(Session, LongErrorsAreCutNotLost) {
   EXPECT_EQ(reply->result.error().message.size(), 4096U);
 }
 
-TEST(Session, AReplyOverTheLimitBecomesAnError) {
+TEST(StreamSession, AReplyOverTheLimitBecomesAnError) {
   Link link;
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(1)));
   link.settle();
@@ -175,7 +175,7 @@ TEST(Session, AReplyOverTheLimitBecomesAnError) {
 // --- the end of a session
 // ---------------------------------------------------------------------------------------------
 
-TEST(Session, WrongKeyIsSaidOnBothSidesAtOnce) {
+TEST(StreamSession, WrongKeyIsSaidOnBothSidesAtOnce) {
   Link link(session_config(config_of(1, 77)), session_config(config_of(2, 78)));
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(3)));
   link.settle();
@@ -190,7 +190,7 @@ TEST(Session, WrongKeyIsSaidOnBothSidesAtOnce) {
   EXPECT_FALSE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(3)));
 }
 
-TEST(Session, WrongVersionIsSaidOnBothSides) {
+TEST(StreamSession, WrongVersionIsSaidOnBothSides) {
   HandshakeConfig later = config_of(2);
   later.newest_version = 9, later.oldest_version = 8;
   Link link(session_config(config_of(1)), session_config(later));
@@ -210,7 +210,7 @@ class Nobody final : public TrustPolicy {
   }
 };
 
-TEST(Session, ADialerRefusedInTheLastMessageHearsOfIt) {
+TEST(StreamSession, ADialerRefusedInTheLastMessageHearsOfIt) {
   HandshakeConfig strict = config_of(2);
   strict.trust = std::make_shared<Nobody>();
   Link link(session_config(config_of(1)), session_config(strict));
@@ -222,7 +222,7 @@ TEST(Session, ADialerRefusedInTheLastMessageHearsOfIt) {
   EXPECT_EQ(link.listener.only<Closed>()->error.message, "unknown node");
 }
 
-TEST(Session, AListenerRefusedByTheDialerHearsOfIt) {
+TEST(StreamSession, AListenerRefusedByTheDialerHearsOfIt) {
   HandshakeConfig strict = config_of(1);
   strict.trust = std::make_shared<Nobody>();
   Link link(session_config(strict), session_config(config_of(2)));
@@ -233,7 +233,7 @@ TEST(Session, AListenerRefusedByTheDialerHearsOfIt) {
   EXPECT_EQ(link.listener.only<Closed>()->kind, RefusalKind::unknown_identity);
 }
 
-TEST(Session, GarbageEndsAtOnceAndGetsNoAnswer) {
+TEST(StreamSession, GarbageEndsAtOnceAndGetsNoAnswer) {
   const Instant now{5};
   testing::SeededEntropy entropy(1);
   using std::string_literals::operator""s;
@@ -262,7 +262,7 @@ TEST(Session, GarbageEndsAtOnceAndGetsNoAnswer) {
   }
 }
 
-TEST(Session, ASilentConnectionIsDroppedAtTheHandshakeDeadline) {
+TEST(StreamSession, ASilentConnectionIsDroppedAtTheHandshakeDeadline) {
   const Instant start{5};
   testing::SeededEntropy entropy(1);
   End end(Role::responder, session_config(config_of(2)), entropy, start);
@@ -277,7 +277,7 @@ TEST(Session, ASilentConnectionIsDroppedAtTheHandshakeDeadline) {
   EXPECT_EQ(end.session.next_timer(), kNever);
 }
 
-TEST(Session, ClosingTellsThePeerAndEndsEveryRequest) {
+TEST(StreamSession, ClosingTellsThePeerAndEndsEveryRequest) {
   Link link;
   for (int i = 0; i < 3; ++i) {
     ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(3)));
@@ -302,7 +302,7 @@ TEST(Session, ClosingTellsThePeerAndEndsEveryRequest) {
   EXPECT_FALSE(link.listener.session.wants_output());
 }
 
-TEST(Session, ABrokenCarrierEndsEveryRequest) {
+TEST(StreamSession, ABrokenCarrierEndsEveryRequest) {
   Link link;
   link.settle();
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(3)));
@@ -313,7 +313,7 @@ TEST(Session, ABrokenCarrierEndsEveryRequest) {
   EXPECT_TRUE(link.dialler.session.finished());
 }
 
-TEST(Session, AlteredBytesOnTheWireEndTheSession) {
+TEST(StreamSession, AlteredBytesOnTheWireEndTheSession) {
   // One request and its answer, while one byte of one direction is altered; `total` counts the bytes of that direction.
   constexpr std::size_t kNone = SIZE_MAX;
   const auto config_a = session_config(config_of(1)), config_b = session_config(config_of(2));
@@ -353,7 +353,7 @@ TEST(Session, AlteredBytesOnTheWireEndTheSession) {
   }
 }
 
-TEST(Session, ReplayedRecordsEndTheSession) {
+TEST(StreamSession, ReplayedRecordsEndTheSession) {
   Link link;
   link.settle();
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, "once"), link.now + seconds(2)));
@@ -366,7 +366,7 @@ TEST(Session, ReplayedRecordsEndTheSession) {
   EXPECT_EQ(link.listener.only<Closed>()->error.code, Errc::corrupt);
 }
 
-TEST(Session, SwappedRecordsEndTheSession) {
+TEST(StreamSession, SwappedRecordsEndTheSession) {
   Link link;
   link.settle();
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, "a"), link.now + seconds(2)));
@@ -379,7 +379,7 @@ TEST(Session, SwappedRecordsEndTheSession) {
   EXPECT_TRUE(link.listener.only<Closed>());
 }
 
-TEST(Session, NothingReadableCrossesTheWire) {
+TEST(StreamSession, NothingReadableCrossesTheWire) {
   Link link;
   std::string wire;
   link.alter = [&wire](bool, Bytes& bytes) { wire += as_text(bytes); };
@@ -398,7 +398,7 @@ TEST(Session, NothingReadableCrossesTheWire) {
   EXPECT_EQ(wire.find(as_text(who.public_key())), std::string::npos);  // nor who speaks
 }
 
-TEST(Session, KeysMoveOnAndTheSessionDoesNot) {
+TEST(StreamSession, KeysMoveOnAndTheSessionDoesNot) {
   const auto often = [](SessionConfig& c) { c.records_per_key = 5; };
   Link link(changed(1, often), changed(2, often));
   for (int i = 0; i < 200; ++i) {
@@ -415,7 +415,7 @@ TEST(Session, KeysMoveOnAndTheSessionDoesNot) {
 // --- time
 // --------------------------------------------------------------------------------------------------------------
 
-TEST(Session, DeadlinesEndRequestsOnceAndCancelThem) {
+TEST(StreamSession, DeadlinesEndRequestsOnceAndCancelThem) {
   Link link;
   link.settle();
   const auto stream =
@@ -435,7 +435,7 @@ TEST(Session, DeadlinesEndRequestsOnceAndCancelThem) {
             Errc::deadline_exceeded);
 }
 
-TEST(Session, CancelEndsTheRequestHereAndThere) {
+TEST(StreamSession, CancelEndsTheRequestHereAndThere) {
   Link link;
   link.settle();
   const auto stream =
@@ -451,7 +451,7 @@ TEST(Session, CancelEndsTheRequestHereAndThere) {
   EXPECT_EQ(link.listener.session.class_status(StreamClass::bulk).serving, 0U);
 }
 
-TEST(Session, AnswersThatCrossACancelAreDroppedWithTheirCredit) {
+TEST(StreamSession, AnswersThatCrossACancelAreDroppedWithTheirCredit) {
   Link link;
   link.settle();
   // Far more than the window in sum: were the credit lost, the last ones would never come.
@@ -478,7 +478,7 @@ TEST(Session, AnswersThatCrossACancelAreDroppedWithTheirCredit) {
   EXPECT_TRUE(link.dialler.all<ReplyArrived>().back()->result);
 }
 
-TEST(Session, PingsAnIdlePeerAndGivesUpOnASilentOne) {
+TEST(StreamSession, PingsAnIdlePeerAndGivesUpOnASilentOne) {
   Link link;
   link.settle();
   const Instant quiet_since = link.now;
@@ -494,7 +494,7 @@ TEST(Session, PingsAnIdlePeerAndGivesUpOnASilentOne) {
   }
 }
 
-TEST(Session, MeasuresTheRoundTrip) {
+TEST(StreamSession, MeasuresTheRoundTrip) {
   Link link;
   link.settle();
   link.dialler.session.ping(link.now);
@@ -504,13 +504,13 @@ TEST(Session, MeasuresTheRoundTrip) {
   const Bytes pong = link.listener.output(link.now);
   link.now = link.now + milliseconds(4);
   link.dialler.session.feed(link.now, pong);
-  EXPECT_EQ(link.dialler.session.round_trip(), milliseconds(7));
+  EXPECT_EQ(link.dialler.session.figures().round_trip, milliseconds(7));
 }
 
 // --- order, credit, bounds
 // ---------------------------------------------------------------------------------------------
 
-TEST(Session, ControlOvertakesQueuedBulk) {
+TEST(StreamSession, ControlOvertakesQueuedBulk) {
   Link link;
   link.settle();
   for (int i = 0; i < 3; ++i) {
@@ -536,7 +536,7 @@ TEST(Session, ControlOvertakesQueuedBulk) {
   EXPECT_EQ(arrived[1]->request.header, "data");
 }
 
-TEST(Session, SmallMessagesOfAClassPassALargeOne) {
+TEST(StreamSession, SmallMessagesOfAClassPassALargeOne) {
   Link link;
   link.settle();
   ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, "large", Bytes(8 << 20)),
@@ -549,7 +549,7 @@ TEST(Session, SmallMessagesOfAClassPassALargeOne) {
   EXPECT_EQ(link.listener.all<RequestArrived>().size(), 5U);
 }
 
-TEST(Session, RequestsBeyondTheGrantWaitAndThenGo) {
+TEST(StreamSession, RequestsBeyondTheGrantWaitAndThenGo) {
   Link link(session_config(config_of(1)), changed(2, [](SessionConfig& c) { c.windows[1].requests = 3; }));
   for (int i = 0; i < 10; ++i) {
     ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(9)));
@@ -569,7 +569,7 @@ TEST(Session, RequestsBeyondTheGrantWaitAndThenGo) {
   EXPECT_EQ(link.dialler.all<ReplyArrived>().size(), 11U);
 }
 
-TEST(Session, BytesBeyondTheGrantWait) {
+TEST(StreamSession, BytesBeyondTheGrantWait) {
   Link link;
   for (int i = 0; i < 4; ++i) {  // 32 MiB of request bytes are granted to control
     ASSERT_TRUE(link.dialler.session.request(link.now, StreamClass::control, request_of(1, "", Bytes(12 << 20)),
@@ -585,7 +585,7 @@ TEST(Session, BytesBeyondTheGrantWait) {
   EXPECT_EQ(link.dialler.all<ReplyArrived>().size(), 4U);
 }
 
-TEST(Session, TheQueueIsBoundedAndSaysSo) {
+TEST(StreamSession, TheQueueIsBoundedAndSaysSo) {
   Link link;  // never carried: no credit at all
   std::size_t taken = 0;
   while (link.dialler.session.request(link.now, StreamClass::data, request_of(1, ""), link.now + seconds(9))) ++taken;
@@ -601,12 +601,12 @@ TEST(Session, TheQueueIsBoundedAndSaysSo) {
   while (
       link.dialler.session.request(link.now, StreamClass::bulk, {.type = 1, .payload = {large}}, link.now + seconds(9)))
     bytes += large.size();
-  EXPECT_EQ(bytes, Session::kMaxQueuedBytes);
+  EXPECT_EQ(bytes, Exchange::kMaxQueuedBytes);
   link.advance(seconds(9));  // Their deadlines free the queue.
   EXPECT_EQ(link.dialler.session.class_status(StreamClass::bulk).in_flight, 0U);
 }
 
-TEST(Session, CancellingDoesNotLetMoreInThanGranted) {
+TEST(StreamSession, CancellingDoesNotLetMoreInThanGranted) {
   Link link(session_config(config_of(1)), changed(2, [](SessionConfig& c) { c.windows[1].requests = 4; }));
   link.settle();
   for (int i = 0; i < 50; ++i) {  // open and cancel, over and over, while the listener's handlers are busy
@@ -625,10 +625,35 @@ TEST(Session, CancellingDoesNotLetMoreInThanGranted) {
   EXPECT_EQ(link.listener.all<RequestArrived>().size(), 1U);
 }
 
+TEST(StreamSession, ManyLargeMessagesBothWaysThroughANarrowCarrier) {
+  Link link;
+  link.settle();
+  const Buffer page(pattern(64 << 10));
+  for (int i = 0; i < 200; ++i) {
+    for (End* end : {&link.dialler, &link.listener}) {
+      ASSERT_TRUE(end->session.request(link.now, static_cast<StreamClass>(i % 3),
+                                       {.type = 1, .header = std::to_string(i), .payload = {page}},
+                                       link.now + seconds(25)));
+    }
+  }
+  bool any = true;
+  while (any) {
+    any = false;
+    for (const auto& [from, to] : {std::pair{&link.dialler, &link.listener}, {&link.listener, &link.dialler}}) {
+      const Bytes bytes = from->output(link.now, 128 << 10);
+      any |= !bytes.empty();
+      to->session.feed(link.now, bytes);
+      echo(*to);
+    }
+  }
+  EXPECT_EQ(link.dialler.all<ReplyArrived>().size(), 200U);
+  EXPECT_EQ(link.listener.all<ReplyArrived>().size(), 200U);
+}
+
 // --- anything, in any order
 // --------------------------------------------------------------------------------------------
 
-TEST(Session, EveryRequestEndsExactlyOnceWhateverHappens) {
+TEST(StreamSession, EveryRequestEndsExactlyOnceWhateverHappens) {
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     Random random(seed);
     const auto few = [&random](SessionConfig& c) {

@@ -1,0 +1,218 @@
+// Requests and replies over streams: one request is one bidirectional stream. This is the part of a session that is the
+// same over QUIC and over TCP: classes and their order, credits, deadlines, cancelling. What carries the streams calls
+// it with what arrives, and asks it what to send next.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "core/hyperbus/events.h"
+#include "core/hyperbus/message.h"
+#include "env/quic.h"
+#include "env/transport.h"
+
+namespace holo::hyperbus {
+
+using StreamNumber = env::QuicStreamId;
+
+/// What an Exchange asks of the carrier of its streams. Streams are numbered as in QUIC on every carrier.
+class Streams {
+ public:
+  virtual ~Streams() = default;
+  /// Errors: `overloaded` (the peer allows no more; on_streams_available() follows), `unavailable`.
+  virtual Result<StreamNumber> open_stream(bool bidirectional) = 0;
+  /// Stops both directions of a stream, as far as they are not finished, and tells the peer. on_stream_closed()
+  /// follows.
+  virtual void abandon_stream(StreamNumber stream) = 0;
+};
+
+/// Bytes on their way out: kept until the carrier says that they arrived. A list, in order.
+class Outgoing {
+ public:
+  void append(Buffer part);
+  /// Ends with what is there.
+  void finish() { fin_ = true; }
+  [[nodiscard]] std::uint64_t unsent() const { return size_ - sent_; }
+  /// All of it is with the carrier.
+  [[nodiscard]] bool written() const { return fin_ && unsent() == 0; }
+  /// All of it has arrived.
+  [[nodiscard]] bool arrived() const { return written() && parts_.empty(); }
+  /// The next unsent parts; `stream` is not touched.
+  void next(env::QuicWrite& write) const;
+  void on_written(std::size_t bytes);
+  void on_acknowledged(std::uint64_t bytes);
+
+ private:
+  std::vector<Buffer> parts_;
+  std::size_t at_ = 0;         // the part where the unsent bytes begin
+  std::size_t at_offset_ = 0;  // and how far into it
+  std::size_t kept_ = 0;       // the first part that has not arrived
+  std::size_t kept_offset_ = 0;
+  std::uint64_t size_ = 0;
+  std::uint64_t sent_ = 0;
+  bool fin_ = false;
+};
+
+/// A resource. Thread: one at a time. After the first error of on_stream_data() only close() is of use.
+class Exchange {
+ public:
+  /// Request bytes that may wait in one class for credit; above: overloaded.
+  static constexpr std::uint64_t kMaxQueuedBytes = 256 << 20;
+
+  /// Events are appended to `events`; both outlive this.
+  Exchange(const std::array<ClassWindow, kStreamClasses>& windows, Streams& streams, std::deque<Event>& events);
+
+  // What the carrier says.
+
+  /// Streams can be opened: the peer is told what it may send.
+  void on_established();
+  /// The next bytes of a stream, in order. Errors: `malformed` (the peer broke the protocol).
+  Status on_stream_data(StreamNumber stream, ByteSpan bytes, bool fin);
+  /// Where the next `bytes` bytes of this stream belong, so that a carrier can put them there itself; empty when they
+  /// are not all payload of one message, or nobody wants them.
+  [[nodiscard]] MutableByteSpan target(StreamNumber stream, std::size_t bytes);
+  /// They are there. Only after a target() that was not empty.
+  Status on_target_filled(StreamNumber stream, std::size_t bytes, bool fin);
+  void on_stream_acknowledged(StreamNumber stream, std::uint64_t bytes);
+  void on_stream_abandoned(StreamNumber stream);
+  void on_stream_closed(StreamNumber stream);
+  void on_streams_available() { streams_full_ = false; }
+  void on_blocked(StreamNumber stream);
+  void on_unblocked(StreamNumber stream);
+
+  /// What to send next, most urgent first; false when nothing. Asked again without on_written() it says the same.
+  bool next_write(Instant now, env::QuicWrite& write);
+  void on_written(StreamNumber stream, std::size_t bytes, bool fin);
+  /// True when next_write() would give something.
+  [[nodiscard]] bool wants_to_write() const;
+  /// About how many bytes wait to be written, those without credit included. Never less than is so.
+  [[nodiscard]] std::size_t output_estimate() const;
+
+  // What the owner wants: see Session.
+
+  Result<StreamId> request(Instant now, StreamClass klass, env::Request request, Instant deadline);
+  void cancel(StreamId call, Error error);
+  void reply(StreamId stream, Result<env::Reply> result);
+  /// Ends every open request with `error`. Idempotent.
+  void close(const Error& error);
+  /// Ends requests whose deadline has passed.
+  void on_time(Instant now);
+  [[nodiscard]] Instant next_deadline();
+  [[nodiscard]] ClassStatus status(StreamClass klass) const;
+
+ private:
+  /// A message on its way in.
+  struct Incoming {
+    std::array<std::byte, RequestHead::kBytes> head{};
+    std::size_t head_got = 0;
+    bool has_head = false;
+    std::string header;
+    std::shared_ptr<std::byte[]> payload;
+    std::uint64_t payload_bytes = 0;
+    std::uint64_t header_got = 0;
+    std::uint64_t payload_got = 0;
+
+    void expect(std::uint64_t header_bytes, std::uint64_t payload_bytes_in);
+    [[nodiscard]] std::uint64_t size() const { return header.size() + payload_bytes; }
+    [[nodiscard]] bool complete() const {
+      return has_head && header_got == header.size() && payload_got == payload_bytes;
+    }
+    /// Takes what belongs to this message off `bytes`.
+    void add(ByteSpan& bytes);
+    std::vector<Buffer> take_payload();
+  };
+  /// A request of ours that has not ended.
+  struct Call {
+    StreamClass klass{};
+    Instant deadline;
+    StreamNumber stream = -1;  // once it is under way
+    env::Request request;      // until then
+    std::uint64_t bytes = 0;
+  };
+  struct Stream {
+    StreamClass klass{};
+    bool ours = false;
+    std::uint64_t call = 0;  // of ours: 0 once it has ended
+    bool abandoned = false;  // what still arrives is for nobody
+    bool admitted = false;   // its message may be sent: the credit is taken
+    bool in_turn = false;    // among the active of its class
+    Outgoing out;
+    Incoming in;
+    // Credit that this stream holds, in the budget of its class: see release().
+    bool slot = false;
+    std::uint64_t request_bytes = 0;
+    std::uint64_t reply_bytes = 0;
+    // The peer's request.
+    std::uint16_t type = 0;
+    std::uint64_t time_left_us = 0;
+    // The reply's head said that it is an error.
+    bool error = false;
+  };
+  struct ClassState {
+    ClassWindow window;
+    Grant limit;                                 // what the peer allows us
+    Grant ours;                                  // what we have under way towards the peer
+    Grant theirs;                                // what the peer has under way towards us
+    std::deque<std::uint64_t> waiting_requests;  // call ids; those that ended meanwhile are skipped
+    std::deque<StreamNumber> waiting_replies;
+    std::deque<StreamNumber> active;  // these take turns
+    std::int64_t turn = 0;            // bytes left of the turn of the first of them
+    std::uint64_t calls = 0;
+    std::uint64_t queued = 0;
+    std::uint64_t queued_bytes = 0;
+    std::uint64_t serving = 0;  // handlers running, cancelled ones included
+  };
+  struct Due {
+    Instant when;
+    std::uint64_t call = 0;
+    friend bool operator>(const Due& a, const Due& b) { return a.when > b.when; }
+  };
+  ClassState& state_of(StreamClass klass) { return classes_[static_cast<std::size_t>(klass)]; }
+  Stream* find(StreamNumber stream);
+
+  Status on_message_data(StreamNumber number, Stream& stream, ByteSpan bytes, bool fin);
+  Status on_head(Stream& stream);
+  Status on_complete(StreamNumber number, Stream& stream);
+  Status on_control_data(StreamNumber number, ByteSpan bytes);
+  Status on_control(std::uint8_t type, std::uint8_t klass, ByteSpan body);
+  Status deliver_request(StreamNumber number, Stream& stream);
+  Status deliver_reply(Stream& stream);
+
+  void end_call(std::uint64_t call, Result<env::Reply> result);
+  void abandon(StreamNumber number, Stream& stream);
+  void release_reply(Stream& stream);
+  void release_request(Stream& stream);
+  void release_slot(Stream& stream);
+
+  bool admit(Instant now, ClassState& state);
+  bool start_request(Instant now, ClassState& state, std::uint64_t id, Call& call);
+  [[nodiscard]] bool reply_may_start(const ClassState& state, const Stream& stream) const;
+  [[nodiscard]] bool request_may_start(const ClassState& state, const Call& call) const;
+  [[nodiscard]] bool has_work(const ClassState& state) const;
+  void enter_turn(StreamNumber number, Stream& stream);
+  void leave_turn(StreamNumber number, Stream& stream);
+
+  std::array<ClassState, kStreamClasses> classes_;
+  Streams* streams_;
+  std::deque<Event>* events_;
+  std::unordered_map<std::uint64_t, Call> calls_;
+  std::unordered_map<StreamNumber, Stream> open_;
+  std::unordered_map<StreamNumber, StreamClass> running_;  // requests delivered and not yet answered
+  std::vector<Due> due_;  // heap, earliest first; entries of ended calls are dropped when met
+  std::uint64_t next_call_ = 1;
+  StreamNumber control_number_ = -1;
+  Outgoing control_;
+  StreamNumber peer_control_ = -1;
+  Bytes peer_control_partial_;
+  std::uint64_t unsent_ = 0;  // of all outgoing messages
+  bool streams_full_ = false;
+  bool closed_ = false;
+  bool data_turn_ = true;  // whose turn it is among data and bulk
+};
+
+}  // namespace holo::hyperbus

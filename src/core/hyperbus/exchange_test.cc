@@ -1,0 +1,441 @@
+// Requests over streams, against peers that hold the keys and break the rules; and the golden bytes of every message.
+#include "core/hyperbus/exchange.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "core/hyperbus/session.h"
+#include "core/hyperbus/test_support.h"
+#include "core/hyperbus/wire_bytes.h"
+
+namespace holo::hyperbus {
+namespace {
+
+constexpr Instant kNow{1'000'000'000};
+
+/// A carrier that opens what it is asked for, and remembers what was abandoned.
+struct FakeStreams final : Streams {
+  StreamNumber bidirectional = 0, unidirectional = 2;
+  std::uint64_t most = 1000;
+  std::vector<StreamNumber> abandoned;
+  Result<StreamNumber> open_stream(bool two_way) override {
+    if (two_way && most == 0) return fail(Errc::overloaded, "no more streams");
+    if (two_way) --most;
+    StreamNumber& next = two_way ? bidirectional : unidirectional;
+    return std::exchange(next, next + 4);
+  }
+  void abandon_stream(StreamNumber stream) override { abandoned.push_back(stream); }
+};
+
+/// An exchange of an initiator, and what a peer would send it, written by hand. The peer's streams are 1, 5, 9, ...
+struct Hand {
+  std::deque<Event> events;
+  FakeStreams streams;
+  Exchange exchange;
+
+  explicit Hand(const std::array<ClassWindow, kStreamClasses>& windows = SessionConfig{}.windows)
+      : exchange(windows, streams, events) {
+    exchange.on_established();
+    (void)written();  // the first grants
+  }
+  /// Everything there is to say now, by stream.
+  std::map<StreamNumber, Bytes> written(std::size_t most = SIZE_MAX) {
+    std::map<StreamNumber, Bytes> out;
+    env::QuicWrite write;
+    while (most > 0 && exchange.next_write(kNow, write)) {
+      std::size_t bytes = 0;
+      bool all = true;
+      for (std::size_t i = 0; i < write.count; ++i) {
+        const ByteSpan part = write.parts[i].first(std::min(write.parts[i].size(), most));
+        put(out[write.stream], part);
+        most -= part.size();
+        bytes += part.size();
+        all = all && part.size() == write.parts[i].size();
+      }
+      exchange.on_written(write.stream, bytes, write.fin && all);
+    }
+    return out;
+  }
+  Bytes only_written() {
+    const auto all = written();
+    return all.size() == 1 ? all.begin()->second : Bytes();
+  }
+  Status say(StreamNumber stream, const Bytes& bytes, bool fin = false) {
+    return exchange.on_stream_data(stream, bytes, fin);
+  }
+  Status grant(std::uint64_t requests, std::uint64_t request_bytes, std::uint64_t reply_bytes, std::uint8_t klass = 1) {
+    Bytes bytes;
+    if (!std::exchange(granted_, true)) put(bytes, kControlStream);
+    encode_grant(klass, {requests, request_bytes, reply_bytes}, bytes);
+    return say(3, bytes);
+  }
+  Result<StreamId> ask(Duration within = seconds(1), StreamClass klass = StreamClass::data, Bytes payload = {}) {
+    env::Request request{.type = 7, .header = "q", .payload = {}};
+    if (!payload.empty()) request.payload.emplace_back(std::move(payload));
+    return exchange.request(kNow, klass, std::move(request), kNow + within);
+  }
+  template <class T>
+  std::size_t count() const {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(events, [](const Event& e) { return std::holds_alternative<T>(e); }));
+  }
+
+ private:
+  bool granted_ = false;
+};
+
+Bytes request_bytes(std::uint32_t header, std::uint64_t payload, const Bytes& content = {}, std::uint8_t klass = 1) {
+  Bytes out(RequestHead::kBytes);
+  write_head(
+      out.data(),
+      RequestHead{.type = 7, .klass = klass, .header_bytes = header, .payload_bytes = payload, .time_left_us = 5});
+  put(out, ByteSpan(content));
+  return out;
+}
+Bytes reply_bytes(std::uint32_t header, std::uint64_t payload, const Bytes& content = {}, bool error = false) {
+  Bytes out(ReplyHead::kBytes);
+  write_head(out.data(), ReplyHead{.error = error, .header_bytes = header, .payload_bytes = payload});
+  put(out, ByteSpan(content));
+  return out;
+}
+StreamId id_of(StreamNumber number) { return StreamId(static_cast<std::uint64_t>(number)); }
+
+TEST(Exchange, DeliversARequestInAnyPieces) {
+  Hand hand;
+  const Bytes all = request_bytes(3, 4, {std::byte{'x'}, std::byte{'x'}, std::byte{'x'}, std::byte{'y'}});
+  for (const std::byte b : all) ASSERT_TRUE(hand.say(1, {b}));
+  EXPECT_EQ(hand.count<RequestArrived>(), 0U);
+  EXPECT_TRUE(hand.exchange.target(1, 4).empty());  // more than is missing
+  const MutableByteSpan target = hand.exchange.target(1, 3);
+  ASSERT_EQ(target.size(), 3U);
+  std::ranges::fill(target, std::byte{'z'});
+  ASSERT_TRUE(hand.exchange.on_target_filled(1, 3, true));
+  ASSERT_EQ(hand.count<RequestArrived>(), 1U);
+  const auto& request = std::get<RequestArrived>(hand.events.front());
+  EXPECT_EQ(request.request.header, "xxx");
+  EXPECT_EQ(as_text(request.request.payload.front().span()), "yzzz");
+  EXPECT_EQ(request.time_left, microseconds(5));
+}
+
+TEST(Exchange, SkipsWhatALaterReleaseMaySay) {
+  Hand hand;
+  Bytes control;
+  put(control, kControlStream);
+  put(control, std::uint8_t{99});  // an unknown message with a body
+  put(control, std::uint8_t{0});
+  put(control, std::uint16_t{300});
+  control.resize(control.size() + 300);
+  encode_grant(77, {1, 1, 1}, control);  // an unknown class
+  encode_grant(1, {9, 1000, 1000}, control);
+  for (const std::byte b : control) ASSERT_TRUE(hand.say(3, {b}));
+  EXPECT_TRUE(hand.say(7, Bytes(100, std::byte{200})));  // a stream of an unknown kind
+  EXPECT_TRUE(hand.say(7, Bytes(100, std::byte{1})));
+  ASSERT_TRUE(hand.ask());
+  EXPECT_FALSE(hand.written().empty());  // the grant arrived
+}
+
+TEST(Exchange, RefusesWhatBreaksTheProtocol) {
+  struct Case {
+    const char* what;
+    Bytes bytes;
+    bool fin = false;
+  };
+  const std::vector<Case> cases = {
+      {"an end within the head", Bytes(23), true},
+      {"an empty stream", {}, true},
+      {"a header over the limit", request_bytes((1 << 20) + 1, 0)},
+      {"a payload over the limit", request_bytes(0, (16 << 20) + 1)},
+      {"a payload that overflows a sum", request_bytes(0, UINT64_MAX)},
+      {"no such class", request_bytes(0, 0, {}, 3)},
+      {"more content than announced", request_bytes(2, 2, Bytes(5))},
+      {"less content than announced", request_bytes(2, 2, Bytes(3)), true},
+      {"content where none was announced", request_bytes(0, 0, Bytes(1))},
+  };
+  for (const Case& c : cases) {
+    Hand hand;
+    const Status status = hand.say(1, c.bytes, c.fin);
+    ASSERT_FALSE(status) << c.what;
+    EXPECT_EQ(status.error().code, Errc::malformed) << c.what;
+    hand.exchange.close(status.error());
+    EXPECT_FALSE(hand.exchange.wants_to_write());
+    EXPECT_TRUE(hand.say(1, Bytes(10)));  // after the end nothing is judged
+  }
+  Hand late;
+  ASSERT_TRUE(late.say(1, request_bytes(0, 0)));
+  EXPECT_FALSE(late.say(1, Bytes(1)));
+  Hand filled;
+  ASSERT_TRUE(filled.say(1, request_bytes(0, 10)));
+  ASSERT_EQ(filled.exchange.target(1, 4).size(), 4U);
+  EXPECT_FALSE(filled.exchange.on_target_filled(1, 4, true));
+  Hand two_controls;
+  ASSERT_TRUE(two_controls.grant(1, 1, 1));
+  EXPECT_FALSE(two_controls.say(7, {std::byte{kControlStream}}));
+  Hand cut_grant;
+  EXPECT_FALSE(cut_grant.say(3, {std::byte{kControlStream}, std::byte{1}, std::byte{0}, std::byte{2}, std::byte{0},
+                                 std::byte{0}, std::byte{0}}));
+}
+
+TEST(Exchange, RefusesRepliesThatMakeNoSense) {
+  const std::vector<std::pair<const char*, Bytes>> cases = {
+      {"a reply over the limit", reply_bytes((1 << 20) + 1, 0)},
+      {"an unknown status",
+       [] {
+         Bytes b = reply_bytes(0, 0);
+         b[0] = std::byte{2};
+         return b;
+       }()},
+      {"an error with a payload", reply_bytes(16, 1, {}, true)},
+      {"an error that is none", reply_bytes(3, 0, Bytes(3), true)},
+      {"more than announced", reply_bytes(1, 1, Bytes(3))},
+  };
+  for (const auto& [what, bytes] : cases) {
+    Hand hand;
+    ASSERT_TRUE(hand.grant(9, 1000, 1000));
+    ASSERT_TRUE(hand.ask());
+    (void)hand.written();
+    EXPECT_FALSE(hand.say(0, bytes, true)) << what;
+  }
+}
+
+TEST(Exchange, CutsOffAPeerThatTakesMoreThanItWasGranted) {
+  std::array<ClassWindow, kStreamClasses> windows = SessionConfig{}.windows;
+  windows[1].requests = 2;
+  {
+    Hand hand(windows);
+    EXPECT_TRUE(hand.say(1, request_bytes(0, 0), true));
+    EXPECT_TRUE(hand.say(5, request_bytes(0, 0), true));
+    EXPECT_FALSE(hand.say(9, request_bytes(0, 0), true));
+  }
+  {
+    Hand hand(windows);  // An answer that is out makes room.
+    ASSERT_TRUE(hand.grant(9, 1000, 1000));
+    EXPECT_TRUE(hand.say(1, request_bytes(0, 0), true));
+    EXPECT_TRUE(hand.say(5, request_bytes(0, 0), true));
+    hand.exchange.reply(id_of(1), env::Reply{});
+    (void)hand.written();
+    EXPECT_TRUE(hand.say(9, request_bytes(0, 0), true));
+    EXPECT_FALSE(hand.say(13, request_bytes(0, 0), true));
+  }
+  {
+    Hand hand;  // 64 MiB of request bytes
+    for (StreamNumber i = 1; i < 17; i += 4) EXPECT_TRUE(hand.say(i, request_bytes(0, 16 << 20)));
+    EXPECT_FALSE(hand.say(17, request_bytes(0, 1)));
+  }
+  {
+    Hand hand;  // 64 MiB of reply bytes
+    ASSERT_TRUE(hand.grant(9, 1000, 1000));
+    for (int i = 0; i < 5; ++i) ASSERT_TRUE(hand.ask());
+    (void)hand.written();
+    for (StreamNumber i = 0; i < 16; i += 4) EXPECT_TRUE(hand.say(i, reply_bytes(0, 16 << 20)));
+    EXPECT_FALSE(hand.say(16, reply_bytes(0, 1)));
+  }
+}
+
+TEST(Exchange, GrantsMayBeHugeOrShrink) {
+  Hand hand;
+  EXPECT_TRUE(hand.grant(UINT64_MAX, UINT64_MAX, UINT64_MAX));
+  ASSERT_TRUE(hand.ask());
+  EXPECT_EQ(hand.written().size(), 1U);
+  EXPECT_TRUE(hand.grant(0, 0, 0));
+  ASSERT_TRUE(hand.ask());
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).request_credit, 0U);
+  EXPECT_TRUE(hand.grant(2, 1000, 1000));
+  EXPECT_EQ(hand.written().size(), 1U);
+}
+
+TEST(Exchange, AFullPeerIsAskedAgainWhenItAllowsMoreStreams) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1000, 1000));
+  hand.streams.most = 1;
+  ASSERT_TRUE(hand.ask());
+  ASSERT_TRUE(hand.ask());
+  EXPECT_EQ(hand.written().size(), 1U);
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  hand.streams.most = 1;
+  hand.exchange.on_streams_available();
+  EXPECT_EQ(hand.written().size(), 1U);
+}
+
+TEST(Exchange, AnAnswerBeforeTheQuestionIsOutEndsTheQuestion) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 100'000, 1000));
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(50'000)));
+  (void)hand.written(10'000);
+  Bytes error;
+  encode_error({.code = Errc::overloaded, .message = "later", .retryable = true}, error);
+  ASSERT_TRUE(hand.say(0, reply_bytes(static_cast<std::uint32_t>(error.size()), 0, error, true), true));
+  ASSERT_EQ(hand.count<ReplyArrived>(), 1U);
+  EXPECT_EQ(std::get<ReplyArrived>(hand.events.back()).result.error().code, Errc::overloaded);
+  EXPECT_EQ(hand.streams.abandoned, std::vector<StreamNumber>{0});
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  hand.exchange.on_stream_closed(0);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).request_credit, 9U);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).byte_credit, 100'000U);
+}
+
+TEST(Exchange, CancellingReturnsTheCreditOnceTheStreamIsClosed) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(1, 1000, 1000));
+  for (int i = 0; i < 3; ++i) {
+    const auto call = hand.ask();
+    EXPECT_EQ(hand.written().size(), 1U);
+    ASSERT_TRUE(hand.ask());  // waits: there is one slot
+    EXPECT_FALSE(hand.exchange.wants_to_write());
+    hand.exchange.cancel(*call, {.code = Errc::cancelled});
+    ASSERT_EQ(hand.streams.abandoned.size(), 1U);
+    EXPECT_FALSE(hand.exchange.wants_to_write());
+    EXPECT_TRUE(hand.say(hand.streams.abandoned[0], Bytes(100)));  // what was on its way is for nobody
+    hand.exchange.on_stream_closed(hand.streams.abandoned[0]);
+    hand.streams.abandoned.clear();
+    EXPECT_EQ(hand.written().size(), 1U);  // the one that waited
+    const StreamNumber open = hand.streams.bidirectional - 4;
+    ASSERT_TRUE(hand.say(open, reply_bytes(0, 0), true));
+    hand.exchange.on_stream_closed(open);
+  }
+  EXPECT_EQ(hand.count<ReplyArrived>(), 6U);
+}
+
+TEST(Exchange, APeerThatGivesARequestUpEndsIt) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1000, 1000));
+  ASSERT_TRUE(hand.ask());
+  (void)hand.written();
+  hand.exchange.on_stream_abandoned(0);
+  ASSERT_EQ(hand.count<ReplyArrived>(), 1U);
+  EXPECT_EQ(std::get<ReplyArrived>(hand.events.back()).result.error().code, Errc::unavailable);
+  hand.exchange.on_stream_abandoned(1);  // never heard of: still both directions must end
+  EXPECT_EQ(hand.streams.abandoned, (std::vector<StreamNumber>{0, 1}));
+  ASSERT_TRUE(hand.say(5, request_bytes(0, 0), true));
+  hand.exchange.on_stream_abandoned(5);
+  hand.exchange.on_stream_closed(5);
+  EXPECT_EQ(hand.count<RequestCancelled>(), 1U);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).serving, 1U);  // its handler still runs
+  hand.exchange.reply(id_of(5), env::Reply{});
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).serving, 0U);
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+}
+
+TEST(Exchange, CancelledRequestsWhoseHandlersRunCountAgainstNewOnes) {
+  std::array<ClassWindow, kStreamClasses> windows = SessionConfig{}.windows;
+  windows[1].requests = 2;
+  Hand hand(windows);
+  ASSERT_TRUE(hand.grant(9, 1000, 10'000));
+  for (StreamNumber i = 1; i <= 5; i += 4) {
+    ASSERT_TRUE(hand.say(i, request_bytes(0, 0), true));
+    hand.exchange.on_stream_abandoned(i);
+    hand.exchange.on_stream_closed(i);
+  }
+  ASSERT_TRUE(hand.say(9, request_bytes(0, 0), true));
+  EXPECT_EQ(hand.count<RequestArrived>(), 2U);
+  const Bytes answer = hand.only_written();
+  const auto head = read_reply_head(ByteSpan(answer).first(ReplyHead::kBytes));
+  ASSERT_TRUE(head && head->error);
+  EXPECT_EQ(decode_error(ByteSpan(answer).subspan(ReplyHead::kBytes))->code, Errc::overloaded);
+}
+
+TEST(Exchange, BlockedStreamsLetOthersGo) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1000, 1000));
+  ASSERT_TRUE(hand.ask());
+  ASSERT_TRUE(hand.ask());
+  env::QuicWrite write;
+  ASSERT_TRUE(hand.exchange.next_write(kNow, write));
+  EXPECT_EQ(write.stream, 0);
+  hand.exchange.on_blocked(0);
+  EXPECT_EQ(hand.written().begin()->first, 4);
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  hand.exchange.on_unblocked(0);
+  hand.exchange.on_unblocked(0);
+  EXPECT_EQ(hand.written().begin()->first, 0);
+}
+
+TEST(Exchange, KeepsBytesUntilTheyHaveArrived) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 100'000, 1000));
+  auto owner = std::make_shared<Bytes>(5000);
+  const std::weak_ptr<Bytes> alive = owner;
+  env::Request request{.type = 1, .header = "h", .payload = {Buffer(ByteSpan(*owner), owner)}};
+  owner.reset();
+  ASSERT_TRUE(hand.exchange.request(kNow, StreamClass::data, std::move(request), kNow + seconds(1)));
+  const std::size_t bytes = hand.only_written().size();
+  EXPECT_FALSE(alive.expired());
+  hand.exchange.on_stream_acknowledged(0, bytes - 1);
+  EXPECT_FALSE(alive.expired());
+  hand.exchange.on_stream_acknowledged(0, 1);
+  EXPECT_TRUE(alive.expired());
+}
+
+TEST(Exchange, ReplyCreditComesBackWhenTheReplyHasArrived) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1000, 3000));
+  for (StreamNumber i = 1; i <= 9; i += 4) {
+    ASSERT_TRUE(hand.say(i, request_bytes(0, 0), true));
+    hand.exchange.reply(id_of(i), env::Reply{.payload = {Buffer(Bytes(2000))}});
+  }
+  EXPECT_EQ(hand.written().begin()->first, 1);
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  hand.exchange.on_stream_acknowledged(1, 2000 + ReplyHead::kBytes);
+  EXPECT_EQ(hand.written().begin()->first, 5);
+  hand.exchange.on_stream_abandoned(5);
+  EXPECT_FALSE(hand.exchange.wants_to_write());
+  hand.exchange.on_stream_closed(5);
+  EXPECT_EQ(hand.written().begin()->first, 9);
+}
+
+TEST(Exchange, UnknownErrorCodesStillCarryTheirText) {
+  Bytes body;
+  encode_error({.code = static_cast<Errc>(999), .message = "from the future", .node = 3}, body);
+  const auto error = decode_error(body);
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code, Errc::internal);
+  EXPECT_EQ(error->message, "from the future");
+  for (std::size_t n = 0; n < body.size(); ++n) EXPECT_FALSE(decode_error(ByteSpan(body).first(n))) << n;
+}
+
+/// Golden bytes: these never change within a version.
+TEST(Exchange, GoldenBytes) {
+  const auto bytes = [](std::initializer_list<int> values) {
+    Bytes out;
+    for (const int v : values) out.push_back(static_cast<std::byte>(v));
+    return out;
+  };
+  std::deque<Event> events;
+  FakeStreams streams;
+  Exchange fresh(SessionConfig{}.windows, streams, events);
+  fresh.on_established();
+  env::QuicWrite write;
+  ASSERT_TRUE(fresh.next_write(kNow, write));
+  EXPECT_EQ(write.stream, 2);
+  EXPECT_FALSE(write.fin);
+  EXPECT_EQ(Bytes(write.parts[0].begin(), write.parts[0].end()),
+            bytes({1,                                                 // a control stream
+                   1, 0, 24, 0, 0,  4, 0, 0, 0, 0, 0, 0,              // grant, class 0: 1024 requests,
+                   0, 0, 0,  2, 0,  0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0,  // 32 MiB of requests, 32 MiB of replies
+                   1, 1, 24, 0, 0,  4, 0, 0, 0, 0, 0, 0,              //
+                   0, 0, 0,  4, 0,  0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0,  //
+                   1, 2, 24, 0, 64, 0, 0, 0, 0, 0, 0, 0,              //
+                   0, 0, 0,  4, 0,  0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0}));
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1000, 1000, 0));
+  env::Request request{.type = 0x0102, .header = "hd"};
+  request.payload.emplace_back(bytes({0xAA, 0xBB, 0xCC}));
+  ASSERT_TRUE(hand.exchange.request(kNow, StreamClass::bulk, {.type = 1}, kNow + seconds(1)));  // has no credit
+  ASSERT_TRUE(hand.exchange.request(kNow, StreamClass::control, std::move(request), kNow + microseconds(0x0304)));
+  EXPECT_EQ(hand.only_written(),
+            bytes({2, 1, 0, 0, 2, 0, 0, 0, 3,   0,   0,    0,    0,   0, 0, 0,  // type, class, sizes
+                   4, 3, 0, 0, 0, 0, 0, 0, 'h', 'd', 0xAA, 0xBB, 0xCC}));
+  ASSERT_TRUE(hand.say(1, request_bytes(0, 0, {}, 0), true));
+  hand.exchange.reply(id_of(1), env::Reply{.header = "ok"});
+  EXPECT_EQ(hand.only_written(), bytes({0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 'o', 'k'}));
+  ASSERT_TRUE(hand.say(5, request_bytes(0, 0, {}, 0), true));
+  hand.exchange.reply(
+      id_of(5),
+      std::unexpected(Error{.code = Errc::not_found, .message = "m", .hint = "h", .node = 5, .retryable = true}));
+  EXPECT_EQ(hand.only_written(), bytes({1, 0, 0, 0, 18, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  // an error of 18 bytes
+                                        2, 0, 1, 0, 1,  0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 'm', 'h'}));
+}
+
+}  // namespace
+}  // namespace holo::hyperbus
