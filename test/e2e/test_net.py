@@ -343,3 +343,21 @@ def test_bench_main_on_shaped_links(home):
     assert not home.processes()
     home.refused("bench", "main", "--layout", "net", "--cluster", "x", code=USAGE)
     home.refused("bench", "main", "--layout", "moon", code=USAGE)
+    assert "cores" in home.refused("bench", "idle", "--layout", "net", "-n", "64") or os.cpu_count() >= 32
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_bench_takes_its_cluster_away(home, by):
+    with home.start(HOLO, "bench", "idle", "--layout", "net", "-n", "2", "--seconds", "1000") as bench:
+        folder = home.root / "state/holo/dev"
+
+        def reference_runs():
+            return any(b"reference-idle" in Path(f"/proc/{p}/cmdline").read_bytes() for p in children(bench.pid))
+
+        wait_until(reference_runs, 20, "the cluster to be up")
+        key = key_of(home, f"bench-{bench.pid}")
+        assert left_of(key)
+        bench.send_signal(by)
+        assert bench.wait(timeout=20) == 128 + by
+    assert left_of(key) == [] and not list(folder.glob("*"))
+    wait_until(lambda: not home.processes(), 5, "every process to be gone")

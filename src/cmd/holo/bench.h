@@ -1,8 +1,12 @@
 // One bench: our figure and its reference in the same run, interleaved; medians; one table or one JSON object.
 #pragma once
 
+#include <atomic>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cmd/holo/agent_link.h"
@@ -35,21 +39,29 @@ struct BenchReport {
   std::vector<BenchResult> results;
 };
 
-/// A cluster for one bench, stopped with everything of it when the object goes.
+/// A cluster for one bench, stopped with everything of it when the object goes, or when the bench is told to end
+/// (SIGINT, SIGTERM, SIGHUP: it exits with 128 + the signal). One at a time.
 class OwnCluster {
  public:
   /// As `options.layout` says. Failures: of `net`, whatever of it this machine cannot give; never another layout.
   static Outcome<std::unique_ptr<OwnCluster>> start(const BenchOptions& options, std::uint64_t memory_bytes);
-  explicit OwnCluster(DevCluster cluster) : cluster_(std::move(cluster)) {}
-  ~OwnCluster() { (void)cluster_.down({.keep_state = false}); }
+  OwnCluster();
+  ~OwnCluster();
   OwnCluster(const OwnCluster&) = delete;
   OwnCluster& operator=(const OwnCluster&) = delete;
-  [[nodiscard]] const DevCluster& dev() const { return cluster_; }
+  [[nodiscard]] const DevCluster& dev() const { return *cluster_; }
   /// For the report.
   [[nodiscard]] std::string layout() const;
 
  private:
-  DevCluster cluster_;
+  void await_signal();
+  Outcome<void> up(const DevOptions& options);
+  void down();
+  const std::string name_;
+  std::optional<DevCluster> cluster_;
+  std::mutex busy_;  ///< Held while the cluster goes up or down.
+  std::atomic<bool> over_ = false;
+  std::thread watch_;
 };
 
 void print_report(const BenchReport& report, bool json);

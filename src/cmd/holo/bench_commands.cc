@@ -1,8 +1,6 @@
 // holo bench main | idle
 #include "cmd/holo/bench.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
@@ -11,15 +9,10 @@
 #include "base/strings.h"
 #include "cmd/holo/build_info.h"
 #include "cmd/holo/command_line.h"
-#include "cmd/holo/machine.h"
 #include "cmd/holo/table.h"
-#include "cmd/holo/units.h"
 
 namespace holo::cmd {
 namespace {
-
-constexpr double kNetCpus = 0.5;
-constexpr std::uint64_t kNetRate = 1'000'000'000;
 
 std::string number(double v) {
   char text[32];
@@ -33,25 +26,6 @@ double median(std::vector<double> values) {
   std::ranges::sort(values);
   const auto n = values.size();
   return n == 0 ? 0 : n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-Outcome<std::unique_ptr<OwnCluster>> OwnCluster::start(const BenchOptions& o, std::uint64_t memory_bytes) {
-  DevOptions options{.nodes = o.nodes, .memory_bytes = memory_bytes};
-  if (o.layout == "net") {
-    options.cpus = kNetCpus;
-    options.net_rate = kNetRate;
-    if (o.nodes * kNetCpus > core_count()) {
-      return fail(Errc::refused,
-                  str(o.nodes, " nodes of half a core need more than this machine's ", core_count(), " cores"),
-                  "choose fewer with -n");
-    }
-  }
-  HOLO_ASSIGN(cluster, DevCluster::up(str("bench-", ::getpid()), options));
-  return std::make_unique<OwnCluster>(std::move(cluster));
-}
-
-std::string OwnCluster::layout() const {
-  return cluster_.net() ? str("net: 0.5 core and ", format_rate(cluster_.net()->rate_bits), " each") : "loopback";
 }
 
 void print_report(const BenchReport& r, bool json) {
@@ -98,13 +72,15 @@ void add_bench_commands(CommandLine& line) {
     app.add_flag("--json", o->json, "One JSON object");
     return app;
   };
+  const auto layout = [&](CLI::App& app) {
+    return app.add_option("--layout", o->layout, "Of its own cluster; net: namespaces, 0.5 core, 1 Gbit/s each (root)")
+        ->check(CLI::IsMember({"loopback", "net"}))
+        ->capture_default_str();
+  };
   auto& main_app = add("main", "Fill and sum 100 million numbers; reference: the same loops in one plain process",
                        "holo bench main --json", bench_main);
   main_app.add_option("--cluster", o->target.cluster, "On this cluster instead of one of its own");
-  main_app.add_option("--layout", o->layout, "Of its own cluster. net: namespaces, 0.5 core and 1 Gbit/s each (root)")
-      ->check(CLI::IsMember({"loopback", "net"}))
-      ->excludes("--cluster")
-      ->capture_default_str();
+  layout(main_app)->excludes("--cluster");
   main_app.add_option("--count", o->count, "Numbers")->capture_default_str();
   main_app.add_option("--page", o->page, "Bytes per page")->capture_default_str();
   main_app.add_option("--repetitions", o->repetitions, "Runs of each, after one to warm up")
@@ -112,6 +88,7 @@ void add_bench_commands(CommandLine& line) {
       ->capture_default_str();
   auto& idle_app = add("idle", "What a node costs that has nothing to do; reference: an empty event loop",
                        "holo bench idle --seconds 60", bench_idle);
+  layout(idle_app);
   idle_app.add_option("--seconds", o->seconds, "How long to look")
       ->check(CLI::Range(1.0, 3600.0))
       ->capture_default_str();

@@ -13,7 +13,6 @@
 #include "base/strings.h"
 #include "cmd/holo/background.h"
 #include "cmd/holo/bench.h"
-#include "cmd/holo/dev_cluster.h"
 #include "driver/posix/asio_loop.h"
 #include "env/fd.h"
 
@@ -73,12 +72,8 @@ Status start_reference(Child& child) {
 }  // namespace
 
 Outcome<BenchReport> bench_idle(const BenchOptions& o) {
-  HOLO_ASSIGN(cluster,
-              DevCluster::up(str("bench-", ::getpid()), {.nodes = o.nodes, .memory_bytes = 64 << 20, .workers = 0}));
-  struct Down {
-    DevCluster& cluster;
-    ~Down() { (void)cluster.down({.keep_state = false}); }
-  } down{cluster};
+  HOLO_ASSIGN(own, OwnCluster::start(o, 64 << 20));
+  const auto& cluster = own->dev();
   Child reference;
   HOLO_TRY(start_reference(reference));
   std::this_thread::sleep_for(std::chrono::seconds(2));  // The start is not part of being idle.
@@ -101,7 +96,7 @@ Outcome<BenchReport> bench_idle(const BenchOptions& o) {
   const double ours = percent(used, seconds) / static_cast<double>(before.size());
   const double theirs = percent(ticks_of(reference.pid) - reference_before, seconds);
   return BenchReport{.bench = "idle",
-                     .layout = "loopback",
+                     .layout = own->layout(),
                      .nodes = o.nodes,
                      .seconds = seconds,
                      .results = {{.name = "cpu_percent",
