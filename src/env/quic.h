@@ -60,7 +60,7 @@ constexpr bool is_bidirectional(QuicStreamId id) { return (id & 2) == 0; }
 constexpr bool is_client_initiated(QuicStreamId id) { return (id & 1) == 0; }
 
 /// Consecutive bytes of a stream that want to be sent. They stay where they are until acknowledged (or the stream is
-/// closed): the connection keeps no copy.
+/// abandoned by either side, or the connection has ended): the connection keeps no copy.
 struct QuicWrite {
   QuicStreamId stream = -1;
   std::array<ByteSpan, 4> parts;
@@ -97,8 +97,9 @@ class QuicApplication {
   virtual Status on_stream_data(QuicStreamId stream, ByteSpan bytes, bool fin) = 0;
   /// `bytes` more of what was sent on this stream have arrived and need not be kept any longer.
   virtual void on_stream_acknowledged(QuicStreamId stream, std::uint64_t bytes) = 0;
-  /// The peer gave up sending on it (RESET_STREAM), or does not want what we send (STOP_SENDING; the connection has
-  /// then already reset our direction).
+  /// The peer gave it up: it sends no more (RESET_STREAM), or does not want what we send (STOP_SENDING; noticed with
+  /// the next write to the stream, `code` is then 0). The connection has abandoned our direction too; only
+  /// on_stream_closed() is still to come.
   virtual void on_stream_abandoned(QuicStreamId stream, std::uint64_t code) = 0;
   /// Nothing will be sent or received on it any more; what was kept for it may go.
   virtual void on_stream_closed(QuicStreamId stream) = 0;
@@ -125,7 +126,7 @@ struct QuicConnectionStats {
   std::uint64_t bytes_in_flight = 0;
   std::uint64_t bytes_sent = 0, bytes_received = 0;  ///< of UDP payload
   std::uint64_t packets_sent = 0, packets_received = 0;
-  std::uint64_t packets_lost = 0, bytes_lost = 0;  ///< as declared by loss detection, so retransmitted
+  std::uint64_t packets_lost = 0;  ///< with bytes of streams, as declared by loss detection, so retransmitted
   std::uint64_t key_updates = 0;
   std::size_t datagram_bytes = 0;  ///< the path MTU found so far, as UDP payload
   DatagramPath path;
@@ -143,7 +144,8 @@ class QuicConnection {
   };
 
   virtual ~QuicConnection() = default;
-  /// Takes one datagram (it may hold several packets). Errors inside end the connection.
+  /// Takes one datagram (it may hold several packets). Errors inside end the connection. One with a short header and an
+  /// id that nobody knows may be a stateless reset: give it to the connections with that remote address.
   virtual void receive(Instant now, const DatagramPath& path, Ecn ecn, ByteSpan datagram) = 0;
   /// Writes what may be sent now, as far as congestion control, pacing and `out` (at least kMinBurst) allow; nothing
   /// when there is nothing to send or it must wait for next_timer(). Call until it gives nothing.
@@ -152,11 +154,12 @@ class QuicConnection {
   [[nodiscard]] virtual Instant next_timer() const = 0;
   virtual void on_timer(Instant now) = 0;
 
-  /// Errors: `overloaded` (the peer's limit; on_streams_available() will follow), `unavailable` (not established, or
-  /// over).
+  /// A unidirectional stream is for the life of the connection: 8 for each side, and the receiver is never told that
+  /// one has closed. Errors: `overloaded` (the peer's limit; on_streams_available() will follow), `unavailable` (not
+  /// established, or over).
   virtual Result<QuicStreamId> open(bool bidirectional) = 0;
-  /// Stops sending and receiving on a stream, and tells the peer (RESET_STREAM, STOP_SENDING). Unknown ones are
-  /// ignored.
+  /// Stops sending and receiving on a stream, and tells the peer (RESET_STREAM, STOP_SENDING). From now on the stream's
+  /// bytes are not looked at, and only on_stream_closed() is still to come. Unknown ones are ignored.
   virtual void abandon(QuicStreamId stream, std::uint64_t code) = 0;
   /// Ends the connection; send() then gives CONNECTION_CLOSE. `reason`: at most 256 bytes are sent. Idempotent.
   virtual void close(Instant now, std::uint64_t code, std::string reason) = 0;
@@ -194,7 +197,8 @@ struct QuicPacketHeader {
   ByteSpan token;                ///< of an Initial
 };
 
-/// Makes connections, and the packets that are sent without one. Thread: one at a time.
+/// Makes connections, and the packets that are sent without one. Handshake, application and entropy outlive what is
+/// made with them. Thread: one at a time.
 class QuicStack {
  public:
   /// Connection ids that we choose have this size.
@@ -205,7 +209,8 @@ class QuicStack {
   virtual std::unique_ptr<QuicConnection> connect(std::shared_ptr<const QuicConfig> config, Instant now,
                                                   const DatagramPath& path, QuicHandshake& handshake,
                                                   QuicApplication& application, Entropy& entropy) = 0;
-  /// For a first Initial (classified as such, its token verified if it has one); feed the datagram to receive() next.
+  /// For a first Initial (classified as such, in a datagram of at least 1,200 bytes, its token verified if it has one);
+  /// feed the datagram to receive() next, which may end the connection at once when it is not authentic.
   /// `retried_from`: the original destination id out of the token, empty when there was no Retry. Errors: `malformed`.
   virtual Result<std::unique_ptr<QuicConnection>> accept(std::shared_ptr<const QuicConfig> config, Instant now,
                                                          const DatagramPath& path, const QuicPacketHeader& first,

@@ -53,7 +53,7 @@ struct Callbacks {
   }
   static int acked_stream_data_offset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t size,
                                       void* user_data, void*) {
-    if (size != 0 && !self(user_data).ending()) application(user_data).on_stream_acknowledged(stream, size);
+    self(user_data).on_stream_acknowledged(stream, size);
     return 0;
   }
   static int stream_close(ngtcp2_conn*, std::uint32_t, std::int64_t stream, std::uint64_t, void* user_data, void*) {
@@ -62,11 +62,11 @@ struct Callbacks {
   }
   static int stream_reset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t code, void* user_data,
                           void*) {
-    self(user_data).on_stream_reset(stream, code);
+    self(user_data).on_stream_given_up(stream, code);
     return 0;
   }
   static int extend_max_stream_data(ngtcp2_conn*, std::int64_t stream, std::uint64_t, void* user_data, void*) {
-    if (!self(user_data).ending()) application(user_data).on_unblocked(stream);
+    self(user_data).on_unblocked(stream);
     return 0;
   }
   static int extend_max_streams(ngtcp2_conn*, std::uint64_t, void* user_data) {

@@ -1,7 +1,6 @@
 #include "driver/quic/connection.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 #include "base/assert.h"
@@ -161,10 +160,8 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   const ngtcp2_tstamp ts = clock(now);
   if (datagram.empty()) return;
   if (ending()) {
-    // Whoever still sends has missed the farewell. It is repeated ever more rarely (RFC 9000, section 10.2.1).
-    if (!goodbye_.bytes.empty() && ts < lingers_until_ && std::has_single_bit(++late_datagrams_)) {
-      goodbye_wanted_ = true;
-    }
+    // Whoever still sends may have missed the farewell; it is repeated now and then (RFC 9000, section 10.2.1).
+    if (!goodbye_.bytes.empty() && ts < lingers_until_ && ts >= repeats_from_) goodbye_wanted_ = true;
     return;
   }
   announce_ids();
@@ -183,8 +180,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
 }
 
 void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin) {
-  const auto given_up = [stream](const auto& entry) { return entry.first == stream; };
-  if (!ending() && (abandoned_.empty() || std::ranges::none_of(abandoned_, given_up))) {
+  if (alive(stream)) {
     if (const Status taken = parts_.application->on_stream_data(stream, bytes, fin); !taken && !ending()) {
       std::string reason = taken.error().message;
       end_with({.cause = env::QuicEnd::Cause::protocol,
@@ -202,7 +198,7 @@ void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool f
 void Connection::on_stream_closed(env::QuicStreamId stream) {
   packets_lost_ += ngtcp2_conn_get_stream_loss_count(conn_, stream);
   sending_.erase(stream);
-  stopped_.erase(stream);
+  given_up_.erase(stream);
   if (ngtcp2_conn_is_local_stream(conn_, stream) == 0) {
     if (env::is_bidirectional(stream)) {
       ngtcp2_conn_extend_max_streams_bidi(conn_, 1);
@@ -213,13 +209,21 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
   if (!ending()) parts_.application->on_stream_closed(stream);
 }
 
-void Connection::on_stream_reset(env::QuicStreamId stream, std::uint64_t code) {
-  if (ending()) return;
-  parts_.application->on_stream_abandoned(stream, code);
+void Connection::on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) {
+  if (bytes != 0 && alive(stream)) parts_.application->on_stream_acknowledged(stream, bytes);
+}
+
+void Connection::on_unblocked(env::QuicStreamId stream) {
+  if (alive(stream)) parts_.application->on_unblocked(stream);
+}
+
+void Connection::on_stream_given_up(env::QuicStreamId stream, std::uint64_t code) {
+  if (!alive(stream)) return;
   // One that was reset before anything else of it arrived has never existed for ngtcp2, which will not close it.
-  if (ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) != 0 && !ending()) {
-    parts_.application->on_stream_closed(stream);
-  }
+  const bool known = ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) == 0;
+  if (known) abandon(stream, code);
+  parts_.application->on_stream_abandoned(stream, code);
+  if (!known && !ending()) parts_.application->on_stream_closed(stream);
 }
 
 // ---- sending ----
@@ -276,7 +280,7 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
       case NGTCP2_ERR_STREAM_NOT_FOUND:
         // STOP_SENDING has closed our direction; ngtcp2 tells it here only.
         parts_.application->on_blocked(write.stream);
-        if (stopped_.insert(write.stream).second) parts_.application->on_stream_abandoned(write.stream, 0);
+        on_stream_given_up(write.stream, 0);
         continue;
       default: break;
     }
@@ -304,10 +308,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   HOLO_ASSERT(out.size() >= kMinBurst);
   ngtcp2_tstamp ts = clock(now);
   if (stash_) return send_stash(out);
-  if (!ending()) {
-    announce_ids();
-    apply_deferred(ts);
-  }
+  if (!ending()) announce_ids();
   if (ending()) return send_farewell(ts, out);
 
   if (ping_wanted_ && established_) {
@@ -320,7 +321,10 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   sockaddr_in6 remote{};
   while (burst.bytes == 0 || burst.bytes + max_datagram_ <= limit) {
     Written written;
-    if (!write_packet(ts, out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written)) break;
+    apply_deferred(ts);
+    if (ending() ||
+        !write_packet(ts, out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
+      break;
     bytes_sent_ += written.bytes;
     ++packets_sent_;
     if (burst.bytes == 0) {
@@ -388,7 +392,8 @@ Result<env::QuicStreamId> Connection::open(bool bidirectional) {
 
 void Connection::abandon(env::QuicStreamId stream, std::uint64_t code) {
   // Not now: a packet may be half written, and ngtcp2 would take the frames for sent with it.
-  if (!ending()) abandoned_.emplace_back(stream, code);
+  if (ending() || ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) != 0) return;  // It is over already.
+  if (given_up_.insert(stream).second) abandoned_.emplace_back(stream, code);
 }
 
 void Connection::close(Instant now, std::uint64_t code, std::string reason) {
@@ -490,6 +495,7 @@ std::optional<env::QuicConnection::Burst> Connection::send_farewell(ngtcp2_tstam
     return std::nullopt;
   }
   goodbye_wanted_ = false;
+  repeats_from_ = ts + ngtcp2_conn_get_pto(conn_) / 16;
   std::ranges::copy(goodbye_.bytes, out.begin());
   bytes_sent_ += goodbye_.bytes.size();
   ++packets_sent_;

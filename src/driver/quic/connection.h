@@ -100,7 +100,13 @@ class Connection final : public env::QuicConnection {
   // Streams, as ngtcp2 reports them.
   void on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin);
   void on_stream_closed(env::QuicStreamId stream);
-  void on_stream_reset(env::QuicStreamId stream, std::uint64_t code);
+  void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes);
+  void on_stream_given_up(env::QuicStreamId stream, std::uint64_t code);
+  void on_unblocked(env::QuicStreamId stream);
+  /// The application still wants to hear of it.
+  [[nodiscard]] bool alive(env::QuicStreamId stream) const {
+    return !ending() && (given_up_.empty() || !given_up_.contains(stream));
+  }
 
   // Sending.
   void apply_deferred(ngtcp2_tstamp ts);
@@ -144,7 +150,7 @@ class Connection final : public env::QuicConnection {
 
   std::vector<std::pair<env::QuicStreamId, std::uint64_t>> abandoned_;  // Takes effect between packets.
   std::unordered_set<env::QuicStreamId> sending_;                       // Streams on which something was sent.
-  std::unordered_set<env::QuicStreamId> stopped_;  // The application knows: the peer wants no more.
+  std::unordered_set<env::QuicStreamId> given_up_;                      // By either side; not closed yet.
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
@@ -155,8 +161,7 @@ class Connection final : public env::QuicConnection {
   std::optional<Farewell> farewell_;  // To be written.
   Stash goodbye_;                     // As it was written, to be repeated.
   bool goodbye_wanted_ = false;
-  std::uint64_t late_datagrams_ = 0;
-  ngtcp2_tstamp lingers_until_ = 0;
+  ngtcp2_tstamp lingers_until_ = 0, repeats_from_ = 0;
 
   std::uint64_t bytes_sent_ = 0, bytes_received_ = 0, packets_sent_ = 0, packets_received_ = 0, packets_lost_ = 0;
   std::function<void(ByteSpan)> qlog_;

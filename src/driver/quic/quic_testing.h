@@ -259,7 +259,10 @@ class World {
       for (Side* side : {&client, &server}) {
         if (side->connection) next = std::min(next, std::max(now, side->connection->next_timer()));
       }
-      if (next >= deadline) return false;
+      if (next >= deadline) {
+        now = deadline;
+        return done();
+      }
       // A timer that is due again and again without the clock moving would be a bug; let it show as time passing.
       now = next == now ? now + nanoseconds(1) : next;
       while (!wire_.empty() && wire_.top().due <= now) {
@@ -351,7 +354,10 @@ class World {
     std::array<std::byte, 1500> answer;
     const Bytes destination(header.destination.begin(), header.destination.end());
     if (header.kind == Kind::malformed) return;
-    if (side.connection && !side.forgotten && side.app.ids.contains(destination)) {
+    // A stateless reset has no id that says whose it is: it may be for any connection with where it came from.
+    const Side& peer = &side == &client ? server : client;
+    const bool maybe_reset = header.kind == Kind::one_rtt && datagram.from == peer.address;
+    if (side.connection && !side.forgotten && (side.app.ids.contains(destination) || maybe_reset)) {
       return side.connection->receive(now, path, datagram.ecn, datagram.bytes);
     }
     if (header.kind == Kind::unknown_version && &side == &server) {
