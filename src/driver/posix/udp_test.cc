@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <optional>
 
 #include "base/random.h"
@@ -381,6 +382,117 @@ TEST_P(UdpOnASlowLink, AFullSocketSaysSoAndLosesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(, UdpOnASlowLink, testing::Values(UdpOptions{}, UdpOptions{.gso = false}),
                          [](const auto& setting) { return setting.param.gso ? "Gso" : "NoGso"; });
+
+/// Two networks with an Ethernet cable (MTU 1,500) between them, and IPv6 link-local addresses at its ends.
+class UdpOnACable : public Udp {
+ protected:
+  void SetUp() override {
+    auto red = NetNamespace::create(prefix_ + "red");
+    if (!red) GTEST_SKIP() << "no network namespaces here: " << red.error().message;
+    red_.emplace(std::move(*red));
+    blue_.emplace(NetNamespace::create(prefix_ + "blue").value());
+    auto at_red = RouteNetlink::open_in(*red_).value();
+    auto at_blue = RouteNetlink::open_in(*blue_).value();
+    ASSERT_TRUE(at_red.add_veth("cable", *blue_, "plug"));
+    connect(*red_, at_red, "cable");
+    connect(*blue_, at_blue, "plug");
+    // The kernel gives the addresses once it has noticed that both ends are up.
+    ASSERT_TRUE(loop_.run_until(
+        [&] {
+          red_address_ = link_local(*red_, "cable");
+          blue_address_ = link_local(*blue_, "plug");
+          return !has_ipv6() || (!red_address_.empty() && !blue_address_.empty());
+        },
+        kLimit));
+    if (red_address_.empty() || blue_address_.empty()) GTEST_SKIP() << "no IPv6 here";
+    blue_index_ = static_cast<std::uint32_t>(at_blue.index_of("plug").value());
+    red_index_ = static_cast<std::uint32_t>(at_red.index_of("cable").value());
+  }
+  void TearDown() override {
+    for (const auto& name : NetNamespace::names(prefix_)) EXPECT_TRUE(NetNamespace::remove(name));
+  }
+  static void connect(const NetNamespace& where, RouteNetlink& links, const std::string& link) {
+    ASSERT_TRUE(where.run_inside([&]() -> Status {
+      std::ofstream(str("/proc/sys/net/ipv6/conf/", link, "/accept_dad")) << 0;  // Addresses are usable at once.
+      return {};
+    }));
+    ASSERT_TRUE(links.set_up(link));
+  }
+  /// "fe80:0:...", or nothing yet.
+  static std::string link_local(const NetNamespace& where, const std::string& link) {
+    std::string found;
+    EXPECT_TRUE(where.run_inside([&]() -> Status {
+      std::ifstream addresses("/proc/thread-self/net/if_inet6");
+      for (std::string line; std::getline(addresses, line);) {
+        if (!line.starts_with("fe80") || !line.ends_with(link)) continue;
+        for (std::size_t i = 0; i < 32; i += 4) found += str(i == 0 ? "" : ":", line.substr(i, 4));
+      }
+      return {};
+    }));
+    return found;
+  }
+  Socket bind_in(const NetNamespace& where, const std::string& address) {
+    Socket out;
+    EXPECT_TRUE(where.run_inside([&]() -> Status {
+      out = bind(address);
+      return {};
+    }));
+    return out;
+  }
+
+  const std::string prefix_ = str("holo-test-udp-", ::getpid(), "-");
+  std::optional<NetNamespace> red_, blue_;
+  std::string red_address_, blue_address_;
+  std::uint32_t red_index_ = 0, blue_index_ = 0;
+};
+
+TEST_F(UdpOnACable, LinkLocalAddressesHaveAScope) {
+  End red{.socket = bind_in(*red_, str("[", red_address_, "%cable]:0"))};
+  End blue{.socket = bind_in(*blue_, "[::]:0")};
+  ASSERT_TRUE(red.socket && blue.socket);
+  red.start();
+  blue.start();
+  EXPECT_EQ(red.socket->local().scope, red_index_);
+  IpEndpoint to;
+  ASSERT_TRUE(red_->run_inside([&]() -> Status {
+    std::optional<Result<std::vector<IpEndpoint>>> found;
+    const std::string address = str("[", blue_address_, "%cable]:", blue.socket->local().port);
+    loop_.spawn(resolve_into(udp_, address, kNever, found));  // Numbers need no helper thread.
+    if (!found || !*found) return fail(Errc::not_found, address);
+    to = (*found)->front();
+    return {};
+  }));
+  EXPECT_EQ(to.scope, red_index_);
+  ASSERT_TRUE(red.socket->send({.local = {}, .remote = to}, Ecn::ect0, 1000, noise(3500)));
+  ASSERT_TRUE(loop_.run_until([&] { return blue.arrived.size() == 4; }, kLimit));
+  const DatagramPath path = blue.arrived[0].path;
+  EXPECT_EQ(path.remote.ip, red.socket->local().ip);
+  EXPECT_EQ(path.remote.scope, blue_index_);
+  EXPECT_EQ(path.local.ip, to.ip);
+  EXPECT_EQ(path.local.scope, blue_index_);
+  ASSERT_TRUE(blue.socket->send(path, Ecn::ect1, 1000, noise(3500)));
+  ASSERT_TRUE(loop_.run_until([&] { return red.arrived.size() == 4; }, kLimit));
+  EXPECT_EQ(red.arrived[0].path.remote, to);
+  EXPECT_EQ(red.arrived[0].path.local, red.socket->local());
+}
+
+TEST_F(UdpOnACable, WhatIsAboveTheMtuIsLostAndNeverFragmented) {
+  constexpr std::size_t kLargest = 1500 - 40 - 8;
+  End red{.socket = bind_in(*red_, str("[", red_address_, "%cable]:0"))};
+  End blue{.socket = bind_in(*blue_, str("[", blue_address_, "%plug]:0"))};
+  ASSERT_TRUE(red.socket && blue.socket);
+  blue.start();
+  DatagramPath path = red.to(blue);
+  path.remote.scope = red_index_;
+  ASSERT_TRUE(red.socket->send(path, Ecn::ect0, kLargest + 1, noise(kLargest + 1)));
+  ASSERT_TRUE(red.socket->send(path, Ecn::ect0, kLargest + 1, noise(20 * (kLargest + 1))));
+  EXPECT_GE(udp_.counters().send_errors, 2U);
+  ASSERT_TRUE(red.socket->send(path, Ecn::ect0, kLargest, noise(44 * kLargest)));
+  ASSERT_TRUE(loop_.run_until([&] { return blue.arrived.size() >= 44; }, kLimit));
+  EXPECT_EQ(blue.arrived.size(), 44U);
+  EXPECT_EQ(blue.arrived[0].bytes.size(), kLargest);
+  EXPECT_EQ(udp_.counters().gso_refusals, 0U);
+}
 
 TEST_F(Udp, BindErrors) {
   auto socket = bind();
