@@ -28,7 +28,10 @@ Task<Result<LocalReply>> json_reply(std::string json) {
 }  // namespace
 
 Node::Node(NodePorts ports, NodeConfig config) : ports_(std::move(ports)), config_(std::move(config)) {
-  bus_ = std::make_unique<Bus>(ports_.loop, ports_.carrier, ports_.entropy, BusOptions{.session = config_.session});
+  trust_ = std::make_unique<TrustService>(
+      TrustService::Ports{.loop = &ports_.loop, .entropy = &ports_.entropy, .facts = &ports_.store},
+      std::move(config_.trust), config_.session, config_.cluster);
+  bus_ = std::make_unique<Bus>(ports_.loop, ports_.carrier, ports_.entropy, BusOptions{.session = trust_->session()});
 }
 
 Node::~Node() = default;
@@ -102,6 +105,7 @@ void Node::build_services() {
   control_->register_local(api_);
   memory_->serve_local(api_);
   compute_->serve_local(api_);
+  trust_->start(*bus_, *control_, api_);
 }
 
 void Node::serve_admin() {

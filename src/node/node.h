@@ -23,6 +23,7 @@
 #include "node/local_gate.h"
 #include "node/memory.h"
 #include "node/memory_control.h"
+#include "node/trust.h"
 
 namespace holo::node {
 
@@ -38,7 +39,8 @@ struct NodeConfig {
   /// As remembered from the last run; what `status` shows until the log tells (which takes a quorum).
   ClusterId cluster = {};
   std::string cluster_name = {};
-  std::shared_ptr<const hyperbus::SessionConfig> session;
+  std::shared_ptr<const hyperbus::SessionConfig> session;  ///< Trust adds keys, certificate and policy to it.
+  TrustConfig trust;
   MemoryConfig memory;
   ComputeConfig compute;
 };
@@ -117,6 +119,7 @@ class Node {
   NodeConfig config_;
   std::string listen_address_;
   std::function<void(bool)> on_end_;
+  std::unique_ptr<TrustService> trust_;
   std::unique_ptr<Bus> bus_;
   std::unique_ptr<ControlService> control_;
   std::unique_ptr<MemoryControl> memory_control_;

@@ -26,6 +26,8 @@ enum class PeerMessage : std::uint16_t {
   binary_fetch = 43,   // BinaryFetch -> BinaryFetchReply + bytes
   worker_output = 44,  // WorkerOutput -> empty: lines of a worker, to the coordinator
   program_end = 45,    // ProgramEnd -> empty: coordinator to executors
+  // trust
+  key_change = 60,  // KeyChange -> empty: `holo key ... --all`
 };
 
 }  // namespace holo::wire

@@ -10,6 +10,9 @@ COMMANDS = [
     ("agent",), ("init",), ("join",), ("leave",), ("status",), ("alloc",), ("regions",), ("regions", "show"), ("free",), ("run",),
     ("dev", "up"), ("dev", "status"), ("dev", "logs"), ("dev", "kill"), ("dev", "restart"), ("dev", "down"),
     ("bench", "main"), ("bench", "idle"), ("doctor",), ("config", "show"), ("version",),
+    ("trust", "list"), ("trust", "show"), ("trust", "forget"), ("trust", "rotate"), ("key", "list"), ("key", "add"), ("key", "use"),
+    ("key", "remove"), ("identity", "show"), ("identity", "request"), ("identity", "sign"), ("identity", "install"),
+    ("identity", "rotate"), ("identity", "revoke"),
 ]  # fmt: skip
 
 

@@ -84,14 +84,45 @@ struct Stores {
   std::shared_ptr<driver::RocksStore> log;
 };
 
+/// Writes what changes about trust into the state directory that the agent holds. `membership` is the agent's.
+class FileTrustStore final : public node::TrustStore {
+ public:
+  FileTrustStore(std::string state_dir, ClusterMembership& membership)
+      : state_dir_(std::move(state_dir)), membership_(membership) {}
+  Status save_pins(const std::string& text) override { return write_pins(state_dir_, text); }
+  Status save_identity(const crypto::Ed25519Seed& seed, const hyperbus::IdentityChain& chain) override {
+    return write_identity(state_dir_, seed, chain);
+  }
+  Status save_keys(const std::vector<crypto::Secret<32>>& keys) override {
+    ClusterMembership next = membership_;
+    next.keys = keys;
+    return save(std::move(next));
+  }
+  Status save_certificate(const std::string& text) override {
+    ClusterMembership next = membership_;
+    next.certificate = text;
+    return save(std::move(next));
+  }
+
+ private:
+  Status save(ClusterMembership next) {
+    HOLO_TRY(write_membership(state_dir_, next));
+    membership_ = std::move(next);
+    return {};
+  }
+  std::string state_dir_;
+  ClusterMembership& membership_;
+};
+
 class Agent {
  public:
   Agent(const LoadedConfig& loaded, AgentHooks hooks, StateDir state, hyperbus::Identity identity,
-        ClusterMembership membership, Stores stores)
+        ClusterMembership membership, hyperbus::TrustBook book, Stores stores)
       : config_(loaded.config),
         hooks_(std::move(hooks)),
         state_(std::move(state)),
         membership_(std::move(membership)),
+        book_(std::move(book)),
         facts_(std::move(stores.facts)),
         log_(std::move(stores.log)),
         carrier_(loop_),
@@ -139,8 +170,10 @@ class Agent {
   }
 
   node::NodeConfig node_config(const LoadedConfig& loaded, hyperbus::Identity identity) {
-    auto handshake = std::make_shared<hyperbus::HandshakeConfig>(
-        hyperbus::HandshakeConfig{.identity = std::move(identity), .keys = {hyperbus::ClusterKey(membership_.key)}});
+    auto handshake =
+        std::make_shared<hyperbus::HandshakeConfig>(hyperbus::HandshakeConfig{.identity = std::move(identity)});
+    for (const auto& key : membership_.keys) handshake->keys.emplace_back(key);
+    handshake->suite = hyperbus::suite_of(membership_.trust, config_.key_exchange);
     auto session = std::make_shared<hyperbus::SessionConfig>();
     session->handshake = std::move(handshake);
     node::NodeConfig out;
@@ -154,6 +187,10 @@ class Agent {
     out.socket_path = driver::agent_socket_path(config_.state_dir, record_.node_id);
     out.settings_json = config_json(loaded);
     out.session = std::move(session);
+    out.trust = {.store = std::make_shared<FileTrustStore>(config_.state_dir, membership_),
+                 .book = std::move(book_),
+                 .keys = membership_.keys,
+                 .certificate = membership_.certificate};
     out.memory.limit_bytes = config_.memory_bytes;
     out.memory.state_dir = config_.state_dir;
     out.compute.workers = config_.workers;
@@ -248,6 +285,7 @@ class Agent {
   AgentHooks hooks_;
   StateDir state_;
   ClusterMembership membership_;
+  hyperbus::TrustBook book_;  ///< Until the node has it.
   driver::AgentRecord record_;
   std::optional<Failure> failure_;
   bool ending_ = false, left_cluster_ = false;
@@ -271,7 +309,17 @@ Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
     return fail(Errc::refused, str("the state directory ", state.path(), " belongs to no cluster"),
                 "holo init makes one, holo join enters one");
   }
+  if (membership->trust != loaded.config.trust) {
+    return fail(Errc::refused,
+                str("the cluster of ", state.path(), " has trust mode ", hyperbus::trust_mode_name(membership->trust),
+                    ", and trust is set to ", hyperbus::trust_mode_name(loaded.config.trust)),
+                "a cluster keeps the mode it was made with: remove that setting");
+  }
   HOLO_ASSIGN(identity, state.identity());
+  std::optional<crypto::Ed25519PublicKey> root;
+  if (const auto carried = hyperbus::parse_certificate(membership->certificate)) root = carried->root;
+  hyperbus::TrustBook book(membership->trust, root);
+  HOLO_TRY(read_pins(state.path(), book));
   const auto socket = driver::agent_socket_path(state.path(), to_hex(identity.node().value));
   HOLO_TRY(driver::check_socket_path(socket));
   HOLO_TRY(driver::make_private_directory(std::filesystem::path(socket).parent_path().string()));
@@ -280,7 +328,7 @@ Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
   stores.facts = std::move(facts);
   HOLO_ASSIGN(log, driver::RocksStore::open(state.log_directory()));
   stores.log = std::move(log);
-  Agent agent(loaded, std::move(hooks), std::move(state), std::move(identity), std::move(*membership),
+  Agent agent(loaded, std::move(hooks), std::move(state), std::move(identity), std::move(*membership), std::move(book),
               std::move(stores));
   return agent.run();
 }

@@ -52,8 +52,11 @@ Result<std::string> AgentLink::call(wire::LocalMessage type, const google::proto
   return std::move(reply.header);
 }
 
-Result<nlohmann::json> AgentLink::json(wire::LocalMessage type) {
-  HOLO_ASSIGN(reply, call_for<wire::AdminJson>(type, wire::Empty(), kShortCall));
+Result<nlohmann::json> AgentLink::json(wire::LocalMessage type) { return json(type, wire::Empty(), kShortCall); }
+
+Result<nlohmann::json> AgentLink::json(wire::LocalMessage type, const google::protobuf::MessageLite& request,
+                                       Duration timeout) {
+  HOLO_ASSIGN(reply, call_for<wire::AdminJson>(type, request, timeout));
   auto parsed = nlohmann::json::parse(reply.json(), nullptr, false);
   if (!parsed.is_object()) return fail(Errc::malformed, "the agent's answer is not JSON");
   return parsed;

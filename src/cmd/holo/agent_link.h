@@ -38,8 +38,9 @@ class AgentLink {
     if (!reply.ParseFromString(header)) return fail(Errc::malformed, "the agent's answer does not decode");
     return reply;
   }
-  /// The agent's answer to STATUS or CONFIG_SHOW, parsed.
+  /// The agent's answer to a request that gives AdminJson, parsed.
   Result<nlohmann::json> json(wire::LocalMessage type);
+  Result<nlohmann::json> json(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);
 
   [[nodiscard]] const driver::AgentRecord& agent() const { return agent_; }
   [[nodiscard]] const wire::HelloReply& hello() const { return hello_; }

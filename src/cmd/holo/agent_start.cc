@@ -1,15 +1,38 @@
 #include "cmd/holo/agent_start.h"
 
+#include <algorithm>
+
 #include "base/strings.h"
 #include "cmd/holo/agent_link.h"
 
 namespace holo::cmd {
 
-Outcome<void> prepare_start(const std::string& state_dir, const ClusterMembership& wanted) {
+namespace {
+
+/// Whether the directory belongs to the cluster that is to be joined, as far as that can be told.
+bool same_cluster(const ClusterMembership& present, const ClusterMembership& wanted) {
+  if (!wanted.pending.starts_with("join") || present.trust != wanted.trust) return false;
+  if (wanted.trust == hyperbus::TrustMode::psk) return std::ranges::count(present.keys, wanted.keys.front()) > 0;
+  const auto ours = hyperbus::parse_certificate(present.certificate);
+  const auto theirs = hyperbus::parse_certificate(wanted.certificate);
+  return ours && theirs && ours->root == theirs->root;
+}
+
+Status check_certificate(const std::string& text, const hyperbus::Identity& identity) {
+  HOLO_ASSIGN(carried, hyperbus::parse_certificate(text));
+  if (carried.first == identity.chain().first) return {};
+  return fail(Errc::permission_denied,
+              str("the certificate is for node ", carried.node, ", this is node ", identity.node()),
+              "holo identity request --state-dir D prints what has to be signed for it");
+}
+
+}  // namespace
+
+Outcome<void> prepare_start(const std::string& state_dir, ClusterMembership wanted) {
   HOLO_ASSIGN(state, StateDir::open(state_dir));
   HOLO_ASSIGN(present, state.membership());
   if (present && present->pending.empty()) {
-    const bool same = wanted.pending.starts_with("join") && present->key == wanted.key;
+    const bool same = same_cluster(*present, wanted);
     return fail(Errc::refused,
                 str("the state directory ", state.path(), " belongs to ", same ? "this" : "another",
                     " cluster already: ", present->name, " (", to_hex(present->id.value), ")"),
@@ -17,7 +40,12 @@ Outcome<void> prepare_start(const std::string& state_dir, const ClusterMembershi
                          : "choose another with --state-dir, or start its node: holo agent --state-dir ",
                     state.path()));
   }
-  HOLO_TRY(state.identity());
+  HOLO_ASSIGN(identity, state.identity());
+  if (wanted.trust == hyperbus::TrustMode::roots && wanted.pending == "init") {
+    HOLO_ASSIGN(root, state.root_key());
+    wanted.certificate = sign_identity(root, identity.chain(), {});
+  }
+  if (wanted.trust == hyperbus::TrustMode::roots) HOLO_TRY(check_certificate(wanted.certificate, identity));
   HOLO_TRY(state.forget_cluster());  // Remains of a start that was interrupted.
   HOLO_TRY(state.set_membership(wanted));
   return {};

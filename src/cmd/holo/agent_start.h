@@ -11,9 +11,10 @@
 
 namespace holo::cmd {
 
-/// Makes `state_dir` and notes in it what the agent has to do (`wanted.pending`). Failures: `refused` (an agent runs
-/// there, or the directory belongs to a cluster already), and those of files.
-Outcome<void> prepare_start(const std::string& state_dir, const ClusterMembership& wanted);
+/// Makes `state_dir` and notes in it what the agent has to do (`wanted.pending`); for a new cluster of mode roots also
+/// the root key and the first certificate. Failures: `refused` (an agent runs there, or the directory belongs to a
+/// cluster already), `permission_denied` (another node's certificate), and those of files.
+Outcome<void> prepare_start(const std::string& state_dir, ClusterMembership wanted);
 /// After a start that failed: the directory no longer looks like a member's. Does nothing when it is one.
 void forget_failed_start(const std::string& state_dir);
 

@@ -21,7 +21,7 @@ constexpr std::size_t kMaxKeyFile = 4096;
 
 struct StartOptions {
   AgentOptions agent;
-  std::string cluster_name = "holo", address, key, key_file;
+  std::string cluster_name = "holo", address, key, key_file, certificate, certificate_file;
   bool foreground = false, json = false;
 };
 
@@ -46,9 +46,64 @@ Outcome<ClusterKey> read_key(const StartOptions& o) {
   return *key;
 }
 
+/// What the root key signed for this node.
+Outcome<std::string> read_certificate(const StartOptions& o) {
+  if (o.certificate.empty() == o.certificate_file.empty()) {
+    return usage("trust mode roots needs --certificate or --certificate-file",
+                 "holo identity request here, holo identity sign where the root key is");
+  }
+  std::string text = o.certificate;
+  if (o.certificate_file == "-") {
+    if (!std::getline(std::cin, text)) return usage("no certificate on standard input");
+  } else if (!o.certificate_file.empty()) {
+    auto read = driver::read_text_file(o.certificate_file, kMaxKeyFile);
+    if (!read) return usage(str("cannot read ", o.certificate_file, ": ", read.error().message));
+    text = *read;
+  }
+  auto carried = hyperbus::parse_certificate(text);
+  if (!carried) return usage(carried.error());
+  return hyperbus::certificate_text(*carried);
+}
+
 /// The line for the next machine.
-std::string join_line(const std::string& address, const ClusterKey& key) {
-  return str("holo join ", address, " --key ", key_text(key));
+std::string join_line(const std::string& address, const ClusterMembership& m) {
+  const std::string line = str("holo join ", address);
+  switch (m.trust) {
+    case hyperbus::TrustMode::psk: return str(line, " --key ", key_text(m.keys.front()));
+    case hyperbus::TrustMode::tofu: return line + " --trust tofu";
+    case hyperbus::TrustMode::roots: return line + " --trust roots --certificate CERTIFICATE";
+  }
+  return line;
+}
+
+void print_join(const StartOptions& o, const std::string& state_dir, const std::string& address,
+                const ClusterMembership& m) {
+  const bool roots = m.trust == hyperbus::TrustMode::roots;
+  const std::string root_key = state_dir + "/root.key";
+  if (o.json) {
+    nlohmann::json object = {{"cluster", o.cluster_name},
+                             {"address", address},
+                             {"trust", hyperbus::trust_mode_name(m.trust)},
+                             {"join", join_line(address, m)}};
+    if (!m.keys.empty()) object["key"] = key_text(m.keys.front());
+    if (roots) object["root_key_file"] = root_key;
+    std::cout << object.dump() << std::endl;
+    return;
+  }
+  std::cout << join_line(address, m) << std::endl;
+  if (roots) {
+    std::cout << "# CERTIFICATE: holo identity request on the new machine, holo identity sign REQUEST here\n"
+              << "# The root key signs who may join; keep it safe, agents do not need it: " << root_key << std::endl;
+  }
+}
+
+/// Where nobody vouches for keys, people have to compare them.
+void show_pins(const nlohmann::json& trust) {
+  for (const auto& pin : trust["pins"]) {
+    std::cerr << "holo: pinned node " << pin["node"].get<std::string>() << " at " << pin["address"].get<std::string>()
+              << " by the first key it showed: " << pin["key"].get<std::string>()
+              << " (holo identity show there must say the same)\n";
+  }
 }
 
 Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions& agent) {
@@ -67,22 +122,12 @@ Outcome<int> init(StartOptions& o) {
   if (auto named = check_name("a cluster's name", o.cluster_name); !named) return usage(named.error());
   HOLO_ASSIGN(loaded, load_config(o.agent.sources));
   driver::OsEntropy entropy;
-  const ClusterMembership wanted{
-      .id = {}, .name = o.cluster_name, .key = crypto::random_secret<32>(entropy), .pending = "init"};
+  ClusterMembership wanted{
+      .id = {}, .name = o.cluster_name, .trust = loaded.config.trust, .certificate = {}, .pending = "init"};
+  if (wanted.trust == hyperbus::TrustMode::psk) wanted.keys.push_back(crypto::random_secret<32>(entropy));
   HOLO_TRY(prepare_start(loaded.config.state_dir, wanted));
   HOLO_TRY(keep_flags(loaded, o.agent));
-  const auto show = [&](const std::string& address) {
-    if (o.json) {
-      std::cout << nlohmann::json({{"cluster", o.cluster_name},
-                                   {"address", address},
-                                   {"key", key_text(wanted.key)},
-                                   {"join", join_line(address, wanted.key)}})
-                       .dump()
-                << std::endl;
-    } else {
-      std::cout << join_line(address, wanted.key) << std::endl;
-    }
-  };
+  const auto show = [&](const std::string& address) { print_join(o, loaded.config.state_dir, address, wanted); };
   if (o.foreground) {
     HOLO_ASSIGN(again, load_config(o.agent.sources));  // With what prepare() wrote.
     return run_agent(again, {.ready = ReadyPipe(), .on_alive = show});
@@ -96,18 +141,37 @@ Outcome<int> init(StartOptions& o) {
 Outcome<int> join(StartOptions& o) {
   const auto address = with_port(o.address, kDefaultPort);
   if (!address) return usage(address.error());
-  HOLO_ASSIGN(key, read_key(o));
   HOLO_ASSIGN(loaded, load_config(o.agent.sources));
-  HOLO_TRY(prepare_start(loaded.config.state_dir, {.id = {}, .name = {}, .key = key, .pending = "join " + *address}));
+  ClusterMembership wanted{
+      .id = {}, .name = {}, .trust = loaded.config.trust, .certificate = {}, .pending = "join " + *address};
+  const bool other_key = wanted.trust != hyperbus::TrustMode::psk && !(o.key.empty() && o.key_file.empty());
+  const bool other_certificate =
+      wanted.trust != hyperbus::TrustMode::roots && !(o.certificate.empty() && o.certificate_file.empty());
+  if (other_key || other_certificate) {
+    return usage(str(other_key ? "a cluster key" : "a certificate", " is of no use in trust mode ",
+                     hyperbus::trust_mode_name(wanted.trust)),
+                 other_key ? "leave --key out" : "add --trust roots");
+  }
+  if (wanted.trust == hyperbus::TrustMode::psk) {
+    HOLO_ASSIGN(key, read_key(o));
+    wanted.keys.push_back(key);
+  } else if (wanted.trust == hyperbus::TrustMode::roots) {
+    HOLO_ASSIGN(certificate, read_certificate(o));
+    wanted.certificate = std::move(certificate);
+  }
+  HOLO_TRY(prepare_start(loaded.config.state_dir, wanted));
   HOLO_TRY(keep_flags(loaded, o.agent));
   if (o.foreground) {
     HOLO_ASSIGN(again, load_config(o.agent.sources));
     return run_agent(again, {.ready = ReadyPipe(), .on_alive = {}});
   }
   HOLO_TRY(start_in_background(loaded, o.agent));
+  HOLO_ASSIGN(link, AgentLink::connect(TargetOptions{.cluster = {}, .state_dir = loaded.config.state_dir, .node = {}}));
+  if (wanted.trust == hyperbus::TrustMode::tofu) {
+    HOLO_ASSIGN(trust, link.json(wire::TRUST_LIST));
+    show_pins(trust);
+  }
   if (o.json) {
-    HOLO_ASSIGN(link,
-                AgentLink::connect(TargetOptions{.cluster = {}, .state_dir = loaded.config.state_dir, .node = {}}));
     HOLO_ASSIGN(status, link.json(wire::STATUS));
     std::cout << nlohmann::json({{"cluster", status["cluster"]["name"]},
                                  {"cluster_id", status["cluster"]["id"]},
@@ -148,6 +212,8 @@ void add_cluster_commands(CommandLine& line) {
   join_app.add_option("address", j->address, "HOST or HOST:PORT of any member")->required();
   join_app.add_option("--key", j->key, "The cluster's key (also HOLO_KEY)");
   join_app.add_option("--key-file", j->key_file, "Read the key from this file, - is standard input");
+  join_app.add_option("--certificate", j->certificate, "With --trust roots: what holo identity sign printed for it");
+  join_app.add_option("--certificate-file", j->certificate_file, "Read it from this file, - is standard input");
   add_start_options(join_app, *j, "--name,--node-name");
 
   auto l = std::make_shared<TargetOptions>();

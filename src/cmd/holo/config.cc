@@ -13,6 +13,7 @@
 #include "base/limits.h"
 #include "base/strings.h"
 #include "cmd/holo/machine.h"
+#include "cmd/holo/state_dir.h"
 #include "cmd/holo/units.h"
 #include "driver/posix/files.h"
 
@@ -37,6 +38,8 @@ std::string default_value(std::string_view key) {
   if (key == "memory") return str(memory_bytes() / 2 / limits::kMaxPageBytes * limits::kMaxPageBytes);
   if (key == "workers") return str(core_count());
   if (key == "userfaultfd") return "auto";
+  if (key == "trust") return std::string(hyperbus::trust_mode_name(hyperbus::TrustMode::psk));
+  if (key == "classical_only") return "false";
   if (key == "log_level") return "info";
   return "";
 }
@@ -98,6 +101,12 @@ Status apply(const Setting& s, AgentConfig& c) {
   } else if (s.key == "userfaultfd") {
     HOLO_TRY(one_of(s, {"auto", "user", "off"}));
     c.userfaultfd = s.value;
+  } else if (s.key == "trust") {
+    HOLO_ASSIGN(mode, at(s, hyperbus::parse_trust_mode(s.value)));
+    c.trust = mode;
+  } else if (s.key == "classical_only") {
+    HOLO_TRY(one_of(s, {"true", "false"}));
+    c.key_exchange = s.value == "true" ? hyperbus::KeyExchange::classical_only : hyperbus::KeyExchange::hybrid;
   } else if (s.key == "log_level") {
     HOLO_TRY(one_of(s, {"debug", "info", "warn", "error"}));
     c.log_level = s.value;
@@ -155,9 +164,11 @@ Result<std::map<std::string, std::string>> read_config_file(const std::string& p
       out[key] = text_value->get();
     } else if (const auto* number = node.as_integer()) {
       out[key] = std::to_string(number->get());
+    } else if (const auto* choice = node.as_boolean()) {
+      out[key] = choice->get() ? "true" : "false";
     } else {
       return fail(Errc::invalid_argument,
-                  str("key \"", key, "\" in the config file ", path, " must be a text or a whole number"));
+                  str("key \"", key, "\" in the config file ", path, " must be a text, a whole number or a boolean"));
     }
   }
   return out;
@@ -176,6 +187,10 @@ const std::vector<SettingInfo>& setting_table() {
       {"workers", "--workers", "HOLO_WORKERS", "Worker processes for each program"},
       {"userfaultfd", "--userfaultfd", "HOLO_USERFAULTFD",
        "auto, user (faults of user code only) or off (views are populated whole)"},
+      {"trust", "--trust", "HOLO_TRUST",
+       "Whom to let in: psk (the cluster key), tofu (first key seen) or roots (signed)"},
+      {"classical_only", "--classical-only", "HOLO_CLASSICAL_ONLY",
+       "true: handshakes without ML-KEM, only with nodes set so as well"},
       {"log_level", "--log-level", "HOLO_LOG_LEVEL", "debug, info, warn or error"},
       {"log_file", "--log-file", "HOLO_LOG_FILE", "Log to this file instead of standard error"},
   };
@@ -209,8 +224,14 @@ Outcome<LoadedConfig> load_config(const ConfigSources& sources) {
     HOLO_ASSIGN(values, read_config_file(out.file));
     file = std::move(values);
   }
+  const auto membership = read_membership(before.state_dir);
   for (const auto& info : setting_table()) {
     auto setting = gather(info, file, out.file);
+    if (std::string_view(info.key) == "trust" && setting.origin == Origin::default_value && membership && *membership) {
+      // A cluster's mode does not change, so its members need not be told again.
+      setting = {info.key, std::string(hyperbus::trust_mode_name((*membership)->trust)), Origin::file,
+                 before.state_dir + "/cluster.json"};
+    }
     HOLO_TRY(checked(setting, out.config));
     out.settings.push_back(std::move(setting));
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cmd/holo/outcome.h"
+#include "core/hyperbus/trust.h"
 
 namespace holo::cmd {
 
@@ -22,8 +23,10 @@ struct AgentConfig {
   std::uint64_t memory_bytes = 0;
   unsigned workers = 0;     ///< Worker processes per program.
   std::string userfaultfd;  ///< "auto", "user" or "off".
-  std::string log_level;    ///< "debug", "info", "warn" or "error".
-  std::string log_file;     ///< Empty: standard error.
+  hyperbus::TrustMode trust = hyperbus::TrustMode::psk;
+  hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
+  std::string log_level;  ///< "debug", "info", "warn" or "error".
+  std::string log_file;   ///< Empty: standard error.
 };
 
 inline constexpr std::size_t kMaxNodeName = 63;

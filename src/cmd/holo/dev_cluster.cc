@@ -54,10 +54,19 @@ Outcome<driver::LockFile> lock_folder(const std::string& folder) {
 
 /// Settings of the caller's own agent must not leak into these; memory, workers, userfaultfd and log level may.
 void clear_environment(bool memory_given, bool workers_given) {
-  for (const char* v : {"HOLO_STATE_DIR", "HOLO_LISTEN", "HOLO_ADVERTISE", "HOLO_NAME", "HOLO_LOG_FILE", "HOLO_CONFIG"})
+  for (const char* v :
+       {"HOLO_STATE_DIR", "HOLO_LISTEN", "HOLO_ADVERTISE", "HOLO_NAME", "HOLO_LOG_FILE", "HOLO_CONFIG", "HOLO_TRUST"})
     ::unsetenv(v);
   if (memory_given) ::unsetenv("HOLO_MEMORY");
   if (workers_given) ::unsetenv("HOLO_WORKERS");
+}
+
+/// Makes the identity of `state_dir` and has it signed.
+Result<std::string> certify(const std::string& state_dir, const std::string& root_key_file) {
+  HOLO_ASSIGN(root, read_root_key(root_key_file));
+  HOLO_ASSIGN(state, StateDir::open(state_dir));
+  HOLO_ASSIGN(identity, state.identity());
+  return sign_identity(root, identity.chain(), {});
 }
 
 unsigned voters_of(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : 1; }
@@ -205,17 +214,24 @@ Outcome<void> DevCluster::make(const DevOptions& options) {
     net_ = DevNet{.key = dev_key(name_, folder_), .range = {}, .nodes = options.nodes, .rate_bits = options.net_rate};
   }
   HOLO_TRY(make_places());
+  ClusterMembership wanted{.id = {}, .name = name_, .trust = options.trust, .certificate = {}, .pending = "init"};
   driver::OsEntropy entropy;
-  const auto key = crypto::random_secret<32>(entropy);
+  if (options.trust == hyperbus::TrustMode::psk) wanted.keys.push_back(crypto::random_secret<32>(entropy));
 
   auto& first = nodes_.front();
-  HOLO_TRY(prepare_start(first.state_dir, {.id = {}, .name = name_, .key = key, .pending = "init"}));
+  HOLO_TRY(prepare_start(first.state_dir, wanted));
   HOLO_ASSIGN(first_agent, start(first));
   HOLO_TRY(settle(first, first_agent, AgentStage::alive));
 
   std::vector<BackgroundAgent> others;
+  wanted.name.clear();
+  wanted.pending = "join " + first.address;
   for (auto& node : nodes_ | std::views::drop(1)) {
-    HOLO_TRY(prepare_start(node.state_dir, {.id = {}, .name = {}, .key = key, .pending = "join " + first.address}));
+    if (options.trust == hyperbus::TrustMode::roots) {
+      HOLO_ASSIGN(certificate, certify(node.state_dir, first.state_dir + "/root.key"));
+      wanted.certificate = std::move(certificate);
+    }
+    HOLO_TRY(prepare_start(node.state_dir, wanted));
     HOLO_ASSIGN(agent, start(node));
     others.push_back(std::move(agent));
   }

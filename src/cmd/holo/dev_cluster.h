@@ -10,6 +10,7 @@
 #include "cmd/holo/dev_net.h"
 #include "cmd/holo/outcome.h"
 #include "driver/posix/cpu_group.h"
+#include "core/hyperbus/trust.h"
 #include "driver/posix/files.h"
 
 namespace holo::cmd {
@@ -32,6 +33,7 @@ struct DevOptions {
   double cpus = 0;                 ///< Cores of each node, its workers included; 0: all.
   std::uint64_t net_rate = 0;      ///< A network of its own; bits per second of each node's link. 0: loopback.
   bool block_udp = false;          ///< With a network of its own only.
+  hyperbus::TrustMode trust = hyperbus::TrustMode::psk;
 };
 
 inline constexpr unsigned kMaxDevNodes = 64;

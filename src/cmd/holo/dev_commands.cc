@@ -19,7 +19,7 @@ namespace holo::cmd {
 namespace {
 
 struct DevFlags {
-  std::string cluster = "dev", memory, rate;
+  std::string cluster = "dev", memory, rate, trust = "psk";
   unsigned nodes = 4, workers = 0, number = 0;
   double cpus = 0;
   bool json = false, follow = false, keep_state = false, net = false, block_udp = false;
@@ -99,6 +99,9 @@ void print(const DevCluster& cluster, bool json) {
 
 Outcome<int> up(const DevFlags& f) {
   DevOptions options{.nodes = f.nodes, .memory_bytes = 0, .workers = f.workers};
+  const auto trust = hyperbus::parse_trust_mode(f.trust);
+  if (!trust) return usage(trust.error());
+  options.trust = *trust;
   if (!f.memory.empty()) {
     const auto bytes = parse_size(f.memory);
     if (!bytes) return usage(bytes.error());
@@ -231,6 +234,7 @@ void add_dev_commands(CommandLine& line) {
   up_app.add_option("--cpus", f->cpus, "Cores of each node with its workers, for example 0.5 (default: all)")
       ->check(CLI::Range(0.01, 1024.0));
   up_app.add_flag("--block-udp", f->block_udp, "With --net: UDP to every node disappears, as behind a firewall");
+  up_app.add_option("--trust", f->trust, "Trust mode of the cluster: psk, tofu or roots")->capture_default_str();
   up_app.add_flag("--json", f->json, "One JSON object");
   auto& status_app = add("status", "Its processes and what the cluster says of them", "holo dev status", status);
   status_app.add_flag("--json", f->json, "One JSON object");

@@ -14,5 +14,6 @@ int main(int argc, char** argv) {
   add_bench_commands(line);
   add_doctor_command(line);
   add_config_commands(line);
+  add_trust_commands(line);
   return line.run(argc, argv);
 }

@@ -68,6 +68,17 @@ Status write_file_atomically(const std::string& path, ByteSpan content, FileMode
   return sync_directory(parent_of(path));
 }
 
+Status replace_secret_file(const std::string& path, ByteSpan content) {
+  const env::Fd old(::open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW));
+  HOLO_TRY(write_file_atomically(path, content, FileMode::secret));
+  struct stat st{};
+  if (!old || ::fstat(old.get(), &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 0) return {};
+  const Bytes zeros(static_cast<std::size_t>(st.st_size));
+  (void)write_all(old.get(), zeros, path);  // It has no name any more: nothing depends on it.
+  ::fsync(old.get());
+  return {};
+}
+
 Result<Bytes> read_file(const std::string& path, std::size_t max_bytes) {
   const env::Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno(errno, str("cannot read ", path));

@@ -22,6 +22,10 @@ enum class FileMode : std::uint16_t {
 /// (disk full...).
 Status write_file_atomically(const std::string& path, ByteSpan content, FileMode mode = FileMode::secret);
 
+/// The same for a file of secrets: what was there before is overwritten once it is replaced, as far as the file system
+/// overwrites in place. Errors: the same; none for the overwriting.
+Status replace_secret_file(const std::string& path, ByteSpan content);
+
 /// The whole file. Errors: `not_found`, `permission_denied`, `over_limit` (longer than `max_bytes`), `invalid_argument`
 /// (a directory), `io_error`.
 Result<Bytes> read_file(const std::string& path, std::size_t max_bytes);
