@@ -4,6 +4,7 @@
 #include "base/random.h"
 #include "core/hyperbus/frame.h"
 #include "core/hyperbus/handshake.h"
+#include "core/hyperbus/message.h"
 
 namespace {
 

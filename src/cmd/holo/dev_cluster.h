@@ -9,8 +9,8 @@
 #include "cmd/holo/background.h"
 #include "cmd/holo/dev_net.h"
 #include "cmd/holo/outcome.h"
-#include "driver/posix/cpu_group.h"
 #include "core/hyperbus/trust.h"
+#include "driver/posix/cpu_group.h"
 #include "driver/posix/files.h"
 
 namespace holo::cmd {

@@ -43,7 +43,8 @@ Result<Pin> parse_pin(std::string_view line) {
     fields[i] = line.substr(0, space);
     line.remove_prefix(std::min(line.size(), space == std::string_view::npos ? line.size() : space + 1));
   }
-  Pin pin{.confirmed = true};
+  Pin pin;
+  pin.confirmed = true;
   if (fields[0].size() != 16 || !parse_number(fields[0], pin.node.value, 16) || !pin.node) {
     return fail(Errc::corrupt, "no node id");
   }
