@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -96,20 +97,14 @@ std::string folder_of(const Mount& mount, std::string_view own) {
 
 bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
 
-/// Whether a group made in `folder` would have a share of its own: tried, because nothing else tells.
-Status try_parent(const CpuGroupParent& parent) {
-  if (parent.version == CpuGroupVersion::v2) {
-    const auto path = parent.folder + "/cgroup.subtree_control";
-    auto enabled = content(path);
-    std::erase(enabled, '\n');
-    if (!has_word(enabled, ' ', "cpu")) HOLO_TRY(write_value(path, "+cpu"));
-  }
-  const auto probe = str(parent.folder, "/holo-probe-", ::getpid());
-  if (::mkdir(probe.c_str(), 0755) != 0) return fail_errno(errno, "cannot make a cgroup in " + parent.folder);
-  const bool good = exists(probe + (parent.version == CpuGroupVersion::v2 ? "/cpu.max" : "/cpu.cfs_quota_us"));
-  ::rmdir(probe.c_str());
-  if (!good) return fail(Errc::unsupported, "no processor quotas in " + parent.folder);
-  return {};
+/// A child goes in and ends.
+bool can_enter(const std::string& folder) {
+  const auto group = open_cpu_group(folder);
+  if (!group) return false;
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(::write(group->get(), "0", 1) == 1 ? 0 : 1);
+  int status = 1;
+  return child > 0 && ::waitpid(child, &status, 0) == child && status == 0;
 }
 
 }  // namespace
@@ -136,17 +131,43 @@ Result<CpuHierarchy> cpu_hierarchy(std::string_view mountinfo, std::string_view 
   return fail(Errc::unsupported, "this machine has no cgroups for processor time", "mount them, or leave --cpus away");
 }
 
+Status try_cpu_group_parent(const CpuGroupParent& parent) {
+  if (parent.version == CpuGroupVersion::v2) {
+    // Only the root, which has no type, may have processes beside groups: anywhere else, switching the controller on
+    // would make the group a "threaded" one, which takes no processes below it any more.
+    const bool root = !exists(parent.folder + "/cgroup.type");
+    if (!root && content(parent.folder + "/cgroup.type") != "domain\n") {
+      return fail(Errc::unsupported, str("the cgroup ", parent.folder, " cannot have groups of processes"));
+    }
+    if (!root && !content(parent.folder + "/cgroup.procs").empty()) {
+      return fail(Errc::unsupported, str("the cgroup ", parent.folder, " has processes of its own"));
+    }
+    const auto path = parent.folder + "/cgroup.subtree_control";
+    auto enabled = content(path);
+    std::erase(enabled, '\n');
+    if (!has_word(enabled, ' ', "cpu")) HOLO_TRY(write_value(path, "+cpu"));
+  }
+  const auto probe = str(parent.folder, "/holo-probe-", ::getpid());
+  if (::mkdir(probe.c_str(), 0755) != 0) return fail_errno(errno, "cannot make a cgroup in " + parent.folder);
+  const bool quota = exists(probe + (parent.version == CpuGroupVersion::v2 ? "/cpu.max" : "/cpu.cfs_quota_us"));
+  const bool good = quota && can_enter(probe);
+  if (::rmdir(probe.c_str()) != 0 && good) return fail_errno(errno, "cannot remove the cgroup " + probe);
+  if (!good) return fail(Errc::unsupported, "no processor quotas in " + parent.folder);
+  return {};
+}
+
 Result<CpuGroupParent> find_cpu_group_parent() {
   HOLO_ASSIGN(place, cpu_hierarchy(content("/proc/self/mountinfo"), content("/proc/self/cgroup")));
   std::optional<Error> first;
   for (auto folder = place.own;; folder = folder.substr(0, folder.rfind('/'))) {
     const CpuGroupParent parent{.folder = folder, .version = place.version};
-    const auto tried = try_parent(parent);
+    const auto tried = try_cpu_group_parent(parent);
     if (tried) return parent;
     if (!first || tried.error().code == Errc::permission_denied) first = tried.error();
     if (folder.size() <= place.top.size()) break;
   }
-  if (first->code == Errc::permission_denied) first->hint = "run it with sudo, or leave --cpus away";
+  first->hint = str(first->code == Errc::permission_denied ? "run it with sudo" : "run it where cgroups can be made",
+                    ", or leave --cpus away");
   return std::unexpected(*first);
 }
 

@@ -33,9 +33,11 @@ struct CpuHierarchy {
 /// Errors: `unsupported` (no cpu controller is mounted).
 Result<CpuHierarchy> cpu_hierarchy(std::string_view mountinfo, std::string_view own_groups);
 
-/// The nearest place, from the caller's own group upwards, so that the limits which hold for the caller hold for its
-/// groups too. In version 2 the cpu controller is switched on there, and stays so.
-/// Errors: `unsupported`, `permission_denied` (none of them can be written).
+/// Whether a group made there would have a share that processes can enter; tried, because nothing else tells. In
+/// version 2 the cpu controller is switched on there. Errors: `unsupported`, `permission_denied`, `io_error`.
+Status try_cpu_group_parent(const CpuGroupParent& parent);
+/// The nearest such place, from the caller's own group upwards, so that the limits which hold for the caller hold for
+/// its groups too. Errors: `unsupported`, `permission_denied` (none of them can be written).
 Result<CpuGroupParent> find_cpu_group_parent();
 
 /// A group of at most `cpus` cores (0.001 or more; 1.5: one and a half). Fine when it exists.

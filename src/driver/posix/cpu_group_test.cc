@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -48,6 +49,28 @@ TEST(CpuGroup, AMachineWithoutControlGroupsIsRefused) {
   const auto found = cpu_hierarchy("22 1 0:21 / /proc rw - proc proc rw\ngarbage\n", "");
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().code, Errc::unsupported);
+}
+
+TEST(CpuGroup, InVersion2AGroupWithProcessesIsNoParent) {
+  // As a login session's scope looks: the controller must not be switched on there.
+  const auto folder = testing::TempDir() + "holo-cgroup-" + std::to_string(::getpid());
+  std::filesystem::create_directory(folder);
+  const auto file = [&](const char* name, const char* text) { std::ofstream(folder + "/" + name) << text; };
+  file("cgroup.type", "domain\n");
+  file("cgroup.procs", "17\n");
+  file("cgroup.subtree_control", "");
+  const CpuGroupParent parent{.folder = folder, .version = CpuGroupVersion::v2};
+  EXPECT_EQ(try_cpu_group_parent(parent).error().code, Errc::unsupported);
+  EXPECT_EQ(std::filesystem::file_size(folder + "/cgroup.subtree_control"), 0U);
+  file("cgroup.procs", "");
+  file("cgroup.type", "domain threaded\n");
+  EXPECT_EQ(try_cpu_group_parent(parent).error().code, Errc::unsupported);
+  EXPECT_EQ(std::filesystem::file_size(folder + "/cgroup.subtree_control"), 0U);
+  // A folder of an ordinary file system gets that far, but has no quotas.
+  file("cgroup.type", "domain\n");
+  EXPECT_EQ(try_cpu_group_parent(parent).error().code, Errc::unsupported);
+  EXPECT_EQ(std::filesystem::file_size(folder + "/cgroup.subtree_control"), 4U);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(CpuGroup, AShareIsSetAndEverythingRemoved) {
