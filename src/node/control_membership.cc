@@ -358,6 +358,10 @@ Task<void> ControlService::Impl::reconcile(Self me) {
 
 /// True when something was changed.
 Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
+  // A leader that was revoked is cut off in this moment: a change that it begins now would be left half-way, and the
+  // others might need its vote to get over it.
+  const NodeRecord* mine = me->state.node(me->identity.id);
+  if (mine != nullptr && mine->state == NodeState::left) co_return false;
   const Instant deadline = me->now() + kChangeMember;
   std::map<NodeId, bool> voters;
   for (const env::LogMember& m : me->log->members()) voters[m.node] = m.voter;
