@@ -182,7 +182,7 @@ struct QuicConfig {
   std::uint64_t connection_window = 0;      ///< bytes
   std::uint64_t bidirectional_streams = 0;  ///< the peer may have open at once
   std::size_t datagram_bytes = 0;           ///< UDP payload known to pass (configured `mtu`); 0: discover from 1,200 up
-  std::uint64_t packets_per_key = 1ULL << 23;  ///< then the keys move on (RFC 9001, section 6)
+  std::uint64_t packets_per_key = 1ULL << 23;  ///< then the client moves them on (RFC 9001, section 6)
   Secret<32> reset_key;                        ///< stateless reset tokens are derived from it; kept over restarts
   /// qlog (draft-ietf-quic-qlog-main-schema), one connection each; null: none. Called with pieces of the file.
   std::function<std::function<void(ByteSpan)>(ByteSpan original_destination_id, bool server)> qlog;

@@ -24,6 +24,7 @@ constexpr int kMaxWritesPerPacket = 64;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
 constexpr std::size_t kMaxReasonBytes = 256;
+constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
 
@@ -239,9 +240,36 @@ void Connection::apply_deferred(ngtcp2_tstamp ts) {
 }
 
 void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
-  if (!confirmed_ || key_use_.packets < std::min(parts_.config->packets_per_key, kMaxPacketsPerKey)) return;
+  // The client does it for both: ngtcp2 0.12 takes an update that the peer began for settled as soon as it has sent an
+  // acknowledgement. When that is lost and the next update is its own, the peer cannot follow, and nothing arrives any
+  // more. Who alone begins them knows that the last one is settled.
+  if (server_ || !confirmed_) return;
+  const std::uint64_t limit = std::min(parts_.config->packets_per_key, kMaxPacketsPerKey);
+  // Not all that the server has sent has arrived.
+  if (sent_.packets < limit && received_.packets < limit - limit / 4) return;
   // Refused while the last update is young; then it is tried again with the next packet.
-  if (ngtcp2_conn_initiate_key_update(conn_, ts) == 0) key_use_.packets = 0;
+  if (ngtcp2_conn_initiate_key_update(conn_, ts) == 0) sent_.packets = received_.packets = 0;
+}
+
+void Connection::end_when_stalled(ngtcp2_tstamp ts) {
+  if (!established_ || ngtcp2_conn_get_cwnd_left(conn_) != 0) {
+    stalled_until_ = 0;
+    return;
+  }
+  ngtcp2_conn_stat stat;
+  ngtcp2_conn_get_conn_stat(conn_, &stat);
+  if (stat.loss_detection_timer != UINT64_MAX) {
+    stalled_until_ = 0;
+    return;
+  }
+  // ngtcp2 0.12 stops probing once all that is in flight was probes whose content has arrived otherwise. When they are
+  // lost and fill the smallest window, nothing can be sent and nothing is ever acknowledged: a window for ever full.
+  if (stalled_until_ == 0) {
+    stalled_until_ = ts + std::max<ngtcp2_duration>(3 * ngtcp2_conn_get_pto(conn_), kMinStall);
+  } else if (ts >= stalled_until_) {
+    end_with({.cause = env::QuicEnd::Cause::internal, .code = NGTCP2_INTERNAL_ERROR, .reason = "stalled"},
+             Farewell{.application = false, .code = NGTCP2_INTERNAL_ERROR, .reason = "stalled"});
+  }
 }
 
 bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written) {
@@ -350,6 +378,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   // Pacing follows the measured round trip; before there is one it would only hold the handshake up.
   if (established_) ngtcp2_conn_update_pkt_tx_time(conn_, ts);
   if (burst.bytes != 0) return burst;
+  if (!ending()) end_when_stalled(ts);
   if (ending()) return send_farewell(ts, out);
   return std::nullopt;
 }
@@ -362,7 +391,7 @@ Instant Connection::next_timer() const {
   };
   if (stash_ || farewell_ || goodbye_wanted_ || (ending() && !end_told_)) return instant(now_);
   if (ending()) return lingers_until_ != 0 ? instant(lingers_until_) : kNever;
-  return instant(ngtcp2_conn_get_expiry(conn_));
+  return instant(std::min(ngtcp2_conn_get_expiry(conn_), stalled_until_ != 0 ? stalled_until_ : UINT64_MAX));
 }
 
 void Connection::on_timer(Instant now) {
@@ -530,7 +559,7 @@ env::QuicConnectionStats Connection::stats() const {
   for (const env::QuicStreamId stream : sending_) {
     out.packets_lost += ngtcp2_conn_get_stream_loss_count(conn_, stream);
   }
-  out.key_updates = key_use_.generation;
+  out.key_updates = sent_.generation;
   out.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
   sockaddr_in6 remote;
   std::memcpy(&remote, ngtcp2_conn_get_path(conn_)->remote.addr, sizeof remote);

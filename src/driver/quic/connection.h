@@ -111,6 +111,7 @@ class Connection final : public env::QuicConnection {
   // Sending.
   void apply_deferred(ngtcp2_tstamp ts);
   void update_keys_when_due(ngtcp2_tstamp ts);
+  void end_when_stalled(ngtcp2_tstamp ts);
   bool write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written);
   std::optional<Burst> send_stash(MutableByteSpan out);
   std::optional<Burst> send_farewell(ngtcp2_tstamp ts, MutableByteSpan out);
@@ -145,7 +146,7 @@ class Connection final : public env::QuicConnection {
   crypto::AeadAlgorithm cipher_ = crypto::AeadAlgorithm::aes_256_gcm;
   crypto::TrafficSecret send_secret_, receive_secret_;  // Of the newest generation made.
   std::uint64_t generations_ = 0;
-  KeyUse key_use_;
+  KeyUse sent_, received_;
   std::optional<env::QuicHandshake::Failure> failure_;
 
   std::vector<std::pair<env::QuicStreamId, std::uint64_t>> abandoned_;  // Takes effect between packets.
@@ -154,6 +155,8 @@ class Connection final : public env::QuicConnection {
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
+
+  ngtcp2_tstamp stalled_until_ = 0;  // 0: it is not
 
   std::optional<env::QuicEnd> end_;
   bool end_told_ = false;

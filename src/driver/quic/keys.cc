@@ -80,10 +80,7 @@ int seal_packet(std::uint8_t* out, const ngtcp2_crypto_aead* aead, const ngtcp2_
     return 0;
   }
   const auto& handle = *static_cast<const Handle*>(key->native_handle);
-  if (handle.use != nullptr) {
-    if (handle.use->generation != handle.generation) *handle.use = {.generation = handle.generation, .packets = 0};
-    ++handle.use->packets;
-  }
+  if (handle.use != nullptr) handle.use->count(handle.generation);
   handle.key.seal(packet_number_of(nonce, nonce_bytes), bytes_of(header, header_bytes), bytes_of(plain, plain_bytes),
                   sealed);
   return 0;
@@ -97,7 +94,9 @@ int open_packet(std::uint8_t* out, const ngtcp2_crypto_aead*, const ngtcp2_crypt
   const bool authentic =
       handle.key.open(packet_number_of(nonce, nonce_bytes), bytes_of(header, header_bytes),
                       bytes_of(sealed, sealed_bytes), bytes_of(out, sealed_bytes - crypto::kAeadTagBytes));
-  return authentic ? 0 : NGTCP2_ERR_DECRYPT;
+  if (!authentic) return NGTCP2_ERR_DECRYPT;
+  if (handle.use != nullptr) handle.use->count(handle.generation);
+  return 0;
 }
 
 int header_mask(std::uint8_t* out, const ngtcp2_crypto_cipher*, const ngtcp2_crypto_cipher_ctx* key,

@@ -14,14 +14,18 @@ namespace holo::driver::quic {
 inline constexpr std::size_t kBareIvBytes = 8;
 inline constexpr std::uint8_t kBareIv[kBareIvBytes] = {};
 
-/// How much the newest 1-RTT key that a connection sends with has been used. Kept by the packets as they are sealed.
+/// How much the newest 1-RTT key of one direction has been used. Kept by the packets as they are sealed or opened.
 struct KeyUse {
   std::uint64_t generation = 0;  ///< grows by one with each key update
   std::uint64_t packets = 0;
+  void count(std::uint64_t of_generation) {
+    if (of_generation > generation) *this = {.generation = of_generation, .packets = 0};
+    packets += of_generation == generation ? 1 : 0;
+  }
 };
 
-/// A handle for one direction; `use`: where to count what is sealed with it, or null. Goes to ngtcp2, which gives it
-/// back to delete_packet_key(). `use` outlives it.
+/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null. Goes to ngtcp2, which
+/// gives it back to delete_packet_key(). `use` outlives it.
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
                                        KeyUse* use = nullptr, std::uint64_t generation = 0);
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret);
