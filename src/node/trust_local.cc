@@ -47,7 +47,7 @@ Task<Result<LocalReply>> answer(Impl::Self me, Answer how, LocalRequest request)
   const bool decoded = ask.ParseFromString(request.header);
   wipe(std::as_writable_bytes(std::span(request.header)));
   if (!decoded) co_return fail(Errc::malformed, "a request that does not decode");
-  if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+  if (!me || me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
   auto task = how(me, std::move(ask));
   auto json = co_await task;
   co_return json_reply(std::move(json));
