@@ -59,8 +59,8 @@ using QuicStreamId = std::int64_t;
 constexpr bool is_bidirectional(QuicStreamId id) { return (id & 2) == 0; }
 constexpr bool is_client_initiated(QuicStreamId id) { return (id & 1) == 0; }
 
-/// Consecutive bytes of a stream that want to be sent. They stay where they are until acknowledged (or the stream is
-/// abandoned by either side, or the connection has ended): the connection keeps no copy.
+/// Consecutive bytes of a stream that want to be sent. They stay where they are until acknowledged, or
+/// on_stream_closed(), or on_end(): the connection keeps no copy, and may look at those of an abandoned stream too.
 struct QuicWrite {
   QuicStreamId stream = -1;
   std::array<ByteSpan, 4> parts;
@@ -158,8 +158,8 @@ class QuicConnection {
   /// one has closed. Errors: `overloaded` (the peer's limit; on_streams_available() will follow), `unavailable` (not
   /// established, or over).
   virtual Result<QuicStreamId> open(bool bidirectional) = 0;
-  /// Stops sending and receiving on a stream, and tells the peer (RESET_STREAM, STOP_SENDING). From now on the stream's
-  /// bytes are not looked at, and only on_stream_closed() is still to come. Unknown ones are ignored.
+  /// Stops sending and receiving on a stream, and tells the peer (RESET_STREAM, STOP_SENDING). Only on_stream_closed()
+  /// is still to come; what was written stays in place until then. Unknown streams are ignored.
   virtual void abandon(QuicStreamId stream, std::uint64_t code) = 0;
   /// Ends the connection; send() then gives CONNECTION_CLOSE. `reason`: at most 256 bytes are sent. Idempotent.
   virtual void close(Instant now, std::uint64_t code, std::string reason) = 0;

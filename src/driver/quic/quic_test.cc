@@ -189,7 +189,7 @@ TEST(Quic, TheWriterGivesUp) {
   world.client.app.send(stream, kMiB, false);
   ASSERT_TRUE(world.run_until([&] { return world.server.app.in[stream].bytes > 100'000; }));
   world.client.connection->abandon(stream, 77);
-  world.client.app.out.erase(stream);
+  world.client.app.give_up(stream);
   EXPECT_TRUE(world.run_until(
       [&] { return world.client.app.closed.contains(stream) && world.server.app.closed.contains(stream); }));
   EXPECT_EQ(world.server.app.abandoned.at(stream), 77U);
@@ -425,7 +425,7 @@ TEST_P(QuicFaults, EverythingArrives) {
       world.settle(microseconds(static_cast<std::int64_t>(random.below(3000))));
       World::Side& gives_up = random.chance(1, 2) ? world.client : world.server;
       gives_up.connection->abandon(stream, 3);
-      gives_up.app.out.erase(stream);
+      gives_up.app.give_up(stream);
     } else {
       kept.insert(stream);
     }
@@ -445,7 +445,7 @@ TEST_P(QuicFaults, EverythingArrives) {
     const bool from_client = env::is_client_initiated(stream);
     const App& from = from_client ? world.client.app : world.server.app;
     const App& to = from_client ? world.server.app : world.client.app;
-    EXPECT_EQ(to.in.at(stream).bytes, from.out.at(stream).data.size());
+    EXPECT_EQ(to.in.at(stream).bytes, from.out.at(stream).size);
     EXPECT_TRUE(to.in.at(stream).fin);
     EXPECT_FALSE(to.in.at(stream).wrong);
   }

@@ -92,9 +92,10 @@ inline std::byte byte_at(env::QuicStreamId stream, std::uint64_t offset) {
 class App final : public env::QuicApplication {
  public:
   struct Out {
-    Bytes data;
-    std::size_t written = 0, acknowledged = 0;
-    bool fin = false, fin_written = false, blocked = false;
+    static constexpr std::size_t kChunk = 3000;
+    std::vector<Bytes> chunks;  // Each is freed once all of it is acknowledged, so that no one can look at it any more.
+    std::size_t size = 0, written = 0, acknowledged = 0, freed = 0;
+    bool fin = false, fin_written = false, blocked = false, dead = false;
   };
   struct In {
     std::uint64_t bytes = 0;
@@ -119,10 +120,18 @@ class App final : public env::QuicApplication {
   /// Sends `bytes` of the stream's pattern on it.
   void send(env::QuicStreamId stream, std::size_t bytes, bool fin = true) {
     Out& o = out[stream];
-    const std::size_t from = o.data.size();
-    o.data.resize(from + bytes);
-    for (std::size_t i = from; i < o.data.size(); ++i) o.data[i] = byte_at(stream, i);
+    for (; bytes != 0; --bytes, ++o.size) {
+      if (o.size % Out::kChunk == 0) {
+        o.chunks.emplace_back();
+        o.chunks.back().reserve(Out::kChunk);
+      }
+      o.chunks.back().push_back(byte_at(stream, o.size));
+    }
     o.fin = fin;
+  }
+  /// As abandon() wants it: nothing more is offered, but what was is kept.
+  void give_up(env::QuicStreamId stream) {
+    if (auto it = out.find(stream); it != out.end()) it->second.dead = true;
   }
 
   void on_established() override {
@@ -141,30 +150,34 @@ class App final : public env::QuicApplication {
     return on_data ? on_data(stream, bytes, fin) : Status{};
   }
   void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) override {
-    Out& o = out[stream];
-    // From here on nobody may look at them any more.
-    std::fill_n(o.data.begin() + static_cast<std::ptrdiff_t>(o.acknowledged), bytes, std::byte{0xee});
+    Out& o = out.at(stream);
     o.acknowledged += bytes;
+    for (; o.freed < o.acknowledged / Out::kChunk; ++o.freed) Bytes().swap(o.chunks[o.freed]);
   }
   void on_stream_abandoned(env::QuicStreamId stream, std::uint64_t code) override {
     abandoned[stream] = code;
-    out.erase(stream);
+    give_up(stream);
   }
-  void on_stream_closed(env::QuicStreamId stream) override { closed.insert(stream); }
+  void on_stream_closed(env::QuicStreamId stream) override {
+    closed.insert(stream);
+    if (auto it = out.find(stream); it != out.end()) it->second.chunks.clear();
+  }
   void on_streams_available() override {
     ++available;
     if (when_available) when_available();
   }
   bool next_write(env::QuicWrite& write) override {
     for (auto& [stream, o] : out) {
-      if (o.blocked || o.fin_written || closed.contains(stream)) continue;
-      const ByteSpan rest = ByteSpan(o.data).subspan(o.written);
-      if (rest.empty() && !o.fin) continue;
+      if (o.blocked || o.fin_written || o.dead || closed.contains(stream)) continue;
+      if (o.written == o.size && !o.fin) continue;
       write.stream = stream;
-      write.count = 2;  // In two parts, of which the second may be empty.
-      write.parts[0] = rest.first(std::min<std::size_t>(rest.size(), 1000));
-      write.parts[1] = rest.subspan(write.parts[0].size());
-      write.fin = o.fin;
+      std::size_t at = o.written;
+      for (; at < o.size && write.count < write.parts.size(); ++write.count) {
+        const ByteSpan part = ByteSpan(o.chunks[at / Out::kChunk]).subspan(at % Out::kChunk);
+        write.parts[write.count] = part;
+        at += part.size();
+      }
+      write.fin = o.fin && at == o.size;
       return true;
     }
     return false;
