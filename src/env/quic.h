@@ -91,7 +91,7 @@ struct QuicEnd {
 class QuicApplication {
  public:
   virtual ~QuicApplication() = default;
-  /// Both sides have the 1-RTT keys: streams may be opened.
+  /// Both sides are known to have the 1-RTT keys (at a client: the server has said so): streams may be opened.
   virtual void on_established() = 0;
   /// In order. An error closes the connection with `code` kQuicProtocolViolation of the application.
   virtual Status on_stream_data(QuicStreamId stream, ByteSpan bytes, bool fin) = 0;

@@ -116,6 +116,8 @@ class Handshake {
   /// initiator has not proved itself yet.
   std::optional<LevelSecrets> take_level_secrets() { return std::exchange(level_, std::nullopt); }
   [[nodiscard]] bool done() const { return result_.has_value(); }
+  /// The cipher agreed on. Once there are level secrets, until take_result().
+  [[nodiscard]] crypto::AeadAlgorithm aead() const { return result_ ? result_->aead : agreed_.aead; }
   /// Once, after done().
   HandshakeResult take_result() { return std::move(*result_); }
 

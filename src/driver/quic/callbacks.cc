@@ -33,13 +33,12 @@ struct Callbacks {
   static int handshake_completed(ngtcp2_conn* conn, void* user_data) {
     Connection& connection = self(user_data);
     ngtcp2_conn_set_keep_alive_timeout(conn, static_cast<ngtcp2_duration>(connection.parts_.config->keep_alive.ns));
-    if (connection.server_) connection.confirmed_ = true;
-    connection.established_ = true;
-    if (!connection.ending()) connection.parts_.application->on_established();
+    if (connection.server_) connection.confirm();
     return 0;
   }
+  /// Clients only: the server has accepted our last message.
   static int handshake_confirmed(ngtcp2_conn*, void* user_data) {
-    self(user_data).confirmed_ = true;
+    self(user_data).confirm();
     return 0;
   }
   static int version_negotiation(ngtcp2_conn*, std::uint32_t, const ngtcp2_cid*, void*) {

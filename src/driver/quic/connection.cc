@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/assert.h"
 #include "crypto/hash.h"
@@ -21,9 +22,6 @@ constexpr std::uint64_t kConnectionIds = 3;
 constexpr std::size_t kDiscoveredDatagram = 1444;
 /// Frames of different streams that may share a packet; also stops an application that offers the same write for ever.
 constexpr int kMaxWritesPerPacket = 64;
-/// ngtcp2 0.12 allocates a frame of more parts for itself, and forgets to free it when the first parts of it arrive
-/// alone.
-constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
 constexpr std::size_t kMaxReasonBytes = 256;
@@ -103,7 +101,7 @@ std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const 
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_client_new(&out->conn_, &destination, &out->own_id_, &first_path, kVersion, &callbacks(),
-                                        &settings, &params, out->memory_.allocator(), out.get());
+                                        &settings, &params, nullptr, out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
   const ngtcp2_crypto_aead aead = retry_aead();
   const ngtcp2_crypto_aead_ctx key = retry_key();
@@ -134,7 +132,7 @@ std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const e
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_server_new(&out->conn_, &first.client, &out->own_id_, &first_path, kVersion, &callbacks(),
-                                        &settings, &params, out->memory_.allocator(), out.get());
+                                        &settings, &params, nullptr, out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
   // A client may repeat its first packets under the id that it made up.
   out->original_id_ = first.destination;
@@ -145,6 +143,11 @@ ngtcp2_tstamp Connection::clock(Instant now) {
   // ngtcp2 counts unsigned, and never backwards.
   now_ = std::max(now_, static_cast<ngtcp2_tstamp>(std::max<std::int64_t>(now.ns, 1)));
   return now_;
+}
+
+void Connection::confirm() {
+  if (std::exchange(established_, true) || ending()) return;
+  parts_.application->on_established();
 }
 
 void Connection::announce_ids() {
@@ -246,7 +249,7 @@ void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
   // The client does it for both: ngtcp2 0.12 takes an update that the peer began for settled as soon as it has sent an
   // acknowledgement. When that is lost and the next update is its own, the peer cannot follow, and nothing arrives any
   // more. Who alone begins them knows that the last one is settled.
-  if (server_ || !confirmed_) return;
+  if (server_ || !established_) return;
   const std::uint64_t limit = std::min(parts_.config->packets_per_key, kMaxPacketsPerKey);
   // Not all that the server has sent has arrived.
   if (sent_.packets < limit && received_.packets < limit - limit / 4) return;
@@ -282,27 +285,27 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
   for (int writes = 0;; ++writes) {
     env::QuicWrite write;
-    std::array<ngtcp2_vec, kMaxParts> parts;
+    std::array<ngtcp2_vec, std::tuple_size_v<decltype(write.parts)>> parts;
     std::size_t total = 0;
     const bool some =
         established_ && !ending() && writes < kMaxWritesPerPacket && parts_.application->next_write(write);
-    const std::size_t count = some ? std::min(write.count, kMaxParts) : 0;
-    const bool fin = some && write.fin && count == write.count;
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; some && i < write.count; ++i) {
       // ngtcp2 reads them only, though its type does not say so.
       parts[i] = {.base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(write.parts[i].data())),
                   .len = write.parts[i].size()};
       total += write.parts[i].size();
     }
-    const bool stream = total != 0 || fin;
+    const bool stream = some && (total != 0 || write.fin);
     ngtcp2_ssize taken = -1;
-    const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
-                                                     stream ? write.stream : -1, parts.data(), stream ? count : 0, ts);
+    const std::uint32_t flags =
+        stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (write.fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
+    const ngtcp2_ssize n =
+        ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
+                                  stream ? write.stream : -1, parts.data(), stream ? write.count : 0, ts);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
       sending_.insert(write.stream);
-      parts_.application->on_written(write.stream, bytes, fin && bytes == total);
+      parts_.application->on_written(write.stream, bytes, write.fin && bytes == total);
     }
     switch (n) {
       case NGTCP2_ERR_WRITE_MORE: continue;

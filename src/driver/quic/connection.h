@@ -12,7 +12,6 @@
 
 #include "driver/quic/addresses.h"
 #include "driver/quic/keys.h"
-#include "driver/quic/memory.h"
 #include "env/quic.h"
 
 namespace holo::driver::quic {
@@ -83,6 +82,7 @@ class Connection final : public env::QuicConnection {
   Connection(Parts parts, const env::DatagramPath& path, bool server);
   void fill_settings(Instant now, ngtcp2_settings& settings, ngtcp2_transport_params& params);
   ngtcp2_tstamp clock(Instant now);
+  void confirm();
   void announce_ids();
 
   // The handshake (handshake.cc).
@@ -130,7 +130,6 @@ class Connection final : public env::QuicConnection {
   env::IpEndpoint local_;  // As the first path said; see SocketPath.
   SocketPath arrival_;     // Of the last datagram, so that it is converted once.
   env::IpEndpoint arrival_remote_;
-  ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
   ngtcp2_tstamp now_ = 1, last_sent_ = 0;
   bool ids_announced_ = false;
@@ -143,8 +142,7 @@ class Connection final : public env::QuicConnection {
   bool parameters_exchanged_ = false;
   bool ready_ = false;        // The server has said that it has Handshake keys.
   bool completed_ = false;    // Both sides' 1-RTT keys are here.
-  bool confirmed_ = false;    // ... and the peer's are known to be there: keys may be updated.
-  bool established_ = false;  // The application has been told.
+  bool established_ = false;  // ... and the peer's are known to be there: the application has been told.
   crypto::AeadAlgorithm cipher_ = crypto::AeadAlgorithm::aes_256_gcm;
   crypto::TrafficSecret send_secret_, receive_secret_;  // Of the newest generation made.
   std::uint64_t generations_ = 0;

@@ -1,0 +1,143 @@
+#include "core/hyperbus/packet_endpoint.h"
+
+#include <algorithm>
+
+#include "core/hyperbus/wire_bytes.h"
+
+namespace holo::hyperbus {
+namespace {
+
+/// RFC 9000, section 14.1: a first Initial comes in a datagram of at least this size.
+constexpr std::size_t kMinInitialDatagram = 1200;
+constexpr std::size_t kTimeBytes = 8;
+constexpr auto kTokenCipher = crypto::AeadAlgorithm::xchacha20_poly1305;
+constexpr std::size_t kMaxConnectionId = 20;
+static_assert(crypto::kMaxAeadNonceBytes + kTimeBytes + kMaxConnectionId + crypto::kAeadTagBytes <=
+              env::QuicStack::kTokenBytes);
+
+std::string key_of(ByteSpan id) { return std::string(as_text(id)); }
+
+}  // namespace
+
+PacketEndpoint::PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, PacketEndpointConfig config)
+    : stack_(&stack),
+      entropy_(&entropy),
+      config_(std::move(config)),
+      tokens_(kTokenCipher, random_secret<crypto::kAeadKeyBytes>(entropy)) {}
+
+PacketSession::Endpoint PacketEndpoint::parts() {
+  return {.stack = stack_, .quic = config_.quic, .entropy = entropy_, .routes = this};
+}
+
+void PacketEndpoint::add(ByteSpan id, PacketSession& session) { sessions_[key_of(id)] = &session; }
+void PacketEndpoint::remove(ByteSpan id) { sessions_.erase(key_of(id)); }
+
+std::unique_ptr<PacketSession> PacketEndpoint::dial(std::shared_ptr<const SessionConfig> config, Instant now,
+                                                    const env::DatagramPath& path, NodeId expected) {
+  return PacketSession::dial(parts(), std::move(config), now, path, expected);
+}
+
+PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Datagram& datagram,
+                                                    const std::shared_ptr<const SessionConfig>& config,
+                                                    std::size_t strangers, MutableByteSpan out) {
+  using Kind = env::QuicPacketHeader::Kind;
+  Arrival arrival;
+  const env::QuicPacketHeader header = stack_->classify(datagram.bytes);
+  if (header.kind != Kind::malformed) {
+    if (const auto found = sessions_.find(key_of(header.destination)); found != sessions_.end()) {
+      arrival.session = found->second;
+      arrival.session->receive(now, datagram);
+      return arrival;
+    }
+  }
+  switch (header.kind) {
+    case Kind::malformed: arrival.garbage = true; break;
+    case Kind::unknown_version:
+      arrival.garbage = true;
+      if (datagram.bytes.size() >= kMinInitialDatagram) {
+        arrival.answer = stack_->write_version_negotiation(header, *entropy_, out);
+      }
+      break;
+    case Kind::initial: on_initial(now, datagram, header, config, strangers, out, arrival); break;
+    case Kind::other_long: break;  // The rest of a handshake that is over.
+    case Kind::one_rtt:
+      if (now - resets_since_ >= seconds(1)) {
+        resets_since_ = now;
+        resets_ = 0;
+      }
+      if (resets_ >= config_.resets_per_second) break;
+      arrival.answer = stack_->write_stateless_reset(*config_.quic, header, datagram.bytes.size(), *entropy_, out);
+      if (arrival.answer > 0) ++resets_;
+      break;
+  }
+  return arrival;
+}
+
+void PacketEndpoint::on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
+                                const std::shared_ptr<const SessionConfig>& config, std::size_t strangers,
+                                MutableByteSpan out, Arrival& arrival) {
+  if (datagram.bytes.size() < kMinInitialDatagram) {
+    arrival.garbage = true;
+    return;
+  }
+  const auto original = header.token.empty() ? std::nullopt : open_token(now, datagram, header);
+  if (!original && strangers >= config_.retry_from) {
+    std::array<std::byte, env::QuicStack::kConnectionIdBytes> id;
+    entropy_->fill(id);
+    Token token;
+    const std::size_t bytes = write_token(now, datagram, header.destination, id, token);
+    arrival.answer = stack_->write_retry(header, id, ByteSpan(token).first(bytes), out);
+    return;
+  }
+  auto made = PacketSession::accept(parts(), config, now, datagram.path, header, original ? *original : ByteSpan());
+  if (!made) {
+    arrival.garbage = true;
+    return;
+  }
+  arrival.fresh = std::move(*made);
+  arrival.session = arrival.fresh.get();
+  arrival.session->receive(now, datagram);
+}
+
+// --- tokens of Retry packets: a nonce, then the sealed (time, original destination id), bound to the address and to
+// the connection id that the client must use with them
+
+Bytes PacketEndpoint::associated(const env::Datagram& datagram, ByteSpan id) {
+  Bytes out;
+  put(out, std::as_bytes(std::span(datagram.path.remote.ip)));
+  put(out, datagram.path.remote.port);
+  put(out, id);
+  return out;
+}
+
+std::size_t PacketEndpoint::write_token(Instant now, const env::Datagram& datagram, ByteSpan original, ByteSpan id,
+                                        Token& out) {
+  const std::size_t nonce = crypto::aead_nonce_bytes(kTokenCipher);
+  Bytes plain;
+  put(plain, static_cast<std::uint64_t>(now.ns));
+  put(plain, original);
+  const MutableByteSpan all(out);
+  entropy_->fill(all.first(nonce));
+  tokens_.seal(all.first(nonce), associated(datagram, id), plain,
+               all.subspan(nonce, plain.size() + crypto::kAeadTagBytes));
+  return nonce + plain.size() + crypto::kAeadTagBytes;
+}
+
+std::optional<Bytes> PacketEndpoint::open_token(Instant now, const env::Datagram& datagram,
+                                                const env::QuicPacketHeader& header) const {
+  const std::size_t nonce = crypto::aead_nonce_bytes(kTokenCipher);
+  if (header.token.size() < nonce + kTimeBytes + crypto::kAeadTagBytes ||
+      header.token.size() > env::QuicStack::kTokenBytes) {
+    return std::nullopt;
+  }
+  const ByteSpan sealed = header.token.subspan(nonce);
+  Bytes plain(sealed.size() - crypto::kAeadTagBytes);
+  if (!tokens_.open(header.token.first(nonce), associated(datagram, header.destination), sealed, plain)) {
+    return std::nullopt;
+  }
+  const Instant issued{static_cast<std::int64_t>(load<std::uint64_t>(plain.data()))};
+  if (now - issued > config_.token_lifetime) return std::nullopt;
+  return Bytes(plain.begin() + kTimeBytes, plain.end());
+}
+
+}  // namespace holo::hyperbus

@@ -1,0 +1,70 @@
+// Where the datagrams of one socket go: to the session they belong to, to a new one, or to nobody. Also what is
+// answered without keeping anything: Version Negotiation, Retry, stateless resets. Sans I/O.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "base/limits.h"
+#include "core/hyperbus/packet_session.h"
+#include "crypto/aead.h"
+
+namespace holo::hyperbus {
+
+struct PacketEndpointConfig {
+  std::shared_ptr<const env::QuicConfig> quic;
+  /// From so many handshakes of strangers at once on, newcomers must first show that they receive at their address.
+  std::size_t retry_from = limits::kMaxHalfOpen / 4;
+  Duration token_lifetime = seconds(10);
+  /// Stateless resets, so that a flood of unknown packets is not answered by a flood.
+  std::uint64_t resets_per_second = 64;
+};
+
+/// A resource. Thread: one at a time. `stack` and `entropy` outlive it, it outlives its sessions.
+class PacketEndpoint final : private PacketSession::Routes {
+ public:
+  PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, PacketEndpointConfig config);
+
+  std::unique_ptr<PacketSession> dial(std::shared_ptr<const SessionConfig> config, Instant now,
+                                      const env::DatagramPath& path, NodeId expected);
+
+  struct Arrival {
+    PacketSession* session = nullptr;      ///< It took the datagram.
+    std::unique_ptr<PacketSession> fresh;  ///< When it is new: the caller's to keep.
+    std::size_t answer = 0;                ///< Bytes of one datagram to send back, in `out`.
+    bool garbage = false;                  ///< Nothing of ours.
+  };
+  /// `strangers`: handshakes of newcomers that are under way. `out`: at least kMaxAnswer.
+  Arrival on_datagram(Instant now, const env::Datagram& datagram, const std::shared_ptr<const SessionConfig>& config,
+                      std::size_t strangers, MutableByteSpan out);
+  static constexpr std::size_t kMaxAnswer = 512;
+
+  /// Connection ids that are routed.
+  [[nodiscard]] std::size_t routes() const { return sessions_.size(); }
+
+ private:
+  using Token = std::array<std::byte, env::QuicStack::kTokenBytes>;
+
+  void add(ByteSpan connection_id, PacketSession& session) override;
+  void remove(ByteSpan connection_id) override;
+  [[nodiscard]] PacketSession::Endpoint parts();
+  void on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
+                  const std::shared_ptr<const SessionConfig>& config, std::size_t strangers, MutableByteSpan out,
+                  Arrival& arrival);
+  std::size_t write_token(Instant now, const env::Datagram& datagram, ByteSpan original, ByteSpan id, Token& out);
+  /// The original destination id, when the token is one of ours for this address and this id, and not too old.
+  [[nodiscard]] std::optional<Bytes> open_token(Instant now, const env::Datagram& datagram,
+                                                const env::QuicPacketHeader& header) const;
+  [[nodiscard]] static Bytes associated(const env::Datagram& datagram, ByteSpan id);
+
+  env::QuicStack* stack_;
+  env::Entropy* entropy_;
+  PacketEndpointConfig config_;
+  crypto::Aead tokens_;  // XChaCha20-Poly1305: its nonces are large enough to be drawn
+  std::unordered_map<std::string, PacketSession*> sessions_;
+  Instant resets_since_;
+  std::uint64_t resets_ = 0;
+};
+
+}  // namespace holo::hyperbus
