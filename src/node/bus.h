@@ -1,4 +1,4 @@
-// env::Transport: encrypted calls between nodes, as hyperbus sessions over a carrier's byte streams.
+// env::Transport: encrypted calls between nodes, as hyperbus sessions: over QUIC, and over TCP where UDP does not pass.
 //
 // One connection per pair of nodes, dialled on demand by whoever needs it first. When both dial at once, the connection
 // dialled by the node with the smaller id stays; the other takes no new requests, ends the ones it has, then closes.
@@ -12,28 +12,43 @@
 #include <vector>
 
 #include "base/limits.h"
-#include "core/hyperbus/stream_session.h"
+#include "core/hyperbus/session.h"
 #include "env/carrier.h"
+#include "env/datagrams.h"
 #include "env/entropy.h"
 #include "env/loop.h"
+#include "env/quic.h"
 #include "env/transport.h"
 
 namespace holo::node {
 
+/// automatic: QUIC, and TCP for a peer that UDP does not reach, until it does.
+enum class CarrierUse : std::uint8_t { automatic, quic, tcp };
+
 struct BusOptions {
   std::shared_ptr<const hyperbus::SessionConfig> session;  ///< With the handshake's: identity, keys, trust.
-  std::size_t max_half_open = limits::kMaxHalfOpen;        ///< Beyond it the oldest silent newcomer is closed.
-  std::size_t max_serving = 8192;                          ///< Handlers at once, of all peers; above: overloaded
-  Duration connect_deadline = seconds(2);                  ///< For one address of a peer.
-  Duration first_backoff = milliseconds(50);               ///< After a round of all addresses failed; doubles ...
-  Duration longest_backoff = seconds(2);                   ///< ... up to this. Meanwhile calls fail at once.
+  CarrierUse use = CarrierUse::automatic;
+  env::Datagrams* datagrams = nullptr;  ///< Without these two, TCP only. Both outlive the bus.
+  env::QuicStack* quic = nullptr;
+  std::size_t mtu = 0;                               ///< UDP payload known to pass on every path; 0: discovered
+  Duration fallback_after = milliseconds(300);       ///< TCP is tried too when QUIC has not answered by then ...
+  Duration grace_without_tcp = milliseconds(500);    ///< ... and is given up this long after TCP was refused.
+  Duration upgrade_every = seconds(30);              ///< ... and QUIC again this often while TCP serves.
+  Duration next_address_after = milliseconds(250);   ///< Of a name with several addresses (RFC 8305, section 5).
+  std::size_t max_half_open = limits::kMaxHalfOpen;  ///< Beyond it the oldest silent newcomer is closed.
+  std::size_t max_serving = 8192;                    ///< Handlers at once, of all peers; above: overloaded
+  Duration connect_deadline = seconds(2);            ///< For one address of a peer.
+  Duration first_backoff = milliseconds(50);         ///< After a round of all addresses failed; doubles ...
+  Duration longest_backoff = seconds(2);             ///< ... up to this. Meanwhile calls fail at once.
 };
 
 /// For `holo status --links`.
 struct LinkStatus {
   NodeId peer;
   std::string address;
-  bool dialled = false;  ///< By this node.
+  bool dialled = false;      ///< By this node.
+  const char* carrier = "";  ///< "quic" or "tcp"
+  const char* cipher = "";
   hyperbus::LinkFigures figures;
   std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
 };

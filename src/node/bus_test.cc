@@ -19,6 +19,8 @@
 #include "driver/posix/asio_loop.h"
 #include "driver/posix/os_entropy.h"
 #include "driver/posix/tcp.h"
+#include "driver/posix/udp.h"
+#include "driver/quic/quic.h"
 #include "env/fd.h"
 
 namespace holo::node {
@@ -78,7 +80,8 @@ Task<void> connect_into(Bus& bus, std::string address, Instant deadline,
   out = co_await bus.connect(address, deadline);
 }
 
-class BusTest : public testing::Test {
+/// Every test runs over both carriers: QUIC with TCP behind it, and TCP alone.
+class BusTest : public testing::TestWithParam<CarrierUse> {
  protected:
   ~BusTest() override {
     nodes_.clear();
@@ -86,6 +89,9 @@ class BusTest : public testing::Test {
     EXPECT_TRUE(loop_.run_until([&] { return loop_.running() == 0; }, kLimit)) << "a task never ended";
   }
   TestNode& add(std::uint8_t seed, std::uint8_t key = 77, BusOptions options = {}) {
+    options.use = GetParam();
+    options.datagrams = &datagrams_;
+    options.quic = quic_.get();
     nodes_.push_back(std::make_unique<TestNode>(loop_, carrier_, seed, key, std::move(options)));
     return *nodes_.back();
   }
@@ -115,11 +121,13 @@ class BusTest : public testing::Test {
   }
 
   driver::AsioLoop loop_;
+  driver::UdpDatagrams datagrams_{loop_};
+  std::unique_ptr<env::QuicStack> quic_ = driver::quic::make_stack();
   driver::TcpCarrier carrier_{loop_};
   std::vector<std::unique_ptr<TestNode>> nodes_;
 };
 
-TEST_F(BusTest, CallsAnswersAndErrors) {
+TEST_P(BusTest, CallsAnswersAndErrors) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -149,7 +157,7 @@ TEST_F(BusTest, CallsAnswersAndErrors) {
   EXPECT_TRUE(call(a, b.id(), {.type = kEcho})) << "the connection goes on";
 }
 
-TEST_F(BusTest, CallsToOneselfTakeTheSamePath) {
+TEST_P(BusTest, CallsToOneselfTakeTheSamePath) {
   auto& a = add(1);
   const auto reply =
       call(a, a.id(),
@@ -166,7 +174,7 @@ TEST_F(BusTest, CallsToOneselfTakeTheSamePath) {
   EXPECT_TRUE(a.bus->links().empty());
 }
 
-TEST_F(BusTest, LargestPayload) {
+TEST_P(BusTest, LargestPayload) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -182,7 +190,7 @@ TEST_F(BusTest, LargestPayload) {
             Errc::invalid_argument);
 }
 
-TEST_F(BusTest, ManyCallsAtOnceOverOneConnection) {
+TEST_P(BusTest, ManyCallsAtOnceOverOneConnection) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -201,7 +209,7 @@ TEST_F(BusTest, ManyCallsAtOnceOverOneConnection) {
   }
 }
 
-TEST_F(BusTest, SimultaneousDialsLeaveTheOneOfTheSmallerId) {
+TEST_P(BusTest, SimultaneousDialsLeaveTheOneOfTheSmallerId) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -228,7 +236,7 @@ TEST_F(BusTest, SimultaneousDialsLeaveTheOneOfTheSmallerId) {
   EXPECT_TRUE(a.lost.empty() && b.lost.empty());
 }
 
-TEST_F(BusTest, ConnectFindsOutWhoIsThere) {
+TEST_P(BusTest, ConnectFindsOutWhoIsThere) {
   auto& a = add(1);
   auto& b = add(2);
   const auto found = connect(a, b.address);
@@ -240,7 +248,7 @@ TEST_F(BusTest, ConnectFindsOutWhoIsThere) {
   EXPECT_EQ(connect(a, "nonsense").error().code, Errc::invalid_argument);
 }
 
-TEST_F(BusTest, WrongKeyIsToldToBothSidesWithinASecond) {
+TEST_P(BusTest, WrongKeyIsToldToBothSidesWithinASecond) {
   auto& a = add(1);
   auto& stranger = add(9, 78);
   const Instant start = loop_.now();
@@ -255,7 +263,7 @@ TEST_F(BusTest, WrongKeyIsToldToBothSidesWithinASecond) {
   EXPECT_EQ(call(stranger, a.id(), {.type = kEcho}).error().code, Errc::wrong_key) << "also for a call";
 }
 
-TEST_F(BusTest, AnotherVersionIsToldToBothSides) {
+TEST_P(BusTest, AnotherVersionIsToldToBothSides) {
   auto& a = add(1);
   auto config = config_of(5);
   config.newest_version = config.oldest_version = hyperbus::kNewestVersion + 1;
@@ -266,7 +274,7 @@ TEST_F(BusTest, AnotherVersionIsToldToBothSides) {
   next.bus.reset();
 }
 
-TEST_F(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
+TEST_P(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
   auto& a = add(1);
   auto& b = add(2);
   auto& c = add(3);
@@ -275,7 +283,7 @@ TEST_F(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
   EXPECT_FALSE(a.bus->connected(b.id()));
 }
 
-TEST_F(BusTest, AddressesAreTriedInTurn) {
+TEST_P(BusTest, AddressesAreTriedInTurn) {
   auto& a = add(1);
   auto& b = add(2);
   std::string dead;
@@ -305,7 +313,7 @@ class CountingCarrier final : public env::Carrier {
   env::Carrier& inner_;
 };
 
-TEST_F(BusTest, AnAbsentPeerCostsLittle) {
+TEST_P(BusTest, AnAbsentPeerCostsLittle) {
   CountingCarrier counting(carrier_);
   TestNode a(loop_, counting, 1);
   TestNode b(loop_, counting, 2);
@@ -336,7 +344,7 @@ TEST_F(BusTest, AnAbsentPeerCostsLittle) {
   a.bus.reset();
 }
 
-TEST_F(BusTest, ASilentHostIsGivenUpAtTheDeadline) {
+TEST_P(BusTest, ASilentHostIsGivenUpAtTheDeadline) {
   auto& a = add(1);
   std::vector<std::unique_ptr<env::ByteStream>> held;
   auto listener = carrier_.listen("127.0.0.1:0", [&](auto s) { held.push_back(std::move(s)); });
@@ -348,7 +356,7 @@ TEST_F(BusTest, ASilentHostIsGivenUpAtTheDeadline) {
   held.clear();
 }
 
-TEST_F(BusTest, APeerThatClosesFailsItsCallsAndIsReported) {
+TEST_P(BusTest, APeerThatClosesFailsItsCallsAndIsReported) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -410,7 +418,7 @@ TEST(BusProcess, AKilledPeerFailsItsCallsAtOnce) {
   EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit));
 }
 
-TEST_F(BusTest, DisconnectEndsCallsAndReportsNothingHere) {
+TEST_P(BusTest, DisconnectEndsCallsAndReportsNothingHere) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -423,7 +431,7 @@ TEST_F(BusTest, DisconnectEndsCallsAndReportsNothingHere) {
   EXPECT_TRUE(call(a, b.id(), {.type = kEcho})) << "dialled anew";
 }
 
-TEST_F(BusTest, ShutdownCancelsEverything) {
+TEST_P(BusTest, ShutdownCancelsEverything) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
@@ -442,7 +450,7 @@ TEST_F(BusTest, ShutdownCancelsEverything) {
   EXPECT_TRUE(loop_.run_until([&] { return b.bus->links().empty(); }, kLimit));
 }
 
-TEST_F(BusTest, HandlersAreBounded) {
+TEST_P(BusTest, HandlersAreBounded) {
   auto& a = add(1);
   auto& b = add(2, 77, {.session = nullptr, .max_serving = 2});
   introduce(a, b);
@@ -463,7 +471,7 @@ env::Fd raw_connection(const std::string& address) {
   return fd;
 }
 
-TEST_F(BusTest, ACrowdOfSilentAndRudeConnectionsKeepsNobodyOut) {
+TEST_P(BusTest, ACrowdOfSilentAndRudeConnectionsKeepsNobodyOut) {
   rlimit files{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &files), 0);
   if (files.rlim_cur < 2000 && files.rlim_max >= 2000) {
@@ -498,7 +506,7 @@ TEST_F(BusTest, ACrowdOfSilentAndRudeConnectionsKeepsNobodyOut) {
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &files), 0);
 }
 
-TEST_F(BusTest, ManyNodesTalkToEachOther) {
+TEST_P(BusTest, ManyNodesTalkToEachOther) {
   for (std::uint8_t i = 1; i <= 6; ++i) add(i);
   for (auto& x : nodes_) {
     for (auto& y : nodes_) {
@@ -517,6 +525,81 @@ TEST_F(BusTest, ManyNodesTalkToEachOther) {
     EXPECT_EQ(reply->header, to_hex(from.value));
   }
 }
+
+/// UDP that may be switched off, as by a firewall that drops without a word.
+class Firewall final : public env::Datagrams {
+ public:
+  explicit Firewall(env::Datagrams& inner) : inner_(inner) {}
+  Result<std::unique_ptr<env::DatagramSocket>> bind(const std::string& address) override {
+    auto bound = inner_.bind(address);
+    if (!bound) return bound;
+    return std::make_unique<Socket>(*this, std::move(*bound));
+  }
+  Task<Result<std::vector<env::IpEndpoint>>> resolve(std::string address, Instant deadline) override {
+    return inner_.resolve(std::move(address), deadline);
+  }
+  bool closed = false;
+
+ private:
+  class Socket final : public env::DatagramSocket {
+   public:
+    Socket(const Firewall& wall, std::unique_ptr<env::DatagramSocket> inner) : wall_(wall), inner_(std::move(inner)) {}
+    void start(Handlers handlers) override { inner_->start(std::move(handlers)); }
+    bool send(const env::DatagramPath& path, env::Ecn ecn, std::size_t segment, ByteSpan bytes) override {
+      return wall_.closed || inner_->send(path, ecn, segment, bytes);
+    }
+    env::IpEndpoint local() const override { return inner_->local(); }
+    std::uint64_t dropped() const override { return inner_->dropped(); }
+
+   private:
+    const Firewall& wall_;
+    std::unique_ptr<env::DatagramSocket> inner_;
+  };
+  env::Datagrams& inner_;
+};
+
+TEST(FallbackTest, TcpServesWhereUdpDoesNotPassAndQuicReturns) {
+  driver::AsioLoop loop;
+  driver::TcpCarrier carrier(loop);
+  driver::UdpDatagrams udp(loop);
+  const auto quic = driver::quic::make_stack();
+  Firewall firewall(udp);
+  firewall.closed = true;
+  BusOptions options{.datagrams = &firewall,
+                     .quic = quic.get(),
+                     .fallback_after = milliseconds(50),
+                     .upgrade_every = milliseconds(200),
+                     .connect_deadline = milliseconds(500)};
+  {
+    TestNode a(loop, carrier, 1, 77, options), b(loop, carrier, 2, 77, options);
+    a.bus->set_addresses(b.id(), {b.address});
+    const auto ask = [&] {
+      auto out = std::make_shared<std::optional<Result<env::Reply>>>();
+      loop.spawn(call_into(*a.bus, b.id(), {.type = kEcho}, {.deadline = loop.now() + seconds(5)}, out));
+      EXPECT_TRUE(loop.run_until([&] { return out->has_value(); }, kLimit));
+      return out->has_value() && (*out)->has_value();
+    };
+    const auto carrier_of = [](const TestNode& node) {
+      const auto links = node.bus->links();
+      return links.empty() ? std::string() : std::string(links.back().carrier);
+    };
+    ASSERT_TRUE(ask());
+    EXPECT_EQ(carrier_of(a), "tcp");
+    EXPECT_EQ(carrier_of(b), "tcp");
+    firewall.closed = false;
+    const auto upgraded = [&] {
+      return a.bus->links().size() == 1 && carrier_of(a) == "quic" && carrier_of(b) == "quic";
+    };
+    EXPECT_TRUE(loop.run_until(upgraded, kLimit)) << "TCP still serves";
+    EXPECT_TRUE(ask());
+    EXPECT_TRUE(a.lost.empty() && b.lost.empty()) << "to change the carrier is not to lose a peer";
+  }
+  loop.begin_stop();
+  EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";
+}
+
+INSTANTIATE_TEST_SUITE_P(Carriers, BusTest, testing::Values(CarrierUse::automatic, CarrierUse::tcp),
+                         [](const auto& p) { return p.param == CarrierUse::tcp ? "Tcp" : "Quic"; });
 
 }  // namespace
 }  // namespace holo::node

@@ -31,7 +31,12 @@ Node::Node(NodePorts ports, NodeConfig config) : ports_(std::move(ports)), confi
   trust_ = std::make_unique<TrustService>(
       TrustService::Ports{.loop = &ports_.loop, .entropy = &ports_.entropy, .facts = &ports_.store},
       std::move(config_.trust), config_.session, config_.cluster);
-  bus_ = std::make_unique<Bus>(ports_.loop, ports_.carrier, ports_.entropy, BusOptions{.session = trust_->session()});
+  bus_ = std::make_unique<Bus>(ports_.loop, ports_.carrier, ports_.entropy,
+                               BusOptions{.session = trust_->session(),
+                                          .use = config_.carrier,
+                                          .datagrams = ports_.datagrams,
+                                          .quic = ports_.quic,
+                                          .mtu = config_.mtu});
 }
 
 Node::~Node() = default;

@@ -39,6 +39,8 @@ struct NodeConfig {
   /// As remembered from the last run; what `status` shows until the log tells (which takes a quorum).
   ClusterId cluster = {};
   std::string cluster_name = {};
+  CarrierUse carrier = CarrierUse::automatic;
+  std::size_t mtu = 0;                                     ///< See BusOptions.
   std::shared_ptr<const hyperbus::SessionConfig> session;  ///< Trust adds keys, certificate and policy to it.
   TrustConfig trust;
   MemoryConfig memory;
@@ -49,6 +51,8 @@ struct NodeConfig {
 struct NodePorts {
   env::Loop& loop;
   env::Carrier& carrier;
+  env::Datagrams* datagrams = nullptr;  ///< Null, or the next: nodes speak TCP only.
+  env::QuicStack* quic = nullptr;
   env::Entropy& entropy;
   env::KvStore& store;
   env::FrameStore& frames;

@@ -129,6 +129,8 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
         w.object([&] {
           w.field("peer", name_of(s.control.state(), link.peer));
           w.field("address", link.address);
+          w.field("carrier", link.carrier);
+          w.field("cipher", link.cipher);
           w.field("bytes_in", link.figures.bytes_in);
           w.field("bytes_out", link.figures.bytes_out);
           w.field("round_trip_us", static_cast<double>(link.figures.round_trip.ns) / 1000.0);

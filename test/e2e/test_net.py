@@ -286,6 +286,7 @@ def test_a_cluster_forms_where_udp_is_blocked(home):
     one, two = up["nodes"]
     assert (one["udp"], two["udp"]) == ("blocked", "blocked")
     assert sorted(alive(home.status())) == ["node1", "node2"]
+    assert [l["carrier"] for l in home.status()["this_node"]["links"]] == ["tcp"]
     assert udp(one, two, 0.5) == "nothing"
     home.ok("dev", "allow-udp", "2")
     assert udp(one, two, 20) == "hello"

@@ -206,7 +206,7 @@ def test_a_revoked_node_is_shut_out_everywhere_and_stays_out(home):
         wait_until(lambda n=name: [r["name"] for r in trust_list(home, n)["revoked"]] == [victim], 5, "the revocation to reach all")
         assert node(home.status(*at(name)), victim)["state"] == "left"
     wait_until(lambda: sum(refused(home, *at(n))["revoked"] for n in others) > 0, 10, "its attempts to be counted")
-    assert "revoked" in (state_dir(home, victim) / "agent.log").read_text()
+    wait_until(lambda: "revoked" in (state_dir(home, victim) / "agent.log").read_text(), 5, "it to hear why")
     # A restart changes nothing: neither its own, nor of those that shut it out.
     number = victim.removeprefix("node")
     home.ok("dev", "restart", number)

@@ -20,6 +20,8 @@
 #include "driver/posix/os_entropy.h"
 #include "driver/posix/process.h"
 #include "driver/posix/tcp.h"
+#include "driver/posix/udp.h"
+#include "driver/quic/quic.h"
 #include "driver/raft/raft_log.h"
 #include "driver/rocksdb/store.h"
 #include "driver/uffd/memfd_frames.h"
@@ -67,6 +69,11 @@ std::string advertise(const AgentConfig& config) {
   const auto listen = split_address(config.listen);
   if (listen && (listen->host == "0.0.0.0" || listen->host == "::")) return primary_address() + ":0";
   return "";
+}
+
+node::CarrierUse carrier_use(std::string_view name) {
+  if (name == "quic") return node::CarrierUse::quic;
+  return name == "tcp" ? node::CarrierUse::tcp : node::CarrierUse::automatic;
 }
 
 /// Pages, sockets and workers take descriptors; the usual soft limit of 1024 is for programs that use select(2).
@@ -126,6 +133,7 @@ class Agent {
         facts_(std::move(stores.facts)),
         log_(std::move(stores.log)),
         carrier_(loop_),
+        datagrams_(loop_),
         processes_(loop_),
         local_(loop_),
         faults_(loop_, fault_mode(config_.userfaultfd)),
@@ -151,6 +159,8 @@ class Agent {
   node::NodePorts ports() {
     return {.loop = loop_,
             .carrier = carrier_,
+            .datagrams = &datagrams_,
+            .quic = quic_.get(),
             .entropy = entropy_,
             .store = *facts_,
             .frames = frames_,
@@ -187,6 +197,8 @@ class Agent {
     out.socket_path = driver::agent_socket_path(config_.state_dir, record_.node_id);
     out.settings_json = config_json(loaded);
     out.session = std::move(session);
+    out.carrier = carrier_use(config_.carrier);
+    out.mtu = config_.mtu;
     out.trust = {.store = std::make_shared<FileTrustStore>(config_.state_dir, membership_),
                  .book = std::move(book_),
                  .keys = membership_.keys,
@@ -295,6 +307,8 @@ class Agent {
   std::unique_ptr<driver::RocksStore> facts_;
   std::shared_ptr<driver::RocksStore> log_;
   driver::TcpCarrier carrier_;
+  driver::UdpDatagrams datagrams_;
+  std::unique_ptr<env::QuicStack> quic_ = driver::quic::make_stack();
   driver::PosixProcesses processes_;
   driver::LocalSocketServer local_;
   driver::MemfdFrameStore frames_;

@@ -22,6 +22,8 @@ namespace {
 
 using Origin = Setting::Origin;
 constexpr std::size_t kMaxConfigBytes = 1 << 20;
+// IP packets: from what QUIC needs at least, to what UDP can carry; less the headers of IPv6 and UDP.
+constexpr std::uint64_t kMinMtu = 1280, kMaxMtu = 65'535, kUdpHeaders = 48;
 
 std::string host_name() {
   char text[256] = {};
@@ -38,6 +40,8 @@ std::string default_value(std::string_view key) {
   if (key == "memory") return str(memory_bytes() / 2 / limits::kMaxPageBytes * limits::kMaxPageBytes);
   if (key == "workers") return str(core_count());
   if (key == "userfaultfd") return "auto";
+  if (key == "carrier") return "auto";
+  if (key == "mtu") return "0";
   if (key == "trust") return std::string(hyperbus::trust_mode_name(hyperbus::TrustMode::psk));
   if (key == "classical_only") return "false";
   if (key == "log_level") return "info";
@@ -101,6 +105,17 @@ Status apply(const Setting& s, AgentConfig& c) {
   } else if (s.key == "userfaultfd") {
     HOLO_TRY(one_of(s, {"auto", "user", "off"}));
     c.userfaultfd = s.value;
+  } else if (s.key == "carrier") {
+    HOLO_TRY(one_of(s, {"auto", "quic", "tcp"}));
+    c.carrier = s.value;
+  } else if (s.key == "mtu") {
+    HOLO_ASSIGN(bytes, at(s, parse_count(s.value)));
+    if (bytes != 0 && (bytes < kMinMtu || bytes > kMaxMtu)) {
+      return fail(Errc::invalid_argument,
+                  str(s.where, ": mtu: ", s.value, " is not between ", kMinMtu, " and ", kMaxMtu),
+                  "0 lets the nodes find out");
+    }
+    c.mtu = bytes == 0 ? 0 : bytes - kUdpHeaders;
   } else if (s.key == "trust") {
     HOLO_ASSIGN(mode, at(s, hyperbus::parse_trust_mode(s.value)));
     c.trust = mode;
@@ -187,6 +202,9 @@ const std::vector<SettingInfo>& setting_table() {
       {"workers", "--workers", "HOLO_WORKERS", "Worker processes for each program"},
       {"userfaultfd", "--userfaultfd", "HOLO_USERFAULTFD",
        "auto, user (faults of user code only) or off (views are populated whole)"},
+      {"carrier", "--carrier", "HOLO_CARRIER",
+       "Between nodes: auto (QUIC, and TCP where UDP does not pass), quic or tcp"},
+      {"mtu", "--mtu", "HOLO_MTU", "Size of IP packets that every path between nodes carries, if known; 0: found out"},
       {"trust", "--trust", "HOLO_TRUST",
        "Whom to let in: psk (the cluster key), tofu (first key seen) or roots (signed)"},
       {"classical_only", "--classical-only", "HOLO_CLASSICAL_ONLY",

@@ -23,6 +23,8 @@ struct AgentConfig {
   std::uint64_t memory_bytes = 0;
   unsigned workers = 0;     ///< Worker processes per program.
   std::string userfaultfd;  ///< "auto", "user" or "off".
+  std::string carrier;      ///< "auto", "quic" or "tcp".
+  std::size_t mtu = 0;      ///< UDP payload that passes on every path; 0: discovered.
   hyperbus::TrustMode trust = hyperbus::TrustMode::psk;
   hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
   std::string log_level;  ///< "debug", "info", "warn" or "error".

@@ -41,10 +41,10 @@ std::string nodes_table(const nlohmann::json& status) {
 }
 
 std::string links_table(const nlohmann::json& status) {
-  Table table({"PEER", "ADDRESS", "IN", "OUT", "ROUND TRIP"});
+  Table table({"PEER", "ADDRESS", "CARRIER", "CIPHER", "IN", "OUT", "ROUND TRIP"});
   for (const auto& l : status["this_node"]["links"]) {
-    table.row({l["peer"], l["address"], format_size(l["bytes_in"]), format_size(l["bytes_out"]),
-               str(static_cast<std::int64_t>(l["round_trip_us"].get<double>()), " us")});
+    table.row({l["peer"], l["address"], l["carrier"], l["cipher"], format_size(l["bytes_in"]),
+               format_size(l["bytes_out"]), str(static_cast<std::int64_t>(l["round_trip_us"].get<double>()), " us")});
   }
   return table.text();
 }

@@ -1,0 +1,307 @@
+// Connections: their bytes, their timers, their events, their end.
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+#include "base/strings.h"
+#include "node/bus_impl.h"
+
+namespace holo::node {
+namespace {
+
+using hyperbus::RefusalKind;
+using hyperbus::Role;
+using hyperbus::StreamId;
+using hyperbus::StreamSession;
+
+constexpr std::size_t kOutputStep = 128 << 10;  // Encrypted at once; what is urgent can overtake the rest.
+constexpr std::size_t kLastWords = 256 << 10;   // A session that is over has little left to say.
+constexpr Duration kSimultaneous = seconds(2);  // Two dials this close together are one meeting, not a reconnection.
+constexpr Duration kRetireCheck = seconds(1);
+constexpr Duration kLogEvery = seconds(5);  // Refusals of one kind; the counters have them all.
+
+}  // namespace
+
+void Bus::Impl::accept(std::unique_ptr<env::ByteStream> stream) {
+  if (closed_) return;
+  make_room_for_newcomer();
+  std::string address = stream->peer_address();
+  half_open_.push_back(add_stream_link(Role::responder, std::move(stream), NodeId(), std::move(address)));
+}
+
+/// The oldest that has said nothing goes first: a node that means it speaks within a round trip.
+void Bus::Impl::make_room_for_newcomer() {
+  if (half_open_.size() < options_.max_half_open) return;
+  auto silent = std::find_if(half_open_.begin(), half_open_.end(), [](const LinkPtr& l) { return !l->heard; });
+  const LinkPtr victim = silent == half_open_.end() ? half_open_.front() : *silent;
+  const Error why = overloaded("too many connections that have not finished their handshake");
+  count_refusal(RefusalKind::garbage, victim->role, victim->address, why);
+  end_link(victim, why);
+}
+
+Bus::Impl::LinkPtr Bus::Impl::add_link(Role role, std::string address) {
+  auto link = std::make_shared<Link>();
+  link->id = next_id_++;
+  link->role = role;
+  link->address = std::move(address);
+  link->started = loop_.now();
+  links_.emplace(link->id, link);
+  return link;
+}
+
+Bus::Impl::LinkPtr Bus::Impl::add_stream_link(Role role, std::unique_ptr<env::ByteStream> stream, NodeId expected,
+                                              std::string address) {
+  const LinkPtr link = add_link(role, std::move(address));
+  auto session = std::make_unique<StreamSession>(role, options_.session, entropy_, link->started, expected);
+  link->over_stream = session.get();
+  link->session = std::move(session);
+  link->stream = std::move(stream);
+  const std::weak_ptr<Link> weak = link;
+  link->stream->start({.on_bytes =
+                           [this, weak](ByteSpan bytes) {
+                             const LinkPtr l = weak.lock();
+                             if (!l || l->over) return;
+                             l->heard = true;
+                             l->over_stream->feed(loop_.now(), bytes);
+                             pump(l);
+                           },
+                       .on_writable =
+                           [this, weak] {
+                             if (const LinkPtr l = weak.lock()) pump(l);
+                           },
+                       .on_closed =
+                           [this, weak](Error why) {
+                             const LinkPtr l = weak.lock();
+                             if (!l || l->over) return;
+                             l->over_stream->broken(loop_.now(), std::move(why));
+                             pump(l);
+                           }});
+  rearm(link);
+  return link;
+}
+
+/// Performs what the session wants: its events, then its bytes, then its timer. What events resume may call back into
+/// the bus and the same session; the outermost pump then finds their work.
+void Bus::Impl::pump(const LinkPtr& link) {
+  if (link->pumping || link->over) return;
+  const auto self = shared_from_this();
+  // The caller's reference may be to something that an event destroys.
+  const LinkPtr l = link;  // NOLINT(performance-unnecessary-copy-initialization)
+  l->pumping = true;
+  bool again = true;
+  while (again && !l->over) {
+    while (auto event = l->session->next_event()) {
+      std::visit([&](auto& e) { on_event(l, std::move(e)); }, *event);
+      if (l->over) break;
+    }
+    again = !l->over && (l->over_packets != nullptr ? flush_packets(l) : write_output(l));
+  }
+  l->pumping = false;
+  if (!l->over) rearm(l);
+}
+
+/// False when there was nothing to write, or no room.
+bool Bus::Impl::write_output(const LinkPtr& link) {
+  if (!link->over_stream->wants_output() || link->stream->backlog() >= env::ByteStream::kHighWater) return false;
+  const std::size_t room = env::ByteStream::kHighWater - link->stream->backlog();
+  std::vector<Buffer> out;
+  link->over_stream->output(loop_.now(), std::min(room, kOutputStep), out);
+  if (out.empty()) return false;
+  link->stream->write(std::move(out));
+  return true;
+}
+
+void Bus::Impl::rearm(const LinkPtr& link) {
+  const Instant next = link->session->next_timer();
+  if (link->timer != 0 && link->timer_at <= next) return;  // It fires early, looks, and sets itself again.
+  loop_.cancel(link->timer);
+  link->timer = 0;
+  if (next == kNever) return;
+  link->timer_at = next;
+  link->timer = loop_.call_at(next, [this, weak = std::weak_ptr<Link>(link)] {
+    if (const LinkPtr l = weak.lock()) on_timer(l);
+  });
+}
+
+void Bus::Impl::on_timer(const LinkPtr& link) {
+  link->timer = 0;
+  if (link->over) return;
+  const Instant now = loop_.now();
+  if (now >= link->session->next_timer()) {
+    link->session->on_timer(now);
+    pump(link);
+  } else if (!loop_.stopping()) {  // A stopping loop fires timers before their time: setting it again would spin.
+    rearm(link);
+  }
+}
+
+/// Tells the peer, and ends every call of the link with `why`.
+void Bus::Impl::close_link(const LinkPtr& link, const Error& why) {
+  if (link->over) return;
+  link->ended_here = true;
+  link->session->close(why);
+  pump(link);
+}
+
+/// Takes the link out of everything. Its calls have ended, unless it never got through the handshake.
+void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
+  if (link->over) return;
+  link->over = true;
+  links_.erase(link->id);
+  drop_half_open(link);
+  loop_.cancel(link->timer);
+  loop_.cancel(link->retire_timer);
+  if (link->over_packets != nullptr) {
+    by_session_.erase(link->over_packets);
+    while (flush_packets(link)) {
+    }
+  } else {
+    std::vector<Buffer> out;
+    link->over_stream->output(loop_.now(), kLastWords, out);
+    if (!out.empty()) {
+      link->stream->write(std::move(out));
+      link->stream->close();
+    }
+    link->stream.reset();
+  }
+
+  for (auto& [stream, shot] : std::exchange(link->calls, {})) shot->set(std::unexpected(why));
+  if (link->waiter) link->waiter->set(std::unexpected(why));
+  const auto peer = peers_.find(link->peer);
+  if (!link->peer || peer == peers_.end() || peer->second.link != link) return;
+  peer->second.link = nullptr;
+  for (const auto& [id, other] : links_) {
+    if (other->peer == link->peer && !other->over) {  // One that was retiring can serve again.
+      peer->second.link = other;
+      other->retiring = false;
+      return;
+    }
+  }
+  log_info("bus", "lost the connection to node ", link->peer, ": ", why.message);
+  if (!link->ended_here && !closed_ && on_peer_lost) on_peer_lost(link->peer, why);
+}
+
+/// Of two connections to the same node, whether the one that has just been established replaces the other.
+bool Bus::Impl::supersedes(const Link& fresh, const Link& old) const {
+  const bool together = fresh.started <= old.established_at + kSimultaneous;
+  if (fresh.over_packets != nullptr && old.over_packets == nullptr) return true;
+  if (fresh.over_packets == nullptr && old.over_packets != nullptr && together) return false;
+  // Begun when the old one had long been up: the peer (or its process) has given the old one up.
+  if (!together) return true;
+  if (dialler(fresh) == dialler(old)) return true;
+  return dialler(fresh) < dialler(old);
+}
+
+/// New requests go elsewhere; this link ends once it has had nothing under way for a while. Not at once: the peer may
+/// have sent a request on it before it learned of the other.
+void Bus::Impl::retire(const LinkPtr& link) {
+  link->retiring = true;
+  link->streams_at_check = link->streams;
+  link->retire_timer = loop_.call_at(loop_.now() + kRetireCheck, [this, weak = std::weak_ptr<Link>(link)] {
+    if (const LinkPtr l = weak.lock()) check_retired(l);
+  });
+}
+
+void Bus::Impl::check_retired(const LinkPtr& link) {
+  if (link->over || !link->retiring) return;
+  const bool idle = link->calls.empty() && link->serving == 0 && link->streams == link->streams_at_check;
+  if (!idle && !loop_.stopping()) return retire(link);
+  close_link(link, unavailable("another connection between these nodes has taken over"));
+}
+
+// --- Events
+// ------------------------------------------------------------------------------------------------------------
+
+void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
+  link->peer = event.peer;
+  link->established_at = loop_.now();
+  link->aead = event.aead;
+  drop_half_open(link);
+  if (event.peer == self_) {
+    return close_link(link, Error{.code = Errc::refused, .message = str(link->address, " is this node itself")});
+  }
+  Peer& peer = peers_[event.peer];
+  const bool first = !peer.link;
+  if (first) {
+    peer.link = link;
+  } else if (supersedes(*link, *peer.link)) {
+    retire(std::exchange(peer.link, link));
+  } else {
+    retire(link);
+  }
+  peer.backoff = {};
+  peer.not_before = {};
+  if (link->role == Role::initiator && peer.addresses.empty()) peer.addresses = {link->address};
+  log_info("bus", first ? "connected to node " : "another connection to node ", event.peer, " at ", link->address,
+           link->over_packets != nullptr ? " (quic)" : " (tcp)");
+  send_waiting(peer);
+  peer.udp_failed = speaks_quic() && link->over_packets == nullptr && link->role == Role::initiator;
+  if (peer.udp_failed && peer.link == link) plan_upgrade(event.peer);
+  if (first && on_peer_connected) on_peer_connected(event.peer);
+  if (link->waiter) link->waiter->set(env::PeerIdentity{.node = event.peer, .address = link->address});
+}
+
+void Bus::Impl::on_event(const LinkPtr& link, hyperbus::RequestArrived event) {
+  ++link->streams;
+  const auto handler = handlers_.find(event.request.type);
+  if (handler == handlers_.end()) {
+    link->session->reply(event.stream,
+                         fail(Errc::unsupported, str("this node does not know request ", event.request.type)));
+    return;
+  }
+  if (serving_ >= options_.max_serving) {
+    link->session->reply(event.stream, std::unexpected(overloaded("this node serves too many requests at once")));
+    return;
+  }
+  ++serving_;
+  ++link->serving;
+  loop_.spawn(run_handler(shared_from_this(), link, event.stream, handler->second, std::move(event.request)));
+}
+
+Task<void> Bus::Impl::run_handler(std::shared_ptr<Impl> self, LinkPtr link, StreamId stream,
+                                  std::shared_ptr<Handler> handler, env::Request request) {
+  auto task = (*handler)(link->peer, std::move(request));
+  auto result = co_await task;
+  --self->serving_;
+  --link->serving;
+  if (link->over) co_return;
+  link->session->reply(stream, std::move(result));
+  self->pump(link);
+}
+
+void Bus::Impl::on_event(const LinkPtr& link, hyperbus::ReplyArrived event) {
+  const auto it = link->calls.find(event.stream);
+  HOLO_ASSERT(it != link->calls.end(), "an answer to a request nobody made");
+  const ReplyShot shot = it->second;
+  link->calls.erase(it);
+  shot->set(std::move(event.result));
+}
+
+void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Closed event) {
+  if (event.kind != RefusalKind::none) count_refusal(event.kind, link->role, link->address, event.error);
+  end_link(link, event.error);
+}
+
+void Bus::Impl::count_refusal(RefusalKind kind, Role role, const std::string& address, const Error& why) {
+  switch (kind) {
+    case RefusalKind::none: return;
+    case RefusalKind::wrong_key: ++refused_.wrong_key; break;
+    case RefusalKind::wrong_version: ++refused_.wrong_version; break;
+    case RefusalKind::garbage: ++refused_.garbage; break;
+    case RefusalKind::unknown_identity: ++refused_.unknown_identity; break;
+    case RefusalKind::changed_key: ++refused_.changed_key; break;
+    case RefusalKind::revoked: ++refused_.revoked; break;
+  }
+  Quiet& quiet = quiet_[static_cast<std::size_t>(kind)];
+  const Instant now = loop_.now();
+  if (now < quiet.until) {
+    ++quiet.unsaid;
+    return;
+  }
+  const std::string more = quiet.unsaid ? str(" (and ", quiet.unsaid, " more like it)") : std::string();
+  const char* what = role == Role::responder ? "refused " : "no handshake with ";
+  log_warn("bus", what, address, ": ", why.message, more);
+  quiet = {.until = now + kLogEvery, .unsaid = 0};
+}
+
+}  // namespace holo::node

@@ -1,0 +1,200 @@
+// The sockets of QUIC: datagrams to their connections, and back.
+#include <algorithm>
+#include <array>
+
+#include "base/log.h"
+#include "base/strings.h"
+#include "crypto/hash.h"
+#include "node/bus_impl.h"
+
+namespace holo::node {
+namespace {
+
+using hyperbus::PacketEndpoint;
+using hyperbus::PacketSession;
+using hyperbus::RefusalKind;
+using hyperbus::Role;
+
+/// Bursts of one connection before others get their turn.
+constexpr int kBurstsInARow = 4;
+/// A port that is free for TCP may be taken for UDP: so many are tried.
+constexpr int kPortTries = 16;
+constexpr std::string_view kResetLabel = "holo hyperbus v1: stateless resets";
+
+bool is_wildcard(const env::IpEndpoint& e) {
+  const auto zero = [](std::uint8_t b) { return b == 0; };
+  return e.is_v4() ? std::all_of(e.ip.begin() + 12, e.ip.end(), zero) : std::ranges::all_of(e.ip, zero);
+}
+bool is_loopback(const env::IpEndpoint& e) {
+  if (e.is_v4()) return e.ip[12] == 127;
+  return e.ip[15] == 1 && std::all_of(e.ip.begin(), e.ip.end() - 1, [](std::uint8_t b) { return b == 0; });
+}
+bool reaches(const env::IpEndpoint& local, const env::IpEndpoint& remote) {
+  if (is_wildcard(local)) return !local.is_v4() || remote.is_v4();
+  return local.is_v4() == remote.is_v4() && is_loopback(local) == is_loopback(remote);
+}
+
+bool asks_for_any_port(std::string_view address) { return address.ends_with(":0"); }
+
+std::shared_ptr<const env::QuicConfig> quic_config(const BusOptions& options) {
+  const hyperbus::SessionConfig& session = *options.session;
+  constexpr std::uint64_t kMessage = limits::kMaxHeaderBytes + limits::kMaxPayloadBytes;
+  auto out = std::make_shared<env::QuicConfig>();
+  out->handshake_timeout = session.handshake_deadline;
+  out->idle_timeout = session.idle_timeout;
+  out->keep_alive = session.keep_alive;
+  // Credits bound what may be under way; QUIC's own windows only must not be in the way.
+  out->stream_window = kMessage + (64 << 10);
+  for (const hyperbus::ClassWindow& w : session.windows) out->connection_window += w.request_bytes + w.reply_bytes;
+  out->connection_window += kMessage;
+  out->bidirectional_streams = 2 * session.streams();
+  out->datagram_bytes = options.mtu;
+  out->packets_per_key = session.records_per_key;
+  // Deterministic, so that a restarted agent can tell its old peers that it has forgotten them.
+  out->reset_key = crypto::blake3_derive(kResetLabel, session.handshake->identity.sign(as_bytes(kResetLabel)));
+  return out;
+}
+
+}  // namespace
+
+Bus::Impl::Impl(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, BusOptions options)
+    : loop_(loop),
+      carrier_(carrier),
+      entropy_(entropy),
+      options_(std::move(options)),
+      self_(options_.session->handshake->identity.node()) {
+  const bool possible = options_.datagrams != nullptr && options_.quic != nullptr;
+  if (!possible || options_.use == CarrierUse::tcp) {
+    options_.use = CarrierUse::tcp;
+    return;
+  }
+  endpoint_.emplace(*options_.quic, entropy_, hyperbus::PacketEndpointConfig{.quic = quic_config(options_)});
+  burst_.resize(env::DatagramSocket::kMaxBurst);
+}
+
+Result<std::string> Bus::Impl::listen(const std::string& address) {
+  const auto on_accept = [this](std::unique_ptr<env::ByteStream> s) { accept(std::move(s)); };
+  for (int attempt = 1;; ++attempt) {
+    std::string bound = address;
+    std::unique_ptr<env::Listener> listener;
+    if (speaks_tcp()) {
+      auto listening = carrier_.listen(address, on_accept);
+      if (!listening) return std::unexpected(std::move(listening).error());
+      listener = std::move(*listening);
+      bound = listener->address();
+    }
+    if (speaks_quic()) {
+      auto socket = bind(bound);
+      const bool again = !socket && socket.error().code == Errc::already_exists && asks_for_any_port(address);
+      if (again && attempt < kPortTries) continue;
+      if (!socket) return std::unexpected(std::move(socket).error());
+      if (!speaks_tcp()) bound = env::to_string((*socket)->socket->local());
+    }
+    if (listener) listeners_.push_back(std::move(listener));
+    return bound;
+  }
+}
+
+Result<Bus::Impl::SocketPtr> Bus::Impl::bind(const std::string& address) {
+  auto bound = options_.datagrams->bind(address);
+  if (!bound) return std::unexpected(std::move(bound).error());
+  auto socket = std::make_shared<Socket>();
+  socket->socket = std::move(*bound);
+  const std::weak_ptr<Socket> weak = socket;
+  socket->socket->start({.on_datagrams =
+                             [this, weak](std::span<const env::Datagram> datagrams) {
+                               if (const SocketPtr s = weak.lock()) on_datagrams(s, datagrams);
+                             },
+                         .on_writable =
+                             [this, weak] {
+                               if (const SocketPtr s = weak.lock()) on_writable(s);
+                             }});
+  sockets_.push_back(socket);
+  return socket;
+}
+
+/// A socket from which `remote` can be dialled: one that listens where possible, so that a node has one UDP port.
+Result<Bus::Impl::SocketPtr> Bus::Impl::socket_towards(const env::IpEndpoint& remote) {
+  for (const SocketPtr& socket : sockets_) {
+    if (reaches(socket->socket->local(), remote)) return socket;
+  }
+  return bind(remote.is_v4() ? "0.0.0.0:0" : "[::]:0");
+}
+
+Bus::Impl::LinkPtr Bus::Impl::add_packet_link(Role role, std::unique_ptr<PacketSession> session, SocketPtr socket,
+                                              std::string address) {
+  const LinkPtr link = add_link(role, std::move(address));
+  link->over_packets = session.get();
+  link->session = std::move(session);
+  link->socket = std::move(socket);
+  by_session_.emplace(link->over_packets, link);
+  return link;
+}
+
+void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datagram> datagrams) {
+  if (closed_) return;
+  const auto self = shared_from_this();
+  const Instant now = loop_.now();
+  std::vector<LinkPtr> touched;
+  std::array<std::byte, PacketEndpoint::kMaxAnswer> answer;
+  for (const env::Datagram& datagram : datagrams) {
+    PacketEndpoint::Arrival arrival =
+        endpoint_->on_datagram(now, datagram, options_.session, half_open_.size(), answer);
+    if (arrival.garbage) {
+      count_refusal(RefusalKind::garbage, Role::responder, env::to_string(datagram.path.remote),
+                    {.code = Errc::malformed, .message = "datagrams that are not the hyperbus protocol"});
+    }
+    if (arrival.answer > 0) {  // If there is no room for it: it is an answer that may be lost.
+      (void)socket->socket->send(datagram.path, env::Ecn::not_ect, arrival.answer,
+                                 ByteSpan(answer).first(arrival.answer));
+    }
+    if (arrival.fresh) {
+      make_room_for_newcomer();
+      half_open_.push_back(
+          add_packet_link(Role::responder, std::move(arrival.fresh), socket, env::to_string(datagram.path.remote)));
+    }
+    if (arrival.session == nullptr) continue;
+    const auto found = by_session_.find(arrival.session);
+    if (found == by_session_.end()) continue;  // It is over; somebody still holds it.
+    const LinkPtr link = found->second;
+    link->heard = link->over_packets->heard();
+    if (std::ranges::find(touched, link) == touched.end()) touched.push_back(link);
+  }
+  for (const LinkPtr& link : touched) pump(link);
+}
+
+void Bus::Impl::on_writable(const SocketPtr& socket) {
+  if (const auto unsent = std::exchange(socket->unsent, std::nullopt)) {
+    const auto& burst = unsent->burst;
+    if (!socket->socket->send(burst.path, burst.ecn, burst.segment, unsent->bytes)) {
+      socket->unsent = unsent;
+      return;
+    }
+  }
+  for (const auto& weak : std::exchange(socket->waiting, {})) {
+    const LinkPtr link = weak.lock();
+    if (!link) continue;
+    link->waits_for_socket = false;
+    pump(link);
+  }
+}
+
+/// Sends what the connection may send now. True when it may have more and others should have their turn first.
+bool Bus::Impl::flush_packets(const LinkPtr& link) {
+  Socket& socket = *link->socket;
+  for (int i = 0; i < kBurstsInARow; ++i) {
+    if (socket.unsent) {
+      if (!std::exchange(link->waits_for_socket, true)) socket.waiting.push_back(link);
+      return false;
+    }
+    const auto burst = link->over_packets->send(loop_.now(), burst_);
+    if (!burst) return false;
+    const ByteSpan bytes = ByteSpan(burst_).first(burst->bytes);
+    if (!socket.socket->send(burst->path, burst->ecn, burst->segment, bytes)) {
+      socket.unsent = Socket::Unsent{.burst = *burst, .bytes = Bytes(bytes.begin(), bytes.end())};
+    }
+  }
+  return true;
+}
+
+}  // namespace holo::node
