@@ -702,6 +702,42 @@ TEST(Quic, RubbishChangesNothing) {
   exchange(world, 100'000);
 }
 
+/// A peer that has been let in and then sends frames of its own invention: refused, never an assertion of ngtcp2's.
+TEST(Quic, FramesOfRubbishEndTheConnection) {
+  int ended = 0;
+  for (std::uint64_t seed = 1; seed <= 400; ++seed) {
+    World::Options options;
+    options.seed = seed;
+    World world(options);
+    ASSERT_TRUE(world.establish());
+    exchange(world, 3000);
+    const auto stream = open(world.server);
+    world.server.app.send(stream, 50'000, false);
+    world.settle(microseconds(200));
+    const Bytes id = *world.server.app.ids.begin();
+    for (std::uint32_t i = 0; i < 50 && !world.server.app.end; ++i) {
+      Bytes frames;
+      const std::uint64_t count = 1 + world.random.below(6);
+      for (std::uint64_t k = 0; k < count; ++k) {
+        frames.push_back(static_cast<std::byte>(world.random.below(0x20)));
+        for (std::uint64_t n = world.random.below(12); n > 0; --n) {
+          // Small numbers, mostly: they name streams, ids and packets that exist.
+          frames.push_back(
+              static_cast<std::byte>(world.random.chance(7, 8) ? world.random.below(20) : world.random.next()));
+        }
+      }
+      frames.resize(std::max<std::size_t>(frames.size(), 4));
+      world.server.connection->receive(world.now, {.local = world.server.address, .remote = world.client.address},
+                                       env::Ecn::ect0, testing::forge_from_client(id, 1000 + i, frames));
+      world.muted = &world.client;
+      world.settle(microseconds(static_cast<std::int64_t>(world.random.below(3000))));
+    }
+    world.settle(milliseconds(100));
+    ended += world.server.app.end.has_value() ? 1 : 0;
+  }
+  EXPECT_GT(ended, 200);
+}
+
 TEST(Quic, RubbishInsteadOfAHandshakeEndsQuietly) {
   for (std::uint64_t seed = 1; seed < 200; ++seed) {
     World::Options options;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "crypto/packet_protection.h"
 #include "driver/quic/quic.h"
 
 namespace holo::driver::quic::testing {
@@ -82,6 +83,25 @@ class FakeHandshake final : public env::QuicHandshake {
   Options options_;
   int seen_ = 0;
 };
+
+/// A 1-RTT packet with whatever frames, sealed as a FakeHandshake's client would (AES-256-GCM, no key update).
+inline Bytes forge_from_client(ByteSpan connection_id, std::uint32_t packet_number, ByteSpan frames) {
+  crypto::TrafficSecret secret;
+  std::ranges::fill(secret.writable(), std::byte{102});
+  const crypto::PacketKey key(crypto::AeadAlgorithm::aes_256_gcm, secret);
+  const crypto::HeaderKey header_key(crypto::AeadAlgorithm::aes_256_gcm, secret);
+  Bytes out{std::byte{0x43}};  // Short header, a packet number of 4 bytes.
+  out.insert(out.end(), connection_id.begin(), connection_id.end());
+  const std::size_t number_at = out.size();
+  for (int i = 3; i >= 0; --i) out.push_back(static_cast<std::byte>(packet_number >> (8 * i)));
+  const Bytes header = out;
+  out.resize(out.size() + frames.size() + crypto::kAeadTagBytes);
+  key.seal(packet_number, header, frames, MutableByteSpan(out).subspan(header.size()));
+  const auto mask = header_key.mask(ByteSpan(out).subspan(number_at + 4).first<crypto::HeaderKey::kSampleBytes>());
+  out[0] ^= mask[0] & std::byte{0x1f};
+  for (std::size_t i = 0; i < 4; ++i) out[number_at + i] ^= mask[1 + i];
+  return out;
+}
 
 /// The byte that belongs at `offset` of `stream`, so that nothing need be stored to check it.
 inline std::byte byte_at(env::QuicStreamId stream, std::uint64_t offset) {
@@ -270,7 +290,7 @@ class World {
       Instant next = deadline;
       if (!wire_.empty()) next = std::min(next, wire_.top().due);
       for (Side* side : {&client, &server}) {
-        if (side->connection) next = std::min(next, std::max(now, side->connection->next_timer()));
+        if (side->connection && side != muted) next = std::min(next, std::max(now, side->connection->next_timer()));
       }
       if (next >= deadline) {
         now = deadline;
@@ -284,7 +304,7 @@ class World {
         deliver(datagram);
       }
       for (Side* side : {&client, &server}) {
-        if (side->connection && side->connection->next_timer() <= now) side->connection->on_timer(now);
+        if (side->connection && side != muted && side->connection->next_timer() <= now) side->connection->on_timer(now);
       }
     }
   }
@@ -341,7 +361,7 @@ class World {
   Faults faults;
   bool retry;
   std::size_t max_datagram = 0;
-  Side* muted = nullptr;
+  Side* muted = nullptr;  ///< stands still
   /// Sees each datagram as it is sent; false: it is lost.
   std::function<bool(const env::IpEndpoint& from, ByteSpan)> on_wire;
   std::shared_ptr<env::QuicConfig> config;
