@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -243,6 +244,26 @@ def test_foreground_and_sigterm(home):
         wait_until(lambda: home.holo("status").returncode == 0, 10, "the agent to answer")
         agent.terminate()
         assert agent.wait(10) == 0
+
+
+def dumps_core(process):
+    process.send_signal(signal.SIGSEGV)
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == -signal.SIGSEGV
+    return os.WCOREDUMP(status)
+
+
+def test_a_crashed_agent_leaves_no_keys_in_a_core_dump(home):
+    def unlimited():
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+
+    with home.start("sleep", "100", cwd=home.root, preexec_fn=unlimited) as other:
+        if not dumps_core(other):
+            pytest.skip("this machine writes no core dumps at all")
+    with home.start(HOLO, "init", "--foreground", "--state-dir", home.root / "s", *LOCAL, cwd=home.root, preexec_fn=unlimited) as agent:
+        assert agent.stdout.readline().startswith("holo join")
+        assert not dumps_core(agent)
 
 
 def test_a_restart_brings_regions_and_pages_back(started):

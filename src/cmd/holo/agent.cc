@@ -1,6 +1,7 @@
 #include "cmd/holo/agent.h"
 
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -83,6 +84,10 @@ void raise_file_limit() {
   limit.rlim_cur = limit.rlim_max;
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
+
+/// Keys are in this process's memory: no crash and no debugger of the same user shall copy it. Workers are their
+/// programs' own and dump as those do.
+void keep_memory_private() { ::prctl(PR_SET_DUMPABLE, 0); }
 
 /// Two stores, because one outlives the other: this node's facts (its incarnation) stay when it leaves a cluster and
 /// its log goes, or it could not return under a higher incarnation.
@@ -353,6 +358,7 @@ Outcome<int> run_agent(const LoadedConfig& loaded, AgentHooks hooks) {
   HOLO_TRY(driver::install_text_log({.file = loaded.config.log_file, .level = log_level(loaded.config.log_level)}));
   ::signal(SIGPIPE, SIG_IGN);
   raise_file_limit();
+  keep_memory_private();
   auto outcome = start(loaded, hooks);
   if (!outcome) hooks.ready.failed(outcome.error());  // Silent when the agent has said it itself.
   return outcome;
