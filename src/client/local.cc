@@ -25,11 +25,11 @@
 #include "client/session.h"
 #include "client/worker.h"
 #include "crypto/secret.h"
+#include "driver/inproc/inproc.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/posix/errno_text.h"
 #include "driver/posix/local_socket.h"
 #include "driver/posix/os_entropy.h"
-#include "driver/posix/tcp.h"
 #include "driver/raft/raft_log.h"
 #include "driver/rocksdb/store.h"
 #include "driver/uffd/memfd_frames.h"
@@ -125,12 +125,12 @@ class LocalNode {
     crypto::Secret<hyperbus::ClusterKey::kBytes> key;
   };
 
-  static Result<std::unique_ptr<LocalNode>> make(Options options) {
+  static Result<std::unique_ptr<LocalNode>> make(Options options, const driver::InprocNetwork& network) {
     std::error_code error;
     std::filesystem::create_directories(options.state_dir, error);
     if (error) return fail(Errc::io_error, str("cannot make ", options.state_dir, ": ", error.message()));
     HOLO_ASSIGN(store, driver::RocksStore::open(options.state_dir + "/log"));
-    std::unique_ptr<LocalNode> node(new LocalNode(std::move(options), std::move(store)));
+    std::unique_ptr<LocalNode> node(new LocalNode(std::move(options), std::move(store), network));
     HOLO_TRY(node->on_loop([n = node.get()] { return n->node_->open(); }));
     return node;
   }
@@ -180,10 +180,10 @@ class LocalNode {
   }
 
  private:
-  LocalNode(Options options, std::unique_ptr<driver::RocksStore> store)
+  LocalNode(Options options, std::unique_ptr<driver::RocksStore> store, const driver::InprocNetwork& network)
       : name_(options.name),
         store_(std::move(store)),
-        carrier_(loop_),
+        carrier_(network, loop_),
         processes_(loop_),
         local_(loop_),
         faults_(loop_) {
@@ -238,7 +238,6 @@ class LocalNode {
     session->handshake = std::move(handshake);
     node::NodeConfig out;
     out.name = options.name;
-    out.listen = "127.0.0.1:0";
     out.cores = options.workers;
     out.version = HOLO_VERSION;
     out.session = std::move(session);
@@ -253,7 +252,7 @@ class LocalNode {
   driver::AsioLoop loop_;
   driver::OsEntropy entropy_;
   std::shared_ptr<driver::RocksStore> store_;
-  driver::TcpCarrier carrier_;
+  driver::InprocCarrier carrier_;
   ThreadProcesses processes_;
   driver::LocalSocketServer local_;
   driver::MemfdFrameStore frames_;
@@ -285,6 +284,7 @@ class TemporaryDirectory {
 };
 
 struct LocalCluster {
+  driver::InprocNetwork network;
   std::unique_ptr<TemporaryDirectory> directory;
   std::vector<std::unique_ptr<LocalNode>> nodes;  ///< The first one was the first of its cluster, and goes last.
   LocalCluster() = default;
@@ -307,7 +307,7 @@ Result<std::shared_ptr<LocalCluster>> form(unsigned n, std::uint64_t memory_byte
                                .memory_bytes = memory_bytes == 0 ? kDefaultMemory : memory_bytes,
                                .workers = std::max(1U, std::thread::hardware_concurrency() / n),
                                .key = key};
-    HOLO_ASSIGN(node, LocalNode::make(std::move(options)));
+    HOLO_ASSIGN(node, LocalNode::make(std::move(options), cluster->network));
     const std::string seed = cluster->nodes.empty() ? std::string() : cluster->nodes.front()->address();
     cluster->nodes.push_back(std::move(node));
     HOLO_TRY(cluster->nodes.back()->form(seed));
