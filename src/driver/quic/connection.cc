@@ -22,6 +22,9 @@ constexpr std::uint64_t kConnectionIds = 3;
 constexpr std::size_t kDiscoveredDatagram = 1444;
 /// Frames of different streams that may share a packet; also stops an application that offers the same write for ever.
 constexpr int kMaxWritesPerPacket = 64;
+/// ngtcp2 0.12 allocates a frame of more parts for itself, and forgets to free it when the first parts of it arrive
+/// alone.
+constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
 constexpr std::size_t kMaxReasonBytes = 256;
@@ -101,7 +104,7 @@ std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const 
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_client_new(&out->conn_, &destination, &out->own_id_, &first_path, kVersion, &callbacks(),
-                                        &settings, &params, nullptr, out.get());
+                                        &settings, &params, out->memory_.allocator(), out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
   const ngtcp2_crypto_aead aead = retry_aead();
   const ngtcp2_crypto_aead_ctx key = retry_key();
@@ -132,7 +135,7 @@ std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const e
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_server_new(&out->conn_, &first.client, &out->own_id_, &first_path, kVersion, &callbacks(),
-                                        &settings, &params, nullptr, out.get());
+                                        &settings, &params, out->memory_.allocator(), out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
   // A client may repeat its first packets under the id that it made up.
   out->original_id_ = first.destination;
@@ -285,27 +288,27 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
   for (int writes = 0;; ++writes) {
     env::QuicWrite write;
-    std::array<ngtcp2_vec, std::tuple_size_v<decltype(write.parts)>> parts;
+    std::array<ngtcp2_vec, kMaxParts> parts;
     std::size_t total = 0;
     const bool some =
         established_ && !ending() && writes < kMaxWritesPerPacket && parts_.application->next_write(write);
-    for (std::size_t i = 0; some && i < write.count; ++i) {
+    const std::size_t count = some ? std::min(write.count, kMaxParts) : 0;
+    const bool fin = some && write.fin && count == write.count;
+    for (std::size_t i = 0; i < count; ++i) {
       // ngtcp2 reads them only, though its type does not say so.
       parts[i] = {.base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(write.parts[i].data())),
                   .len = write.parts[i].size()};
       total += write.parts[i].size();
     }
-    const bool stream = some && (total != 0 || write.fin);
+    const bool stream = total != 0 || fin;
     ngtcp2_ssize taken = -1;
-    const std::uint32_t flags =
-        stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (write.fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n =
-        ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
-                                  stream ? write.stream : -1, parts.data(), stream ? write.count : 0, ts);
+    const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
+    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
+                                                     stream ? write.stream : -1, parts.data(), stream ? count : 0, ts);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
       sending_.insert(write.stream);
-      parts_.application->on_written(write.stream, bytes, write.fin && bytes == total);
+      parts_.application->on_written(write.stream, bytes, fin && bytes == total);
     }
     switch (n) {
       case NGTCP2_ERR_WRITE_MORE: continue;

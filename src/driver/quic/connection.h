@@ -12,6 +12,7 @@
 
 #include "driver/quic/addresses.h"
 #include "driver/quic/keys.h"
+#include "driver/quic/memory.h"
 #include "env/quic.h"
 
 namespace holo::driver::quic {
@@ -130,6 +131,7 @@ class Connection final : public env::QuicConnection {
   env::IpEndpoint local_;  // As the first path said; see SocketPath.
   SocketPath arrival_;     // Of the last datagram, so that it is converted once.
   env::IpEndpoint arrival_remote_;
+  ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
   ngtcp2_tstamp now_ = 1, last_sent_ = 0;
   bool ids_announced_ = false;
