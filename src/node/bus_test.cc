@@ -50,7 +50,8 @@ Task<Result<env::Reply>> never(env::Loop& loop) {
 
 /// One node: a bus with the handlers above, listening.
 struct TestNode {
-  TestNode(env::Loop& loop, env::Carrier& carrier, std::uint8_t seed, std::uint8_t key = 77, BusOptions options = {}) {
+  TestNode(env::Loop& loop, env::Carrier& carrier, std::uint8_t seed, std::uint8_t key = 77, BusOptions options = {},
+           const std::string& listen = "127.0.0.1:0") {
     options.session = session_config(config_of(seed, key));
     bus = std::make_unique<Bus>(loop, carrier, entropy, std::move(options));
     bus->serve(kEcho, echo);
@@ -58,7 +59,7 @@ struct TestNode {
     bus->serve(kWho, who);
     bus->serve(kSilent, [&loop](NodeId, env::Request) { return never(loop); });
     bus->on_peer_lost([this](NodeId peer, const Error&) { lost.push_back(peer); });
-    auto bound = bus->listen("127.0.0.1:0");
+    auto bound = bus->listen(listen);
     EXPECT_TRUE(bound) << bound.error().to_string();
     address = bound.value_or("");
   }
@@ -593,6 +594,42 @@ TEST(FallbackTest, TcpServesWhereUdpDoesNotPassAndQuicReturns) {
     EXPECT_TRUE(loop.run_until(upgraded, kLimit)) << "TCP still serves";
     EXPECT_TRUE(ask());
     EXPECT_TRUE(a.lost.empty() && b.lost.empty()) << "to change the carrier is not to lose a peer";
+  }
+  loop.begin_stop();
+  EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";
+}
+
+/// A node that was killed cannot say so; after its restart it says that it has forgotten the connection.
+TEST(StatelessReset, ARestartedPeerEndsTheConnectionsThatItForgot) {
+  driver::AsioLoop loop;
+  driver::TcpCarrier carrier(loop);
+  driver::UdpDatagrams udp(loop);
+  const auto quic = driver::quic::make_stack();
+  Firewall firewall(udp);
+  const BusOptions plain{.use = CarrierUse::quic, .datagrams = &udp, .quic = quic.get()};
+  const BusOptions walled{.use = CarrierUse::quic, .datagrams = &firewall, .quic = quic.get()};
+  {
+    TestNode a(loop, carrier, 1, 77, plain);
+    auto b = std::make_unique<TestNode>(loop, carrier, 2, 77, walled);
+    const std::string address = b->address;
+    const NodeId id = b->id();
+    a.bus->set_addresses(id, {address});
+    const auto ask = [&] {
+      auto out = std::make_shared<std::optional<Result<env::Reply>>>();
+      loop.spawn(call_into(*a.bus, id, {.type = kEcho}, {.deadline = loop.now() + seconds(7)}, out));
+      EXPECT_TRUE(loop.run_until([&] { return out->has_value(); }, kLimit));
+      return out->value_or(fail(Errc::internal, "never ended"));
+    };
+    ASSERT_TRUE(ask());
+    firewall.closed = true;  // Its last words do not get out.
+    b.reset();
+    firewall.closed = false;
+    b = std::make_unique<TestNode>(loop, carrier, 2, 77, walled, address);
+    const auto first = ask();
+    ASSERT_FALSE(first);
+    EXPECT_EQ(first.error().code, Errc::unavailable) << "it should not take the idle time-out to find out";
+    EXPECT_TRUE(ask());
+    EXPECT_EQ(a.lost, std::vector<NodeId>{id});
   }
   loop.begin_stop();
   EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";

@@ -31,10 +31,15 @@ PacketSession::Endpoint PacketEndpoint::parts() {
 
 void PacketEndpoint::add(ByteSpan id, PacketSession& session) { sessions_[key_of(id)] = &session; }
 void PacketEndpoint::remove(ByteSpan id) { sessions_.erase(key_of(id)); }
+void PacketEndpoint::forget(PacketSession& session) {
+  std::erase_if(by_remote_, [&session](const auto& entry) { return entry.second == &session; });
+}
 
 std::unique_ptr<PacketSession> PacketEndpoint::dial(std::shared_ptr<const SessionConfig> config, Instant now,
                                                     const env::DatagramPath& path, NodeId expected) {
-  return PacketSession::dial(parts(), std::move(config), now, path, expected);
+  auto session = PacketSession::dial(parts(), std::move(config), now, path, expected);
+  by_remote_.emplace(path.remote, session.get());
+  return session;
 }
 
 PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Datagram& datagram,
@@ -61,6 +66,8 @@ PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Data
     case Kind::initial: on_initial(now, datagram, header, config, strangers, out, arrival); break;
     case Kind::other_long: break;  // The rest of a handshake that is over.
     case Kind::one_rtt:
+      arrival.session = reset_by(now, datagram);
+      if (arrival.session != nullptr) break;
       if (now - resets_since_ >= seconds(1)) {
         resets_since_ = now;
         resets_ = 0;
@@ -71,6 +78,17 @@ PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Data
       break;
   }
   return arrival;
+}
+
+PacketSession* PacketEndpoint::reset_by(Instant now, const env::Datagram& datagram) {
+  const auto [begin, end] = by_remote_.equal_range(datagram.path.remote);
+  for (auto it = begin; it != end; ++it) {
+    PacketSession& session = *it->second;
+    if (session.over()) continue;
+    session.receive(now, datagram);
+    if (session.over()) return &session;
+  }
+  return nullptr;
 }
 
 void PacketEndpoint::on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
@@ -95,6 +113,7 @@ void PacketEndpoint::on_initial(Instant now, const env::Datagram& datagram, cons
     return;
   }
   arrival.fresh = std::move(*made);
+  by_remote_.emplace(datagram.path.remote, arrival.fresh.get());
   arrival.session = arrival.fresh.get();
   arrival.session->receive(now, datagram);
 }

@@ -2,6 +2,7 @@
 // answered without keeping anything: Version Negotiation, Retry, stateless resets. Sans I/O.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -48,6 +49,9 @@ class PacketEndpoint final : private PacketSession::Routes {
 
   void add(ByteSpan connection_id, PacketSession& session) override;
   void remove(ByteSpan connection_id) override;
+  void forget(PacketSession& session) override;
+  /// A stateless reset names no connection that we know: whoever talks to that address may have been meant.
+  PacketSession* reset_by(Instant now, const env::Datagram& datagram);
   [[nodiscard]] PacketSession::Endpoint parts();
   void on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
                   const std::shared_ptr<const SessionConfig>& config, std::size_t strangers, MutableByteSpan out,
@@ -63,6 +67,7 @@ class PacketEndpoint final : private PacketSession::Routes {
   PacketEndpointConfig config_;
   crypto::Aead tokens_;  // XChaCha20-Poly1305: its nonces are large enough to be drawn
   std::unordered_map<std::string, PacketSession*> sessions_;
+  std::multimap<env::IpEndpoint, PacketSession*> by_remote_;  // as first seen
   Instant resets_since_;
   std::uint64_t resets_ = 0;
 };

@@ -30,6 +30,7 @@ PacketSession::PacketSession(Role role, const Endpoint& endpoint, std::shared_pt
 
 PacketSession::~PacketSession() {
   for (const Bytes& id : ids_) routes_->remove(id);
+  routes_->forget(*this);
 }
 
 std::unique_ptr<PacketSession> PacketSession::dial(const Endpoint& endpoint,

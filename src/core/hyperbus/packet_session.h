@@ -18,6 +18,8 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
     virtual ~Routes() = default;
     virtual void add(ByteSpan connection_id, PacketSession& session) = 0;
     virtual void remove(ByteSpan connection_id) = 0;
+    /// The session is about to go.
+    virtual void forget(PacketSession& session) = 0;
   };
   /// What all sessions of an endpoint share; all of it outlives them.
   struct Endpoint {
@@ -40,6 +42,7 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   void receive(Instant now, const env::Datagram& datagram);
   /// Writes datagrams that may be sent now to `out` (at least QuicConnection::kMinBurst); call until it gives nothing.
   std::optional<env::QuicConnection::Burst> send(Instant now, MutableByteSpan out);
+  using Session::over;
   /// The peer has said something that only a node of ours can have said.
   [[nodiscard]] bool heard() const { return heard_; }
 
