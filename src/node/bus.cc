@@ -80,7 +80,7 @@ void Bus::Impl::send_on(const LinkPtr& link, env::Request request, env::CallOpti
     return;
   }
   ++link->streams;
-  link->calls.emplace(*stream, shot);
+  link->calls.emplace(*stream, UnderWay{.shot = shot, .klass = options.klass, .asked = loop_.now()});
   pump(link);
 }
 
@@ -179,21 +179,40 @@ bool Bus::Impl::connected(NodeId peer) const {
   return peer == self_ || (it != peers_.end() && it->second.link);
 }
 
+LinkStatus Bus::Impl::status_of(const Link& link) const {
+  LinkStatus s{.peer = link.peer,
+               .closing = link.retiring,
+               .address = link.address,
+               .dialled = link.role == hyperbus::Role::initiator,
+               .carrier = link.over_packets != nullptr ? "quic" : "tcp",
+               .cipher = crypto::aead_name(link.aead),
+               .figures = link.session->figures(),
+               .classes = {},
+               .round_trips = {}};
+  const auto peer = peers_.find(link.peer);
+  for (std::size_t c = 0; c < s.classes.size(); ++c) {
+    s.classes[c] = link.session->class_status(static_cast<env::StreamClass>(c));
+    if (peer != peers_.end() && peer->second.round_trips[c]) s.round_trips[c] = peer->second.round_trips[c]->summary();
+  }
+  return s;
+}
+
+std::optional<LinkStatus> Bus::Impl::link(NodeId id) const {
+  const auto peer = peers_.find(id);
+  if (peer == peers_.end() || !peer->second.link) return std::nullopt;
+  return status_of(*peer->second.link);
+}
+
+HandshakeFigures Bus::Impl::handshakes() const {
+  HandshakeFigures out = handshakes_;
+  out.duration = handshake_durations_.summary();
+  return out;
+}
+
 std::vector<LinkStatus> Bus::Impl::links() const {
   std::vector<LinkStatus> out;
   for (const auto& [id, link] : links_) {
-    if (!link->peer) continue;
-    LinkStatus s{.peer = link->peer,
-                 .address = link->address,
-                 .dialled = link->role == hyperbus::Role::initiator,
-                 .carrier = link->over_packets != nullptr ? "quic" : "tcp",
-                 .cipher = crypto::aead_name(link->aead),
-                 .figures = link->session->figures(),
-                 .classes = {}};
-    for (std::size_t c = 0; c < s.classes.size(); ++c) {
-      s.classes[c] = link->session->class_status(static_cast<env::StreamClass>(c));
-    }
-    out.push_back(std::move(s));
+    if (link->peer) out.push_back(status_of(*link));
   }
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.peer < b.peer; });
   return out;
@@ -228,6 +247,8 @@ void Bus::on_peer_lost(std::function<void(NodeId, const Error&)> f) { impl_->on_
 void Bus::on_peer_connected(std::function<void(NodeId)> f) { impl_->on_peer_connected = std::move(f); }
 bool Bus::connected(NodeId peer) const { return impl_->connected(peer); }
 std::vector<LinkStatus> Bus::links() const { return impl_->links(); }
+std::optional<LinkStatus> Bus::link(NodeId peer) const { return impl_->link(peer); }
+HandshakeFigures Bus::handshakes() const { return impl_->handshakes(); }
 std::size_t Bus::half_open() const { return impl_->half_open(); }
 void Bus::set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session) {
   impl_->set_session_config(std::move(session));

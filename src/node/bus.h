@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "env/loop.h"
 #include "env/quic.h"
 #include "env/transport.h"
+#include "obs/histogram.h"
 
 namespace holo::node {
 
@@ -42,15 +44,31 @@ struct BusOptions {
   Duration longest_backoff = seconds(2);             ///< ... up to this. Meanwhile calls fail at once.
 };
 
-/// For `holo status --links`.
+/// For `holo status --links`: one connection.
 struct LinkStatus {
   NodeId peer;
+  bool closing = false;  ///< Another connection to this peer has taken over.
   std::string address;
   bool dialled = false;      ///< By this node.
   const char* carrier = "";  ///< "quic" or "tcp"
   const char* cipher = "";
   hyperbus::LinkFigures figures;
   std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
+  /// Of all answered requests to this peer since the start of this node, over this connection and those before it.
+  std::array<obs::Summary, hyperbus::kStreamClasses> round_trips;
+};
+
+/// Handshakes of this node since its start.
+struct HandshakeFigures {
+  static constexpr std::size_t kKinds = hyperbus::kRefusalKinds;
+  struct Role {
+    std::uint64_t done = 0;
+    /// By RefusalKind. `none`: given up by either side, or cut off, before anything was refused (a node that does not
+    /// answer; the slower of two attempts).
+    std::array<std::uint64_t, kKinds> failed{};
+  };
+  Role dialled, accepted;
+  obs::Summary duration;  ///< Of those that succeeded, from the first byte to the keys.
 };
 
 /// Thread: loop, all of it. `loop`, `carrier` and `entropy` outlive the bus and every task that the loop still runs for
@@ -83,6 +101,9 @@ class Bus final : public env::Transport {
   void on_peer_connected(std::function<void(NodeId peer)> f);
   [[nodiscard]] bool connected(NodeId peer) const;
   [[nodiscard]] std::vector<LinkStatus> links() const;
+  /// The connection that new requests to `peer` take.
+  [[nodiscard]] std::optional<LinkStatus> link(NodeId peer) const;
+  [[nodiscard]] HandshakeFigures handshakes() const;
   /// Inbound connections that have not finished their handshake.
   [[nodiscard]] std::size_t half_open() const;
 

@@ -23,7 +23,8 @@ inline Error unavailable(std::string message) {
 }
 inline Error cancelled() { return Error{.code = Errc::cancelled, .message = "this node is stopping"}; }
 inline Error overloaded(std::string message) {
-  return Error{.code = Errc::overloaded, .message = std::move(message), .retryable = true};
+  return Error{
+      .code = Errc::overloaded, .message = std::move(message), .hint = "try again in 50 ms", .retryable = true};
 }
 
 using ReplyShot = std::shared_ptr<OneShot<Result<env::Reply>>>;
@@ -43,6 +44,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   env::RefusedCounters refused() const { return refused_; }
   bool connected(NodeId peer) const;
   std::vector<LinkStatus> links() const;
+  std::optional<LinkStatus> link(NodeId peer) const;
+  HandshakeFigures handshakes() const;
   std::size_t half_open() const { return half_open_.size(); }
   void set_session_config(std::shared_ptr<const hyperbus::SessionConfig> s) { options_.session = std::move(s); }
   void close();
@@ -52,6 +55,11 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
 
  private:
   struct Socket;
+  struct UnderWay {
+    ReplyShot shot;
+    env::StreamClass klass{};
+    Instant asked;
+  };
   /// One connection, from its first byte to its last. Over TCP it has a stream, over QUIC a socket.
   struct Link {
     std::uint64_t id = 0;
@@ -67,7 +75,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     NodeId peer;  // 0 until established
     crypto::AeadAlgorithm aead{};
     IdentityShot waiter;  // who dialled and waits for the handshake
-    std::unordered_map<hyperbus::StreamId, ReplyShot> calls;
+    std::unordered_map<hyperbus::StreamId, UnderWay> calls;
     std::size_t serving = 0;
     std::uint64_t streams = 0;  // ever, in both directions
     std::uint64_t streams_at_check = 0;
@@ -79,6 +87,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     bool waits_for_socket = false;
     bool retiring = false;
     bool ended_here = false;  // by disconnect(), close() or retirement: nobody was lost
+    hyperbus::RefusalKind refusal = hyperbus::RefusalKind::none;
     bool over = false;
   };
   using LinkPtr = std::shared_ptr<Link>;
@@ -113,6 +122,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     Duration backoff;
     Instant not_before;
     Error last_error;
+    std::array<std::unique_ptr<obs::Histogram>, hyperbus::kStreamClasses> round_trips;  // null until used
   };
   struct Quiet {
     Instant until;
@@ -160,6 +170,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void on_event(const LinkPtr&, hyperbus::RequestCancelled) {
   }  // Handlers run to their end; the session drops the answer.
   void on_event(const LinkPtr& link, hyperbus::Closed event);
+  void count_round_trip(const Link& link, const UnderWay& call);
+  LinkStatus status_of(const Link& link) const;
   void count_refusal(hyperbus::RefusalKind kind, hyperbus::Role role, const std::string& address, const Error& why);
   static Task<void> run_handler(std::shared_ptr<Impl> self, LinkPtr link, hyperbus::StreamId stream,
                                 std::shared_ptr<Handler> handler, env::Request request);
@@ -218,6 +230,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   std::uint64_t next_id_ = 1;
   env::RefusedCounters refused_;
   std::array<Quiet, hyperbus::kRefusalKinds> quiet_{};  // by RefusalKind
+  HandshakeFigures handshakes_;                         // without the durations
+  obs::Histogram handshake_durations_;
   bool closed_ = false;
 };
 

@@ -148,6 +148,10 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
   if (link->over) return;
   link->over = true;
   links_.erase(link->id);
+  if (!link->peer) {
+    auto& role = link->role == Role::initiator ? handshakes_.dialled : handshakes_.accepted;
+    ++role.failed[static_cast<std::size_t>(link->refusal)];
+  }
   drop_half_open(link);
   loop_.cancel(link->timer);
   loop_.cancel(link->retire_timer);
@@ -165,7 +169,7 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
     link->stream.reset();
   }
 
-  for (auto& [stream, shot] : std::exchange(link->calls, {})) shot->set(std::unexpected(why));
+  for (auto& [stream, call] : std::exchange(link->calls, {})) call.shot->set(std::unexpected(why));
   if (link->waiter) link->waiter->set(std::unexpected(why));
   const auto peer = peers_.find(link->peer);
   if (!link->peer || peer == peers_.end() || peer->second.link != link) return;
@@ -216,6 +220,8 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   link->peer = event.peer;
   link->established_at = loop_.now();
   link->aead = event.aead;
+  ++(link->role == Role::initiator ? handshakes_.dialled : handshakes_.accepted).done;
+  handshake_durations_.record(link->established_at - link->started);
   drop_half_open(link);
   if (event.peer == self_) {
     return close_link(link, Error{.code = Errc::refused, .message = str(link->address, " is this node itself")});
@@ -250,6 +256,7 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::RequestArrived event) {
     return;
   }
   if (serving_ >= options_.max_serving) {
+    link->session->note_turned_away(event.klass);
     link->session->reply(event.stream, std::unexpected(overloaded("this node serves too many requests at once")));
     return;
   }
@@ -272,12 +279,20 @@ Task<void> Bus::Impl::run_handler(std::shared_ptr<Impl> self, LinkPtr link, Stre
 void Bus::Impl::on_event(const LinkPtr& link, hyperbus::ReplyArrived event) {
   const auto it = link->calls.find(event.stream);
   HOLO_ASSERT(it != link->calls.end(), "an answer to a request nobody made");
-  const ReplyShot shot = it->second;
+  const UnderWay call = it->second;
   link->calls.erase(it);
-  shot->set(std::move(event.result));
+  if (event.result) count_round_trip(*link, call);
+  call.shot->set(std::move(event.result));
+}
+
+void Bus::Impl::count_round_trip(const Link& link, const UnderWay& call) {
+  auto& histogram = peers_[link.peer].round_trips[static_cast<std::size_t>(call.klass)];
+  if (!histogram) histogram = std::make_unique<obs::Histogram>();
+  histogram->record(loop_.now() - call.asked);
 }
 
 void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Closed event) {
+  link->refusal = event.kind;
   if (event.kind != RefusalKind::none) count_refusal(event.kind, link->role, link->address, event.error);
   end_link(link, event.error);
 }

@@ -158,6 +158,43 @@ TEST_P(BusTest, CallsAnswersAndErrors) {
   EXPECT_TRUE(call(a, b.id(), {.type = kEcho})) << "the connection goes on";
 }
 
+TEST_P(BusTest, RoundTripsAndHandshakesAreMeasured) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  EXPECT_FALSE(a.bus->link(b.id()));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+  ASSERT_FALSE(call(a, b.id(), {.type = kFail}));
+  ASSERT_TRUE(finish(begin(a, b.id(), {.type = kEcho}, seconds(20), env::StreamClass::bulk)));
+  const auto count = [&](env::StreamClass klass) {
+    return a.bus->link(b.id())->round_trips[static_cast<std::size_t>(klass)].count;
+  };
+  EXPECT_EQ(count(env::StreamClass::control), 3U) << "only what was answered";
+  EXPECT_EQ(count(env::StreamClass::bulk), 1U);
+  EXPECT_EQ(count(env::StreamClass::data), 0U);
+  const auto times = a.bus->link(b.id())->round_trips[0];
+  EXPECT_GT(times.min.ns, 0);
+  EXPECT_LE(times.p99, times.max);
+  EXPECT_EQ(b.bus->link(a.id())->round_trips[0].count, 0U);
+
+  EXPECT_EQ(a.bus->handshakes().dialled.done, 1U);
+  EXPECT_EQ(b.bus->handshakes().accepted.done, 1U);
+  EXPECT_EQ(a.bus->handshakes().duration.count, 1U);
+  EXPECT_GT(b.bus->handshakes().duration.min.ns, 0);
+
+  auto& stranger = add(3, 78);
+  ASSERT_FALSE(connect(stranger, b.address));
+  const auto wrong_key = static_cast<std::size_t>(hyperbus::RefusalKind::wrong_key);
+  EXPECT_GE(b.bus->handshakes().accepted.failed[wrong_key], 1U);
+  EXPECT_GE(stranger.bus->handshakes().dialled.failed[wrong_key], 1U);
+  EXPECT_EQ(stranger.bus->handshakes().duration.count, 0U);
+
+  // They outlive the connection.
+  a.bus->disconnect(b.id());
+  ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+  EXPECT_EQ(count(env::StreamClass::control), 4U);
+}
+
 TEST_P(BusTest, CallsToOneselfTakeTheSamePath) {
   auto& a = add(1);
   const auto reply =
@@ -460,6 +497,8 @@ TEST_P(BusTest, HandlersAreBounded) {
   const auto third = call(a, b.id(), {.type = kEcho});
   EXPECT_EQ(third.error().code, Errc::overloaded);
   EXPECT_TRUE(third.error().retryable);
+  EXPECT_EQ(third.error().hint, "try again in 50 ms");
+  EXPECT_EQ(b.bus->link(a.id())->classes[0].turned_away, 1U);
 }
 
 env::Fd raw_connection(const std::string& address) {

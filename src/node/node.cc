@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "node/ping.h"
 #include "node/status.h"
 
 namespace holo::node {
@@ -117,6 +118,10 @@ void Node::serve_admin() {
   api_.serve(wire::STATUS, [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(status_json()); });
   api_.serve(wire::CONFIG_SHOW,
              [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(config_.settings_json); });
+  api_.serve(wire::PING, [this](std::shared_ptr<LocalSession>, LocalRequest request) {
+    return ask_ping(&ports_.loop, bus_.get(), control_.get(), std::move(request));
+  });
+  serve_ping(*bus_);
   api_.serve(wire::LEAVE, [this](std::shared_ptr<LocalSession>, LocalRequest) { return leave(); });
   api_.serve(wire::STOP, [this](std::shared_ptr<LocalSession>, LocalRequest) {
     ports_.loop.post([this] {  // After the answer has been queued.
@@ -221,6 +226,7 @@ std::string Node::status_json() const {
                             .compute = compute_->status(),
                             .refused = bus_->refused(),
                             .links = bus_->links(),
+                            .handshakes = bus_->handshakes(),
                             .sessions = gate_->sessions()});
 }
 

@@ -1,7 +1,10 @@
 #include "node/status.h"
 
+#include <array>
+
 #include "base/strings.h"
 #include "node/json.h"
+#include "node/ping.h"
 
 namespace holo::node {
 namespace {
@@ -88,6 +91,82 @@ void write_regions(JsonWriter& w, const StatusSources& s) {
   });
 }
 
+double microseconds_of(Duration d) { return static_cast<double>(d.ns) / 1000.0; }
+
+void write_summary(JsonWriter& w, const char* name, const obs::Summary& s) {
+  w.key(name);
+  w.object([&] {
+    w.field("count", s.count);
+    w.field("min_us", microseconds_of(s.min));
+    w.field("mean_us", microseconds_of(s.mean));
+    w.field("p50_us", microseconds_of(s.p50));
+    w.field("p99_us", microseconds_of(s.p99));
+    w.field("max_us", microseconds_of(s.max));
+  });
+}
+
+void write_link(JsonWriter& w, const StatusSources& s, const LinkStatus& link) {
+  static constexpr std::array kClasses = {"control", "data", "bulk"};
+  static_assert(kClasses.size() == hyperbus::kStreamClasses);
+  w.field("peer", name_of(s.control.state(), link.peer));
+  w.field("peer_id", to_hex(link.peer.value));
+  w.field("address", link.address);
+  w.field("dialled", link.dialled);
+  w.field("closing", link.closing);
+  w.field("carrier", link.carrier);
+  w.field("cipher", link.cipher);
+  w.field("path_mtu", path_mtu(link));
+  w.field("bytes_in", link.figures.bytes_in);
+  w.field("bytes_out", link.figures.bytes_out);
+  w.field("packets_in", link.figures.packets_received);
+  w.field("packets_out", link.figures.packets_sent);
+  w.field("packets_lost", link.figures.packets_lost);
+  w.field("key_updates", link.figures.key_updates);
+  w.field("round_trip_us", microseconds_of(link.figures.round_trip));
+  w.field("min_round_trip_us", microseconds_of(link.figures.min_round_trip));
+  w.key("classes");
+  w.object([&] {
+    for (std::size_t i = 0; i < kClasses.size(); ++i) {
+      const hyperbus::ClassStatus& c = link.classes[i];
+      w.key(kClasses[i]);
+      w.object([&] {
+        w.field("in_flight", c.in_flight);
+        w.field("queued", c.queued);
+        w.field("serving", c.serving);
+        w.field("request_credit", c.request_credit);
+        w.field("byte_credit", c.byte_credit);
+        w.field("credit_waits", c.credit_waits);
+        w.field("overloaded", c.overloaded);
+        w.field("turned_away", c.turned_away);
+        write_summary(w, "credit_wait", c.credit_wait);
+        write_summary(w, "round_trip", link.round_trips[i]);
+      });
+    }
+  });
+}
+
+void write_handshakes(JsonWriter& w, const HandshakeFigures& h) {
+  static constexpr std::array kCauses = {"given_up",         "wrong_key",   "wrong_version", "garbage",
+                                         "unknown_identity", "changed_key", "revoked"};
+  static_assert(kCauses.size() == HandshakeFigures::kKinds);
+  const auto role = [&](const char* name, const HandshakeFigures::Role& r) {
+    w.key(name);
+    w.object([&] {
+      w.field("done", r.done);
+      w.key("failed");
+      w.object([&] {
+        for (std::size_t i = 0; i < kCauses.size(); ++i) w.field(kCauses[i], r.failed[i]);
+      });
+    });
+  };
+  w.key("handshakes");
+  w.object([&] {
+    role("dialled", h.dialled);
+    role("accepted", h.accepted);
+    write_summary(w, "duration", h.duration);
+  });
+}
+
 void write_this_node(JsonWriter& w, const StatusSources& s) {
   w.key("this_node");
   w.object([&] {
@@ -126,17 +205,10 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
     w.key("links");
     w.array([&] {
       for (const auto& link : s.links) {
-        w.object([&] {
-          w.field("peer", name_of(s.control.state(), link.peer));
-          w.field("address", link.address);
-          w.field("carrier", link.carrier);
-          w.field("cipher", link.cipher);
-          w.field("bytes_in", link.figures.bytes_in);
-          w.field("bytes_out", link.figures.bytes_out);
-          w.field("round_trip_us", static_cast<double>(link.figures.round_trip.ns) / 1000.0);
-        });
+        w.object([&] { write_link(w, s, link); });
       }
     });
+    write_handshakes(w, s.handshakes);
   });
 }
 

@@ -28,6 +28,8 @@ enum class PeerMessage : std::uint16_t {
   program_end = 45,    // ProgramEnd -> empty: coordinator to executors
   // trust
   key_change = 60,  // KeyChange -> empty: `holo key ... --all`
+  // sight
+  ping = 70,  // empty + up to 64 KiB -> the same: `holo ping`
 };
 
 }  // namespace holo::wire

@@ -8,6 +8,7 @@ int main(int argc, char** argv) {
   add_agent_commands(line);
   add_cluster_commands(line);
   add_status_command(line);
+  add_ping_command(line);
   add_region_commands(line);
   add_run_command(line);
   add_dev_commands(line);

@@ -40,13 +40,43 @@ std::string nodes_table(const nlohmann::json& status) {
   return table.text();
 }
 
-std::string links_table(const nlohmann::json& status) {
-  Table table({"PEER", "ADDRESS", "CARRIER", "CIPHER", "IN", "OUT", "ROUND TRIP"});
-  for (const auto& l : status["this_node"]["links"]) {
-    table.row({l["peer"], l["address"], l["carrier"], l["cipher"], format_size(l["bytes_in"]),
-               format_size(l["bytes_out"]), str(static_cast<std::int64_t>(l["round_trip_us"].get<double>()), " us")});
+std::string number(const nlohmann::json& object, const char* key) { return str(object[key].get<std::uint64_t>()); }
+std::string micros(const nlohmann::json& us) { return str(static_cast<std::int64_t>(us.get<double>()), " us"); }
+
+std::string handshakes_line(const nlohmann::json& h) {
+  std::string out = str("handshakes: ", number(h["dialled"], "done"), " dialled, ", number(h["accepted"], "done"),
+                        " accepted, half of them in ", micros(h["duration"]["p50_us"]));
+  for (const auto& [cause, n] : h["dialled"]["failed"].items()) {
+    const auto all = n.get<std::uint64_t>() + h["accepted"]["failed"][cause].get<std::uint64_t>();
+    if (all > 0) out += str("; ", all, ' ', cause);
   }
-  return table.text();
+  return out + '\n';
+}
+
+std::string links_table(const nlohmann::json& status) {
+  const auto& links = status["this_node"]["links"];
+  Table table(
+      {"PEER", "ADDRESS", "CARRIER", "CIPHER", "MTU", "ROUND TRIP", "LEAST", "IN", "OUT", "SENT", "LOST", "KEYS"});
+  for (const auto& l : links) {
+    const auto mtu = l["path_mtu"].get<std::uint64_t>();
+    table.row({l["peer"], l["address"], l["carrier"], l["cipher"], mtu == 0 ? "-" : str(mtu),
+               micros(l["round_trip_us"]), micros(l["min_round_trip_us"]), format_size(l["bytes_in"]),
+               format_size(l["bytes_out"]), number(l, "packets_out"), number(l, "packets_lost"),
+               number(l, "key_updates")});
+  }
+  Table classes({"PEER", "CLASS", "UNDER WAY", "QUEUED", "SERVING", "CREDIT", "BYTES", "WAITED", "OVERLOADED",
+                 "ANSWERS", "P50", "P99", "MAX"});
+  for (const auto& l : links) {
+    for (const char* klass : {"control", "data", "bulk"}) {
+      const auto& c = l["classes"][klass];
+      const auto& t = c["round_trip"];
+      classes.row({l["peer"], klass, number(c, "in_flight"), number(c, "queued"), number(c, "serving"),
+                   number(c, "request_credit"), format_size(c["byte_credit"]), number(c, "credit_waits"),
+                   str(c["overloaded"].get<std::uint64_t>() + c["turned_away"].get<std::uint64_t>()),
+                   number(t, "count"), micros(t["p50_us"]), micros(t["p99_us"]), micros(t["max_us"])});
+    }
+  }
+  return table.text() + classes.text() + handshakes_line(status["this_node"]["handshakes"]);
 }
 
 std::string render(const nlohmann::json& status, const StatusOptions& options) {

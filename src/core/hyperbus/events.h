@@ -10,6 +10,7 @@
 #include "base/time.h"
 #include "core/hyperbus/handshake.h"
 #include "env/transport.h"
+#include "obs/histogram.h"
 
 namespace holo::hyperbus {
 
@@ -67,15 +68,21 @@ struct ClassStatus {
   std::uint64_t serving = 0;         ///< the peer's requests not yet answered
   std::uint64_t request_credit = 0;  ///< requests we may still start
   std::uint64_t byte_credit = 0;     ///< request bytes we may still send
+  std::uint64_t credit_waits = 0;    ///< requests that found no credit and had to wait
+  std::uint64_t overloaded = 0;      ///< requests refused here because too many wait already
+  std::uint64_t turned_away = 0;     ///< the peer's requests, answered `overloaded`
+  obs::Summary credit_wait;          ///< how long those waited that were sent then
 };
 
 /// What a carrier knows about one link.
 struct LinkFigures {
   std::uint64_t bytes_in = 0;  ///< on the wire, without UDP or TCP headers
   std::uint64_t bytes_out = 0;
-  Duration round_trip;  ///< 0: not measured yet
+  Duration round_trip;      ///< smoothed; 0: not measured yet
+  Duration min_round_trip;  ///< the least seen; 0: not measured yet
   std::uint64_t packets_lost = 0;
-  std::uint64_t packets_sent = 0;
+  std::uint64_t packets_sent = 0;      ///< records over TCP
+  std::uint64_t packets_received = 0;  ///< 0 over TCP
   std::uint64_t key_updates = 0;
   std::size_t datagram_bytes = 0;  ///< the path MTU found, as UDP payload; 0 over TCP
 };

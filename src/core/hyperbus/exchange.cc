@@ -78,13 +78,20 @@ Result<StreamId> Exchange::request(Instant now, StreamClass klass, env::Request 
   if (deadline <= now) return fail(Errc::deadline_exceeded, "the deadline had passed before the request was sent");
   ClassState& state = state_of(klass);
   if (state.calls >= limits::kMaxCallsPerPeer || state.queued_bytes + bytes > kMaxQueuedBytes) {
+    ++state.overloaded;
     return std::unexpected(overloaded(str(state.calls, " requests to this node are waiting")));
   }
   const std::uint64_t id = next_call_++;
   ++state.calls;
   ++state.queued;
   state.queued_bytes += bytes;
-  calls_.emplace(id, Call{.klass = klass, .deadline = deadline, .request = std::move(request), .bytes = bytes});
+  const auto& call =
+      calls_
+          .emplace(
+              id,
+              Call{.klass = klass, .deadline = deadline, .request = std::move(request), .bytes = bytes, .asked = now})
+          .first->second;
+  if (!request_may_start(state, call)) note_missing_credit(now, state);
   state.waiting_requests.push_back(id);
   if (deadline < kNever) {
     due_.push_back({deadline, id});
@@ -100,6 +107,7 @@ void Exchange::end_call(std::uint64_t id, Result<env::Reply> result) {
   ClassState& state = state_of(call.klass);
   --state.calls;
   if (call.stream < 0) {
+    if (state.without_credit_since < kNever) ++state.credit_waits;
     --state.queued;
     state.queued_bytes -= call.bytes;
   } else if (Stream* stream = find(call.stream)) {
@@ -206,7 +214,11 @@ ClassStatus Exchange::status(StreamClass klass) const {
           .in_flight = state.calls,
           .serving = state.serving,
           .request_credit = left(state.limit.requests, state.ours.requests),
-          .byte_credit = left(state.limit.request_bytes, state.ours.request_bytes)};
+          .byte_credit = left(state.limit.request_bytes, state.ours.request_bytes),
+          .credit_waits = state.credit_waits,
+          .overloaded = state.overloaded,
+          .turned_away = state.turned_away,
+          .credit_wait = state.credit_wait ? state.credit_wait->summary() : obs::Summary()};
 }
 
 // --- credit
@@ -322,6 +334,7 @@ Status Exchange::deliver_request(StreamNumber number, Stream& stream) {
   running_.emplace(number, stream.klass);
   ++state.serving;
   if (!room) {  // Cancelled requests whose handlers still run: cancelling must not let more work in than granted.
+    ++state.turned_away;
     reply(StreamId(static_cast<std::uint64_t>(number)),
           std::unexpected(overloaded("this node is still at work on requests that were cancelled")));
     return {};

@@ -15,6 +15,7 @@
 #include "core/hyperbus/message.h"
 #include "env/quic.h"
 #include "env/transport.h"
+#include "obs/histogram.h"
 
 namespace holo::hyperbus {
 
@@ -102,6 +103,8 @@ class Exchange {
   void close(const Error& error);
   /// Ends requests whose deadline has passed.
   void on_time(Instant now);
+  /// A request was answered `overloaded` by whom reply() does not know: counts it.
+  void note_turned_away(StreamClass klass) { ++state_of(klass).turned_away; }
   [[nodiscard]] Instant next_deadline();
   [[nodiscard]] ClassStatus status(StreamClass klass) const;
 
@@ -133,6 +136,7 @@ class Exchange {
     StreamNumber stream = -1;  // once it is under way
     env::Request request;      // until then
     std::uint64_t bytes = 0;
+    Instant asked;
   };
   struct Stream {
     StreamClass klass{};
@@ -166,6 +170,12 @@ class Exchange {
     std::uint64_t queued = 0;
     std::uint64_t queued_bytes = 0;
     std::uint64_t serving = 0;  // handlers running, cancelled ones included
+    // For people: what waiting_requests had to wait for. kNever: for nothing but its turn.
+    Instant without_credit_since = kNever;
+    std::uint64_t credit_waits = 0;
+    std::uint64_t overloaded = 0;
+    std::uint64_t turned_away = 0;
+    std::unique_ptr<obs::Histogram> credit_wait;  // Few connections ever need one.
   };
   struct Due {
     Instant when;
@@ -191,6 +201,8 @@ class Exchange {
 
   bool admit(Instant now, ClassState& state);
   bool start_request(Instant now, ClassState& state, std::uint64_t id, Call& call);
+  static void note_missing_credit(Instant now, ClassState& state);
+  static void note_credit_wait(Instant now, ClassState& state, const Call& call);
   [[nodiscard]] bool reply_may_start(const ClassState& state, const Stream& stream) const;
   [[nodiscard]] bool request_may_start(const ClassState& state, const Call& call) const;
   [[nodiscard]] bool has_work(const ClassState& state) const;

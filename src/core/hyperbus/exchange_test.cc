@@ -245,6 +245,53 @@ TEST(Exchange, GrantsMayBeHugeOrShrink) {
   EXPECT_EQ(hand.written().size(), 1U);
 }
 
+TEST(Exchange, CountsWhatWaitsForCreditAndForHowLong) {
+  Hand hand;
+  ASSERT_TRUE(hand.ask());  // Before the first grant: says nothing about the peer's credit.
+  ASSERT_TRUE(hand.grant(1, 1 << 20, 1 << 20));
+  ASSERT_EQ(hand.written().size(), 1U);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).credit_waits, 0U);
+
+  ASSERT_TRUE(hand.ask());
+  const auto doomed = hand.ask();
+  ASSERT_TRUE(doomed);
+  EXPECT_TRUE(hand.written().empty());
+  hand.exchange.cancel(*doomed, {.code = Errc::cancelled});  // It has waited, for nothing.
+  ClassStatus status = hand.exchange.status(StreamClass::data);
+  EXPECT_EQ(status.queued, 1U);
+  EXPECT_EQ(status.request_credit, 0U);
+  EXPECT_EQ(status.credit_waits, 1U);
+  EXPECT_EQ(status.credit_wait.count, 0U);
+
+  ASSERT_TRUE(hand.grant(2, 1 << 20, 1 << 20));
+  env::QuicWrite write;
+  ASSERT_TRUE(hand.exchange.next_write(kNow + milliseconds(7), write));
+  status = hand.exchange.status(StreamClass::data);
+  EXPECT_EQ(status.credit_waits, 2U);
+  EXPECT_EQ(status.credit_wait.count, 1U);
+  EXPECT_EQ(status.credit_wait.max, milliseconds(7));
+  EXPECT_EQ(hand.exchange.status(StreamClass::control).credit_waits, 0U);
+
+  // Credit is there again: whoever comes now has not waited.
+  ASSERT_TRUE(hand.grant(5, 1 << 20, 1 << 20));
+  (void)hand.written();
+  ASSERT_TRUE(hand.ask());
+  (void)hand.written();
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).credit_waits, 2U);
+}
+
+TEST(Exchange, AFullQueueIsRefusedWithATimeToComeBack) {
+  Hand hand;
+  for (std::size_t i = 0; i < limits::kMaxCallsPerPeer; ++i) ASSERT_TRUE(hand.ask());
+  const auto refused = hand.ask();
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::overloaded);
+  EXPECT_TRUE(refused.error().retryable);
+  EXPECT_EQ(refused.error().hint, "try again in 50 ms");
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).overloaded, 1U);
+  EXPECT_TRUE(hand.ask(seconds(1), StreamClass::control)) << "each class has a queue of its own";
+}
+
 TEST(Exchange, AFullPeerIsAskedAgainWhenItAllowsMoreStreams) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 1000, 1000));
@@ -332,7 +379,10 @@ TEST(Exchange, CancelledRequestsWhoseHandlersRunCountAgainstNewOnes) {
   const Bytes answer = hand.only_written();
   const auto head = read_reply_head(ByteSpan(answer).first(ReplyHead::kBytes));
   ASSERT_TRUE(head && head->error);
-  EXPECT_EQ(decode_error(ByteSpan(answer).subspan(ReplyHead::kBytes))->code, Errc::overloaded);
+  const auto refusal = decode_error(ByteSpan(answer).subspan(ReplyHead::kBytes));
+  EXPECT_EQ(refusal->code, Errc::overloaded);
+  EXPECT_EQ(refusal->hint, "try again in 50 ms") << "the hint travels too";
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).turned_away, 1U);
 }
 
 TEST(Exchange, BlockedStreamsLetOthersGo) {

@@ -127,6 +127,19 @@ void Exchange::leave_turn(StreamNumber number, Stream& stream) {
   stream.in_turn = false;
 }
 
+/// A request cannot start for lack of credit. Before the peer's first grant nothing can, which says nothing about it.
+void Exchange::note_missing_credit(Instant now, ClassState& state) {
+  if (state.limit.requests > 0) state.without_credit_since = std::min(state.without_credit_since, now);
+}
+
+/// A request starts: whatever it waited since credit ran out, it waited for credit.
+void Exchange::note_credit_wait(Instant now, ClassState& state, const Call& call) {
+  if (state.without_credit_since == kNever) return;
+  ++state.credit_waits;
+  if (!state.credit_wait) state.credit_wait = std::make_unique<obs::Histogram>();
+  state.credit_wait->record(now - std::max(call.asked, state.without_credit_since));
+}
+
 /// Opens the stream of a request. False: the peer allows no more streams for now.
 bool Exchange::start_request(Instant now, ClassState& state, std::uint64_t id, Call& call) {
   auto opened = streams_->open_stream(true);
@@ -180,11 +193,16 @@ bool Exchange::admit(Instant now, ClassState& state) {
     const auto found = calls_.find(id);
     // One whose time is up is not sent; on_time() ends it.
     if (found != calls_.end() && found->second.deadline > now) {
-      if (!request_may_start(state, found->second)) break;
+      if (!request_may_start(state, found->second)) {
+        note_missing_credit(now, state);
+        break;
+      }
       if (!start_request(now, state, id, found->second)) break;
+      note_credit_wait(now, state, found->second);
     }
     state.waiting_requests.pop_front();
   }
+  if (state.waiting_requests.empty()) state.without_credit_since = kNever;
   return !state.active.empty();
 }
 

@@ -93,8 +93,10 @@ LinkFigures PacketSession::figures() const {
   return {.bytes_in = stats.bytes_received,
           .bytes_out = stats.bytes_sent,
           .round_trip = stats.smoothed_rtt,
+          .min_round_trip = stats.min_rtt,
           .packets_lost = stats.packets_lost,
           .packets_sent = stats.packets_sent,
+          .packets_received = stats.packets_received,
           .key_updates = stats.key_updates,
           .datagram_bytes = stats.datagram_bytes};
 }

@@ -87,6 +87,7 @@ Status RecordStreams::on_frame(Instant now, const Frame& frame, ByteSpan rest) {
       const auto token = reader.number<std::uint64_t>();
       if (!reader.ok() || !ping_sent_ || token + 1 != next_token_) return {};
       round_trip_ = now - *ping_sent_;
+      min_round_trip_ = min_round_trip_.ns == 0 ? round_trip_ : std::min(min_round_trip_, round_trip_);
       ping_sent_.reset();
       return {};
     }

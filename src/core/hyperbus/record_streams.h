@@ -53,6 +53,7 @@ class RecordStreams {
   void ping(Instant now);
   [[nodiscard]] bool ping_under_way() const { return ping_sent_.has_value(); }
   [[nodiscard]] Duration round_trip() const { return round_trip_; }
+  [[nodiscard]] Duration min_round_trip() const { return min_round_trip_; }
 
  private:
   struct Stream {
@@ -99,6 +100,7 @@ class RecordStreams {
   std::uint64_t next_token_ = 1;
   std::optional<Instant> ping_sent_;
   Duration round_trip_;
+  Duration min_round_trip_;
   Bytes close_frame_;
   bool closed_ = false;
   bool peer_closed_ = false;

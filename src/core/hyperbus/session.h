@@ -71,6 +71,8 @@ class Session : private Streams {
   [[nodiscard]] virtual LinkFigures figures() const = 0;
   /// Sends a ping now; figures().round_trip changes when it is answered.
   virtual void ping(Instant now) = 0;
+  /// The owner answers a request of this class with `overloaded`: only counts it.
+  void note_turned_away(StreamClass klass) { exchange_.note_turned_away(klass); }
   [[nodiscard]] ClassStatus class_status(StreamClass klass) const { return exchange_.status(klass); }
 
  protected:

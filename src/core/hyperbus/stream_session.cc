@@ -369,6 +369,7 @@ LinkFigures StreamSession::figures() const {
   return {.bytes_in = impl_->bytes_in,
           .bytes_out = impl_->bytes_out,
           .round_trip = impl_->streams.round_trip(),
+          .min_round_trip = impl_->streams.min_round_trip(),
           .packets_sent = impl_->records_out};
 }
 void StreamSession::ping(Instant now) { impl_->streams.ping(now); }
