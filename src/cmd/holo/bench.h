@@ -23,6 +23,9 @@ struct BenchOptions {
   std::string page = "65536";
   std::string layout = "loopback";  ///< Or "net": nodes in namespaces, 0.5 core and 1 Gbit/s each.
   double seconds = 60;
+  std::uint64_t mtu = 0;  ///< Of IP packets; 0: 1500.
+  bool poll = false;      ///< Loops look for more before they sleep.
+  bool quick = false;     ///< One repetition, a hundredth of the samples.
   bool json = false;
 };
 
@@ -68,6 +71,7 @@ void print_report(const BenchReport& report, bool json);
 double median(std::vector<double> values);
 
 Outcome<BenchReport> bench_main(const BenchOptions& options);
+Outcome<BenchReport> bench_link(const BenchOptions& options);
 Outcome<BenchReport> bench_idle(const BenchOptions& options);
 
 /// The references, run in a process of their own: fill and sum in plain memory, one thread per core (prints seconds);

@@ -1,4 +1,4 @@
-// holo bench main | idle
+// holo bench main | link | idle
 #include "cmd/holo/bench.h"
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include "base/strings.h"
 #include "cmd/holo/build_info.h"
 #include "cmd/holo/command_line.h"
+#include "cmd/holo/link_peer.h"
 #include "cmd/holo/table.h"
 
 namespace holo::cmd {
@@ -52,7 +53,16 @@ void print_report(const BenchReport& r, bool json) {
   }
   std::cout << str(r.bench, ": ", r.nodes, " nodes, ", r.layout, ", ", build_kind(), " build ", build_commit(), "\n")
             << table.text();
-  if (!r.results.empty()) std::cout << "reference: " << r.results.front().reference_is << "\n";
+  std::vector<std::string> said;
+  for (const auto& x : r.results) {
+    if (std::ranges::find(said, x.reference_is) != said.end()) continue;
+    said.push_back(x.reference_is);
+    std::string of;
+    for (const auto& y : r.results) {
+      if (y.reference_is == x.reference_is) of += (of.empty() ? "" : ", ") + y.name;
+    }
+    std::cout << "reference of " << of << ": " << x.reference_is << "\n";
+  }
 }
 
 void add_bench_commands(CommandLine& line) {
@@ -86,6 +96,17 @@ void add_bench_commands(CommandLine& line) {
   main_app.add_option("--repetitions", o->repetitions, "Runs of each, after one to warm up")
       ->check(CLI::Range(1u, 1000u))
       ->capture_default_str();
+  auto& link_app = add("link", "One connection between two processes; reference: a bare ngtcp2 loop",
+                       "holo bench link --json", bench_link);
+  layout(link_app);
+  link_app.remove_option(link_app.get_option("--nodes"));  // It has two ends.
+  link_app.add_flag("--poll", o->poll, "Event loops look for more for 70 us before they sleep");
+  link_app.add_option("--mtu", o->mtu, "Bytes of an IP packet (throughput_jumbo: always 9000)")
+      ->check(CLI::Range(std::uint64_t{1280}, std::uint64_t{65'535}));
+  link_app.add_option("--repetitions", o->repetitions, "Runs of each, at least 5")
+      ->check(CLI::Range(5U, 1000U))
+      ->capture_default_str();
+  link_app.add_flag("--quick", o->quick, "One run and a hundredth of the samples: to see that it works");
   auto& idle_app = add("idle", "What a node costs that has nothing to do; reference: an empty event loop",
                        "holo bench idle --seconds 60", bench_idle);
   layout(idle_app);
@@ -97,6 +118,17 @@ void add_bench_commands(CommandLine& line) {
                              [o] { return reference_main(*o); });
   reference.add_option("--count", o->count, "Numbers");
   reference.group("");
+  auto peer = std::make_shared<LinkPeerOptions>();
+  auto& peer_app = line.add(bench, "link-peer", "One end of link's connection",
+                            "holo bench link-peer --listen 127.0.0.1:0", [peer] { return run_link_peer(*peer); });
+  peer_app.add_option("--engine", peer->engine, "holo or bare");
+  peer_app.add_option("--listen", peer->listen, "As a server");
+  peer_app.add_option("--server", peer->server, "As a client");
+  peer_app.add_option("--mtu", peer->mtu, "Bytes of an IP packet");
+  peer_app.add_option("--core", peer->core, "To run on");
+  peer_app.add_option("--page", peer->page, "Bytes of an answer");
+  peer_app.add_flag("--poll", peer->poll, "Look for more before sleeping");
+  peer_app.group("");
   line.add(bench, "reference-idle", "idle's reference, until standard input ends",
            "holo bench reference-idle < /dev/null", [] { return reference_idle(); })
       .group("");

@@ -73,7 +73,10 @@ class Helpers {
 }  // namespace
 
 struct AsioLoop::Impl {
-  explicit Impl(unsigned helper_threads) : alarm(context), helpers(std::make_unique<Helpers>(helper_threads)) {}
+  explicit Impl(const Options& options)
+      : poll_for(options.poll_for),
+        alarm(context),
+        helpers(std::make_unique<Helpers>(std::max(1U, options.helper_threads))) {}
 
   // Timers: a binary heap with lazy deletion over one Asio timer, which is set again only when an earlier one appears.
   // So the common timer (a deadline far ahead that is cancelled) costs no system call.
@@ -82,6 +85,7 @@ struct AsioLoop::Impl {
     TimerId id;
     bool operator>(const Entry& o) const { return when != o.when ? when > o.when : id > o.id; }
   };
+  const Duration poll_for;
   std::vector<Entry> heap;
   std::unordered_map<TimerId, std::function<void()>> timers;
   TimerId next_id = 1;
@@ -119,6 +123,17 @@ struct AsioLoop::Impl {
       arm();
     });
   }
+  /// Runs what is ready, and what becomes ready within poll_for of the last that was.
+  void poll(const std::function<bool()>& done) {
+    if (poll_for.ns == 0) return;
+    const auto span = std::chrono::nanoseconds(poll_for.ns);
+    for (auto until = Clock::now() + span; !context.stopped() && !done();) {
+      const bool any = context.poll_one() > 0;
+      const auto now = Clock::now();
+      if (any) until = now + span;
+      if (now >= until) return;
+    }
+  }
   void fire(Instant until) {
     // Timers set by the callbacks wait for the next round, so that a timer set for "now" cannot starve the sockets.
     const TimerId last = next_id;
@@ -140,7 +155,7 @@ struct AsioLoop::Impl {
 };
 
 AsioLoop::AsioLoop() : AsioLoop(Options{}) {}
-AsioLoop::AsioLoop(Options options) : impl_(std::make_shared<Impl>(std::max(1U, options.helper_threads))) {}
+AsioLoop::AsioLoop(Options options) : impl_(std::make_shared<Impl>(options)) {}
 
 AsioLoop::~AsioLoop() {
   impl_->context.stop();
@@ -154,7 +169,11 @@ AsioLoop::~AsioLoop() {
 
 void AsioLoop::run() {
   impl_->context.restart();
-  impl_->context.run();
+  if (impl_->poll_for.ns == 0) {
+    impl_->context.run();
+    return;
+  }
+  while (impl_->context.run_one() > 0) impl_->poll([] { return false; });
 }
 void AsioLoop::stop() { impl_->context.stop(); }
 
@@ -164,6 +183,7 @@ bool AsioLoop::run_until(const std::function<bool()>& done, Duration limit) {
   while (!done()) {
     if (Clock::now() >= until) return false;
     impl_->context.run_one_until(std::min(until, Clock::now() + std::chrono::milliseconds(20)));
+    impl_->poll(done);
     if (impl_->context.stopped()) impl_->context.restart();
   }
   return true;

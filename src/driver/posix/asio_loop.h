@@ -14,6 +14,9 @@ class AsioLoop final : public env::Loop {
  public:
   struct Options {
     unsigned helper_threads = 3;  ///< For offload().
+    /// After anything happened, so long it is looked for more before the thread sleeps; 0: not at all. Costs that much
+    /// processor time per event at most, and none while nothing happens.
+    Duration poll_for{};
   };
   AsioLoop();
   explicit AsioLoop(Options options);

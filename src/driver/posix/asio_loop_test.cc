@@ -28,6 +28,20 @@ TEST(AsioLoop, PostsInOrderFromAnyThread) {
   EXPECT_TRUE(std::is_sorted(seen.begin(), seen.end()));
 }
 
+TEST(AsioLoop, OneThatPollsDoesTheSame) {
+  AsioLoop loop({.poll_for = microseconds(50)});
+  std::vector<int> seen;
+  const Instant start = loop.now();
+  loop.call_at(start + milliseconds(5), [&] {
+    seen.push_back(2);
+    std::thread([&loop, &seen] { loop.post([&] { seen.push_back(3), loop.stop(); }); }).detach();
+  });
+  loop.post([&] { seen.push_back(1); });
+  loop.run();
+  EXPECT_EQ(seen, (std::vector<int>{1, 2, 3}));
+  EXPECT_GE(loop.now(), start + milliseconds(5));
+}
+
 TEST(AsioLoop, TimersFireInOrderOfTimeAndNotBefore) {
   AsioLoop loop;
   std::vector<int> seen;

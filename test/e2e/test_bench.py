@@ -1,0 +1,30 @@
+"""holo bench: the shape of what it prints. Never a time: those belong into docs/benchmarks.md."""
+
+import pytest
+
+LINK = {
+    "rtt_64k_p50": "us", "rtt_64k_p99": "us", "rtt_64k_polling_p50": "us", "throughput": "GB/s", "throughput_jumbo": "GB/s",
+    "handshake_p50": "ms", "heartbeat_p99_under_bulk": "us", "conn_memory": "KiB",
+}
+
+
+def check(report, bench, units):
+    assert report["bench"] == bench
+    assert report["seconds"] > 0 and report["nodes"] == 2
+    assert {r["name"]: r["unit"] for r in report["results"]} == units
+    for r in report["results"]:
+        assert r["ours"] > 0, r
+        assert r["reference"] > 0 and r["reference_is"], r
+        assert r["ratio"] == pytest.approx(r["ours"] / r["reference"]), r
+
+
+def test_link(home):
+    report = home.json("bench", "link", "--quick")
+    check(report, "link", LINK)
+    assert "blocking" in report["layout"]
+    polling = home.json("bench", "link", "--quick", "--poll", "--mtu", "9000")
+    check(polling, "link", LINK)
+    assert "polling" in polling["layout"]
+    home.refused("bench", "link", "--mtu", "100", code=2)
+    home.refused("bench", "link", "--layout", "moon", code=2)
+    assert home.processes() == []
