@@ -163,6 +163,44 @@ def test_among_many_half_open_handshakes_a_newcomer_shows_its_address_and_is_ser
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr + target.home.logs()
 
 
+WORKED_EXAMPLE = """
+import re, sys
+import hyperbus_client as c
+
+found = re.findall(r"^```hex (\\S+)\\n(.*?)^```", open(sys.argv[1]).read(), re.M | re.S)
+want = {name: bytes.fromhex(digits.replace("\\n", "")) for name, digits in found}
+me = c.Identity(bytes([0x0A]) * 32)
+handshake = c.Handshake(me, bytes([0x0C]) * 32, False, (c.AES_256_GCM, c.XCHACHA20))
+
+x25519, mlkem = c.X25519PrivateKey.from_private_bytes(bytes(range(32))), c.MLKEM768PrivateKey.from_seed_bytes(bytes(range(32, 96)))
+c.X25519PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: x25519)})
+c.MLKEM768PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: mlkem)})
+
+got = {"initiator-public-key": me.public, "initiator-static-signature": me.signature}
+got["client-parameters"] = c.encode_parameters(bytes(range(8)))
+got["message-1"] = handshake.message1(got["client-parameters"])
+got["message-3"] = handshake.message2(want["message-2"])
+got["server-parameters"] = handshake.parameters
+got["initiator-handshake-secret"], got["responder-handshake-secret"] = handshake.handshake_secrets
+got["initiator-traffic-secret"], got["responder-traffic-secret"] = handshake.traffic_secrets
+got["handshake-hash"] = handshake.noise.h
+key = c.PacketKey(handshake.cipher, handshake.traffic_secrets[0])
+got["initiator-packet-iv"], got["initiator-packet-hp"], got["initiator-next-secret"] = key.iv, key.hp, key.next().secret
+record, header = c.RecordKey(handshake.cipher, handshake.traffic_secrets[0]), bytes([3, 40, 0, 0])
+got["record"] = header + record.aead.encrypt(record.nonce(), c.struct.pack("<BBHIQQ", 4, 0, 0, 8, 0, 1), header)
+got["request"] = c.encode_request(65535, 0, b"hi")
+assert c.decode_reply(want["error-reply"])["status"] == "unsupported"
+wrong = [name for name, bytes_ in got.items() if want[name] != bytes_]
+print(wrong, len(got))
+"""
+
+
+def test_the_worked_example_of_the_specification_is_what_the_client_does(home):
+    done = home.run(PYTHON, "-c", WORKED_EXAMPLE, ROOT / "docs" / "hyperbus.md", env={"PYTHONPATH": str(CLIENT.parent)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[] 16\n"
+
+
 @CARRIERS
 def test_without_a_cluster_key_in_trust_mode_tofu(home, carrier):
     home.ok("dev", "up", "-n", "1", "--memory", "64MiB", "--trust", "tofu")
