@@ -173,6 +173,11 @@ class QuicConnection {
 
 inline constexpr std::uint64_t kQuicProtocolViolation = 1;  // application's code of our own
 
+/// Gives each connection a place for its qlog (draft-ietf-quic-qlog-main-schema, 0.3, as JSON-SEQ), called with whole
+/// records, or nothing when it shall have none. Both ends of a connection name the same id.
+using QlogSink = std::function<void(ByteSpan record)>;
+using QlogFactory = std::function<QlogSink(ByteSpan original_destination_id, bool server)>;
+
 /// What one endpoint's connections have in common. Unchanged while they live.
 struct QuicConfig {
   Duration handshake_timeout = seconds(5);
@@ -184,8 +189,7 @@ struct QuicConfig {
   std::size_t datagram_bytes = 0;           ///< UDP payload known to pass (configured `mtu`); 0: discover from 1,200 up
   std::uint64_t packets_per_key = 1ULL << 23;  ///< then the client moves them on (RFC 9001, section 6)
   Secret<32> reset_key;                        ///< stateless reset tokens are derived from it; kept over restarts
-  /// qlog (draft-ietf-quic-qlog-main-schema), one connection each; null: none. Called with pieces of the file.
-  std::function<std::function<void(ByteSpan)>(ByteSpan original_destination_id, bool server)> qlog;
+  QlogFactory qlog;                            ///< null: none
 };
 
 /// The start of a datagram, as much as RFC 8999 and Initial packets show without keys.

@@ -32,6 +32,7 @@ struct BusOptions {
   CarrierUse use = CarrierUse::automatic;
   env::Datagrams* datagrams = nullptr;  ///< Without these two, TCP only. Both outlive the bus.
   env::QuicStack* quic = nullptr;
+  env::QlogFactory qlog;                             ///< null: none. For connections over QUIC.
   std::size_t mtu = 0;                               ///< UDP payload known to pass on every path; 0: discovered
   Duration fallback_after = milliseconds(300);       ///< TCP is tried too when QUIC has not answered by then ...
   Duration grace_without_tcp = milliseconds(500);    ///< ... and is given up this long after TCP was refused.

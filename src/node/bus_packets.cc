@@ -50,6 +50,7 @@ std::shared_ptr<const env::QuicConfig> quic_config(const BusOptions& options) {
   out->bidirectional_streams = 2 * session.streams();
   out->datagram_bytes = options.mtu;
   out->packets_per_key = session.records_per_key;
+  out->qlog = options.qlog;
   // Deterministic, so that a restarted agent can tell its old peers that it has forgotten them.
   out->reset_key = crypto::blake3_derive(kResetLabel, session.handshake->identity.sign(as_bytes(kResetLabel)));
   return out;

@@ -37,6 +37,7 @@ Node::Node(NodePorts ports, NodeConfig config) : ports_(std::move(ports)), confi
                                           .use = config_.carrier,
                                           .datagrams = ports_.datagrams,
                                           .quic = ports_.quic,
+                                          .qlog = ports_.qlog,
                                           .mtu = config_.mtu});
 }
 

@@ -53,6 +53,7 @@ struct NodePorts {
   env::Carrier& carrier;
   env::Datagrams* datagrams = nullptr;  ///< Null, or the next: nodes speak TCP only.
   env::QuicStack* quic = nullptr;
+  env::QlogFactory qlog = {};  ///< null: none
   env::Entropy& entropy;
   env::KvStore& store;
   env::FrameStore& frames;

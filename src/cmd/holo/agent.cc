@@ -22,6 +22,7 @@
 #include "driver/posix/process.h"
 #include "driver/posix/tcp.h"
 #include "driver/posix/udp.h"
+#include "driver/quic/qlog_files.h"
 #include "driver/quic/quic.h"
 #include "driver/raft/raft_log.h"
 #include "driver/rocksdb/store.h"
@@ -166,6 +167,7 @@ class Agent {
             .carrier = carrier_,
             .datagrams = &datagrams_,
             .quic = quic_.get(),
+            .qlog = config_.qlog.empty() ? env::QlogFactory() : driver::quic::make_qlog_files(config_.qlog),
             .entropy = entropy_,
             .store = *facts_,
             .frames = frames_,
@@ -342,6 +344,7 @@ Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
   const auto socket = driver::agent_socket_path(state.path(), to_hex(identity.node().value));
   HOLO_TRY(driver::check_socket_path(socket));
   HOLO_TRY(driver::make_private_directory(std::filesystem::path(socket).parent_path().string()));
+  if (!loaded.config.qlog.empty()) HOLO_TRY(driver::make_private_directory(loaded.config.qlog));
   Stores stores;
   HOLO_ASSIGN(facts, driver::RocksStore::open(state.facts_directory()));
   stores.facts = std::move(facts);

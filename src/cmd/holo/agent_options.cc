@@ -21,6 +21,8 @@ Status keep_flags(const LoadedConfig& loaded, const AgentOptions& options) {
     const bool from_there = s.origin == Setting::Origin::file && loaded.file == path;
     if (s.key != "state_dir" && (from_there || options.sources.flags.contains(s.key))) values[s.key] = s.value;
   }
+  // The next start may be in another directory.
+  if (const auto given = values.find("qlog"); given != values.end()) given->second = loaded.config.qlog;
   return values.empty() ? Status{} : write_config_file(path, values);
 }
 

@@ -127,6 +127,9 @@ Status apply(const Setting& s, AgentConfig& c) {
     c.log_level = s.value;
   } else if (s.key == "log_file") {
     c.log_file = s.value;
+  } else if (s.key == "qlog" && !s.value.empty()) {
+    std::error_code ignored;
+    c.qlog = std::filesystem::absolute(s.value, ignored).lexically_normal().string();
   }
   return {};
 }
@@ -211,6 +214,7 @@ const std::vector<SettingInfo>& setting_table() {
        "true: handshakes without ML-KEM, only with nodes set so as well"},
       {"log_level", "--log-level", "HOLO_LOG_LEVEL", "debug, info, warn or error"},
       {"log_file", "--log-file", "HOLO_LOG_FILE", "Log to this file instead of standard error"},
+      {"qlog", "--qlog", "HOLO_QLOG", "A directory for a qlog of each QUIC connection, to look at with qvis"},
   };
   return table;
 }

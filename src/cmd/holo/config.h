@@ -29,6 +29,7 @@ struct AgentConfig {
   hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
   std::string log_level;  ///< "debug", "info", "warn" or "error".
   std::string log_file;   ///< Empty: standard error.
+  std::string qlog;       ///< Absolute; empty: none.
 };
 
 inline constexpr std::size_t kMaxNodeName = 63;

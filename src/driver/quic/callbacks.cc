@@ -3,10 +3,28 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <string_view>
 
 #include "driver/quic/connection.h"
 
 namespace holo::driver::quic {
+namespace {
+
+constexpr std::string_view kResetTokenField = "\"stateless_reset_token\":";
+
+/// Whoever has one can end the connection, and a log is made to be passed on.
+std::string without_reset_tokens(std::string record) {
+  for (std::size_t at = 0; (at = record.find(kResetTokenField, at)) != std::string::npos;) {
+    at += kResetTokenField.size();
+    constexpr std::string_view kNested = "{\"data\":";
+    if (std::string_view(record).substr(at).starts_with(kNested)) at += kNested.size();
+    for (std::size_t i = at + 1; i < record.size() && record[i] != '"'; ++i) record[i] = '0';
+  }
+  return record;
+}
+
+}  // namespace
 
 struct Callbacks {
   static Connection& self(void* user_data) { return *static_cast<Connection*>(user_data); }
@@ -115,7 +133,10 @@ struct Callbacks {
   static void delete_crypto_cipher_ctx(ngtcp2_conn*, ngtcp2_crypto_cipher_ctx* key, void*) { delete_header_key(*key); }
 
   static void write_qlog(void* user_data, std::uint32_t, const void* data, std::size_t size) {
-    if (size != 0) self(user_data).qlog_(std::as_bytes(std::span(static_cast<const char*>(data), size)));
+    if (size == 0) return;
+    const std::string_view record(static_cast<const char*>(data), size);
+    if (!record.contains(kResetTokenField)) return self(user_data).qlog_(as_bytes(record));
+    self(user_data).qlog_(as_bytes(without_reset_tokens(std::string(record))));
   }
 };
 

@@ -798,6 +798,14 @@ TEST(Quic, WritesAQlogWithoutSecrets) {
     EXPECT_NE(logs[server].find("qlog_version"), std::string::npos);
     EXPECT_NE(logs[server].find("packet_sent"), std::string::npos);
     EXPECT_EQ(logs[server].find("secret"), std::string::npos);
+    std::size_t tokens = 0;
+    const std::string& log = logs[server];
+    for (std::size_t at = 0; (at = log.find("\"stateless_reset_token\":", at)) != std::string::npos; ++at, ++tokens) {
+      EXPECT_EQ(log.substr(at, log.find('}', at) - at).find_first_of("123456789abcdef", 32), std::string::npos)
+          << log.substr(at, 100);
+      EXPECT_EQ(std::ranges::count(log.substr(at, 80), '0'), 32);
+    }
+    EXPECT_GT(tokens, 0U);
   }
 }
 

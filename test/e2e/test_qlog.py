@@ -1,0 +1,79 @@
+"""holo agent --qlog DIR: what a connection did, for the usual viewers, and nothing that was said on it."""
+
+import base64
+import json
+import re
+
+from holo_e2e import DONE, PROBE
+
+# What qvis needs of a JSON-SEQ file (qlog 0.3): the head of the first record, and of each event time, name and data.
+HEAD = {"qlog_format", "qlog_version", "trace"}
+
+
+def records(file):
+    """The records of a file, each of which must parse."""
+    parts = file.read_bytes().split(b"\x1e")
+    assert parts[0] == b"" and all(p.endswith(b"\n") for p in parts[1:])
+    return [json.loads(p) for p in parts[1:]]
+
+
+def check(file):
+    head, *events = records(file)
+    assert head.keys() >= HEAD and (head["qlog_format"], head["qlog_version"]) == ("JSON-SEQ", "0.3")
+    side = head["trace"]["vantage_point"]["type"]
+    fields = head["trace"]["common_fields"]
+    assert fields["time_format"] == "relative" and fields["protocol_type"] == ["QUIC"]
+    assert re.fullmatch(rf"\d+-{fields['group_id']}-{side}\.sqlog", file.name)
+    assert events
+    for e in events:
+        assert e.keys() >= {"time", "name", "data"} and e["time"] >= 0 and re.fullmatch(r"[a-z]+:[a-z_]+", e["name"])
+    times = [e["time"] for e in events]
+    assert times == sorted(times)
+    for e in events:
+        if e["name"] in ("transport:packet_sent", "transport:packet_received"):
+            assert e["data"]["header"]["packet_type"] in ("initial", "handshake", "1RTT", "retry")
+    return {"side": side, "group": fields["group_id"], "events": {e["name"] for e in events}}
+
+
+def elements(first, count):
+    """The bytes of elements that `probe fill` writes."""
+    return b"".join(((i * i + 3 * i + 1) % 2**64).to_bytes(8, "little") for i in range(first, first + count))
+
+
+def test_a_cluster_leaves_a_qlog_of_each_connection(home):
+    folder = home.root / "traces" / "qlog"
+    home.ok("dev", "up", "-n", "2", "--memory", "64MiB", env={"HOLO_QLOG": str(folder)})
+    assert home.run(PROBE, "fill", "hidden/name", "100000", "2").returncode == DONE
+    home.ok("ping", "node2", "-c", "3", "-i", "0", "--size", "64KiB", "--node", "node1")
+    home.ok("dev", "down", "--keep-state")
+
+    files = sorted(folder.iterdir())
+    seen = [check(f) for f in files]
+    for group in {s["group"] for s in seen}:
+        assert {s["side"] for s in seen if s["group"] == group} == {"client", "server"}
+    for name in ("transport:packet_sent", "transport:packet_received", "transport:parameters_set", "recovery:metrics_updated"):
+        assert any(name in s["events"] for s in seen), name
+
+    everything = b"".join(f.read_bytes() for f in files)
+    assert len(everything) > 10_000 and oct(files[0].stat().st_mode)[-3:] == "600"
+    keys = [k for f in home.root.rglob("cluster.json") for k in re.findall(r'"([A-Za-z0-9+/]{43}=)"', f.read_text())]
+    assert keys
+    for key in keys:
+        secret = base64.b64decode(key)
+        for text in (key.encode(), secret, secret.hex().encode()):
+            assert text not in everything
+    payload = elements(50_000, 4)
+    for text in (b"hidden", b"node2", payload, payload.hex().encode()):
+        assert text not in everything
+    tokens = re.findall(rb'"stateless_reset_token":(?:\{"data":)?"([0-9a-f]*)"', everything)
+    assert tokens and all(set(t) == {ord("0")} for t in tokens)
+
+
+def test_the_folder_is_made_and_must_be_one(home):
+    (home.root / "file").write_text("x")
+    line = home.refused("init", "--listen", "127.0.0.1:0", "--memory", "64MiB", "--qlog", str(home.root / "file"))
+    assert str(home.root / "file") in line
+    home.ok("init", "--listen", "127.0.0.1:0", "--memory", "64MiB", "--qlog", "here", cwd=home.root)
+    assert (home.root / "here").is_dir()
+    shown = json.loads(home.ok("config", "show", "--json"))["settings"]
+    assert next(s for s in shown if s["key"] == "qlog")["value"] == str(home.root / "here")
