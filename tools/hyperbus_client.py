@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A client of the hyperbus that shares no code with holo: docs/hyperbus.md, written down a second time.
 
-    hyperbus_client.py HOST:PORT [--key K] [--tcp] [--type N] [--count N] [--json]
+    hyperbus_client.py HOST:PORT [--key K] [--tcp] [--count N] [--bytes N] [--json]
 
 It completes the handshake with a running agent (over QUIC, or over TCP), opens the control stream with grants, sends
 requests, and prints what it learned. Exit: 0 answered (an error that answers the request is an answer), 1 refused or
@@ -346,6 +346,7 @@ class Handshake:
 
 CONTROL_STREAM, GRANT = 1, 1
 CLASSES = ("control", "data", "bulk")
+PING = 70  # Answered with its own payload, at most 64 KiB.
 ERRORS = ("invalid_argument not_found already_exists permission_denied out_of_memory over_limit overloaded deadline_exceeded "
           "cancelled unavailable wrong_key wrong_version malformed corrupt stale_epoch not_leader no_quorum under_replicated "
           "write_conflict page_lost snapshot_too_old task_failed wrong_build refused unsupported io_error internal").split()  # fmt: skip
@@ -380,7 +381,7 @@ def decode_reply(data):
     if len(header) != header_bytes or len(payload) != payload_bytes or status > 1:
         raise Failed("a reply that is not as long as it says")
     if status == 0:
-        return {"status": "ok", "header_bytes": header_bytes, "payload_bytes": payload_bytes}
+        return {"status": "ok", "payload": payload}
     code, retryable, message_bytes, _, node = struct.unpack_from("<HBxHHQ", header)
     return {"status": ERRORS[code - 1] if 1 <= code <= len(ERRORS) else str(code), "retryable": bool(retryable & 1),
             "message": header[16 : 16 + message_bytes].decode(errors="replace"), "node": f"{node:016x}"}  # fmt: skip
@@ -906,7 +907,8 @@ class TcpClient:
         self.write_record(RECORD_FRAMES, struct.pack("<BBHIQ", kind, flags, 0, len(body), stream) + body)
 
     def send(self, stream, data, fin):
-        self.frame(FRAME_STREAM, FIN if fin else 0, stream, data)
+        for i in range(0, len(data), 32768):  # A record has at most 64 KiB.
+            self.frame(FRAME_STREAM, FIN if fin and i + 32768 >= len(data) else 0, stream, data[i : i + 32768])
 
     def receive(self, stream):
         return self.streams.setdefault(stream, Assembly())
@@ -933,14 +935,18 @@ def converse(arguments, key):
     link.send(OUR_CONTROL, control_stream_start(), fin=False)
     control = link.receive(THEIR_CONTROL)
     link.wait_for(lambda: len(read_grants(control.whole)) == len(CLASSES))
-    round_trips, answer = [], None
+    round_trips, payload = [], os.urandom(arguments.bytes)
     for i in range(arguments.count):
         stream = link.receive(4 * i)
         sent = time.monotonic()
-        link.send(4 * i, encode_request(arguments.type, CLASSES.index("control"), seconds=arguments.timeout), fin=True)
+        request = encode_request(arguments.type, CLASSES.index("control"), payload=payload, seconds=arguments.timeout)
+        link.send(4 * i, request, fin=True)
         link.wait_for(stream.complete)
         round_trips.append(time.monotonic() - sent)
         answer = decode_reply(stream.whole)
+        if arguments.type == PING and answer.get("payload") != payload:
+            raise Failed(f"a ping was not answered with its own bytes: {answer}")
+    answer |= {"payload": len(answer.get("payload", b""))}
     link.close()
     return {
         "node": f"{handshake.node:016x}", "me": f"{identity.node:016x}", "carrier": "tcp" if arguments.tcp else "quic",
@@ -959,7 +965,8 @@ def main():
     parser.add_argument("--tcp", action="store_true", help="the TCP carrier (default: QUIC)")
     parser.add_argument("--classical", action="store_true", help="without ML-KEM, which agents refuse unless told otherwise")
     parser.add_argument("--cipher", choices=("aes", "xchacha", "both"), default="both", help="what to offer")
-    parser.add_argument("--type", type=int, default=65535, help="type of the request (default: one that nobody knows)")
+    parser.add_argument("--type", type=int, default=PING, help="type of the request (default: a ping)")
+    parser.add_argument("--bytes", type=int, default=56, help="payload of the request")
     parser.add_argument("--count", type=int, default=1, help="requests, one after another")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for all of it")
     parser.add_argument("--flip-bit", type=int, metavar="N", help="alter bit N of message 1, for tests")
