@@ -172,6 +172,42 @@ def test_among_many_half_open_handshakes_a_newcomer_shows_its_address_and_is_ser
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr + target.home.logs()
 
 
+MUTE = """
+import os, select, sys, time
+import hyperbus_client as c
+
+class Mute(c.QuicClient):
+    def run_until(self, done):
+        space = self.spaces[c.INITIAL]
+        del space.waiting[self.first_frames :]
+        self.flush()
+        self.sent, self.got = space.next_number * c.DATAGRAM, 0
+
+host, port, key = sys.argv[1], int(sys.argv[2]), c.base64.b64decode(sys.argv[3])
+said = {}
+for frames in (1, 2):
+    Mute.first_frames = frames
+    link = Mute((host, port), c.Handshake(c.Identity(os.urandom(32)), key, False, (c.AES_256_GCM,)))
+    said[link.socket] = link
+until = time.monotonic() + 6  # Longer than the agent's patience with a handshake.
+while (left := until - time.monotonic()) > 0:
+    for s in select.select(list(said), [], [], left)[0]:
+        said[s].got += len(s.recv(65536))
+for link in said.values():
+    print(link.sent, link.got)
+"""
+
+
+def test_who_never_acknowledges_gets_at_most_three_times_what_it_sent(target):
+    """As a stranger would have a node flood a third party: with half of message 1, and with all of it."""
+    where = target.address.rsplit(":", 1)
+    done = target.home.run(PYTHON, "-c", MUTE, *where, target.key, env={"PYTHONPATH": str(CLIENT.parent)})
+    assert done.returncode == 0, done.stderr
+    half, whole = ([int(n) for n in line.split()] for line in done.stdout.splitlines())
+    assert half[0] == 1200 and whole[0] == 2400
+    assert half[1] <= 3 * half[0] and 1000 < whole[1] <= 3 * whole[0], done.stdout
+
+
 WORKED_EXAMPLE = """
 import re, sys
 import hyperbus_client as c

@@ -2,9 +2,11 @@
 // document looks like "```hex NAME" and its bytes; a row of its tables like "| `kName` | value | ...".
 #include <gtest/gtest.h>
 
+#include <cctype>
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <string>
 
 #include "core/hyperbus/packet_endpoint.h"
 #include "core/hyperbus/record.h"
