@@ -47,6 +47,11 @@ std::string v6_text(const std::array<std::uint8_t, 16>& ip) {
 
 bool IpEndpoint::is_v4() const { return std::equal(kMapped.begin(), kMapped.end(), ip.begin()); }
 
+bool IpEndpoint::is_loopback() const {
+  if (is_v4()) return ip[12] == 127;
+  return ip[15] == 1 && std::all_of(ip.begin(), ip.end() - 1, [](std::uint8_t b) { return b == 0; });
+}
+
 std::string to_string(const IpEndpoint& e) {
   if (e.is_v4()) {
     return str(unsigned{e.ip[12]}, ".", unsigned{e.ip[13]}, ".", unsigned{e.ip[14]}, ".", unsigned{e.ip[15]}, ":",

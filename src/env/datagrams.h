@@ -26,6 +26,8 @@ struct IpEndpoint {
   friend bool operator==(const IpEndpoint&, const IpEndpoint&) = default;
   friend auto operator<=>(const IpEndpoint&, const IpEndpoint&) = default;
   [[nodiscard]] bool is_v4() const;
+  /// 127.0.0.0/8 or ::1: this machine, by way of no other.
+  [[nodiscard]] bool is_loopback() const;
 };
 /// "1.2.3.4:80" or "[2001:db8::1]:80".
 std::string to_string(const IpEndpoint& endpoint);
@@ -81,6 +83,9 @@ class Datagrams {
   /// All addresses of "host:port", in the order of preference of RFC 6724. Errors: `invalid_argument`, `unavailable`
   /// (unknown name), `deadline_exceeded`, `cancelled`. Thread: loop.
   virtual Task<Result<std::vector<IpEndpoint>>> resolve(std::string address, Instant deadline) = 0;
+  /// Bytes of UDP payload that are known to pass to `remote` in one datagram, because the way there is this machine's
+  /// own; 0 where it must be found out.
+  [[nodiscard]] virtual std::size_t known_payload(const IpEndpoint& /*remote*/) const { return 0; }
 };
 
 }  // namespace holo::env

@@ -85,10 +85,12 @@ Task<void> Bus::Impl::race_packets(std::shared_ptr<Impl> self, RacePtr race, std
       why = std::move(socket).error();
       continue;
     }
+    const std::size_t known = self->options_.datagrams->known_payload(remote);
     const env::DatagramPath path{.local = (*socket)->socket->local(), .remote = remote};
-    const LinkPtr link = self->add_packet_link(
-        Role::initiator, self->endpoint_->dial(self->options_.session, self->loop_.now(), path, expected), *socket,
-        address);
+    const LinkPtr link = self->add_packet_link(Role::initiator,
+                                               self->endpoint_->dial(self->options_.session, self->loop_.now(), path,
+                                                                     {.node = expected, .known_payload = known}),
+                                               *socket, address);
     race->links.push_back(link);
     ++race->running;
     self->loop_.spawn(follow(self, race, link));

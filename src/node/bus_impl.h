@@ -65,6 +65,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     std::uint64_t id = 0;
     hyperbus::Role role = hyperbus::Role::initiator;
     std::string address;
+    std::shared_ptr<hyperbus::PacketEndpoint> endpoint;  // a session over packets looks at it until its end
     std::unique_ptr<hyperbus::Session> session;
     hyperbus::StreamSession* over_stream = nullptr;   // the session, when it is one
     hyperbus::PacketSession* over_packets = nullptr;  // likewise
@@ -177,7 +178,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
                                 std::shared_ptr<Handler> handler, env::Request request);
 
   // Sockets of QUIC (bus_packets.cc)
-  [[nodiscard]] bool speaks_quic() const { return endpoint_.has_value(); }
+  [[nodiscard]] bool speaks_quic() const { return endpoint_ != nullptr; }
   [[nodiscard]] bool speaks_tcp() const { return options_.use != CarrierUse::quic; }
   Result<SocketPtr> bind(const std::string& address);
   Result<SocketPtr> socket_towards(const env::IpEndpoint& remote);
@@ -218,7 +219,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   std::unordered_map<std::uint16_t, std::shared_ptr<Handler>> handlers_;
   std::unordered_map<NodeId, Peer>
       peers_;  // Entries stay: one for each node that ever proved its identity or was named.
-  std::optional<hyperbus::PacketEndpoint> endpoint_;  // Outlives the links.
+  std::shared_ptr<hyperbus::PacketEndpoint> endpoint_;
   std::unordered_map<std::uint64_t, LinkPtr> links_;
   std::unordered_map<const hyperbus::PacketSession*, LinkPtr> by_session_;
   std::deque<LinkPtr> half_open_;  // inbound, oldest first

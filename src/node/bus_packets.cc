@@ -25,13 +25,9 @@ bool is_wildcard(const env::IpEndpoint& e) {
   const auto zero = [](std::uint8_t b) { return b == 0; };
   return e.is_v4() ? std::all_of(e.ip.begin() + 12, e.ip.end(), zero) : std::ranges::all_of(e.ip, zero);
 }
-bool is_loopback(const env::IpEndpoint& e) {
-  if (e.is_v4()) return e.ip[12] == 127;
-  return e.ip[15] == 1 && std::all_of(e.ip.begin(), e.ip.end() - 1, [](std::uint8_t b) { return b == 0; });
-}
 bool reaches(const env::IpEndpoint& local, const env::IpEndpoint& remote) {
   if (is_wildcard(local)) return !local.is_v4() || remote.is_v4();
-  return local.is_v4() == remote.is_v4() && is_loopback(local) == is_loopback(remote);
+  return local.is_v4() == remote.is_v4() && local.is_loopback() == remote.is_loopback();
 }
 
 bool asks_for_any_port(std::string_view address) { return address.ends_with(":0"); }
@@ -69,7 +65,8 @@ Bus::Impl::Impl(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, B
     options_.use = CarrierUse::tcp;
     return;
   }
-  endpoint_.emplace(*options_.quic, entropy_, hyperbus::PacketEndpointConfig{.quic = quic_config(options_)});
+  endpoint_ = std::make_shared<PacketEndpoint>(*options_.quic, entropy_,
+                                               hyperbus::PacketEndpointConfig{.quic = quic_config(options_)});
   burst_.resize(env::DatagramSocket::kMaxBurst);
 }
 
@@ -125,6 +122,7 @@ Result<Bus::Impl::SocketPtr> Bus::Impl::socket_towards(const env::IpEndpoint& re
 Bus::Impl::LinkPtr Bus::Impl::add_packet_link(Role role, std::unique_ptr<PacketSession> session, SocketPtr socket,
                                               std::string address) {
   const LinkPtr link = add_link(role, std::move(address));
+  link->endpoint = endpoint_;
   link->over_packets = session.get();
   link->session = std::move(session);
   link->socket = std::move(socket);
@@ -139,8 +137,10 @@ void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datag
   std::vector<LinkPtr> touched;
   std::array<std::byte, PacketEndpoint::kMaxAnswer> answer;
   for (const env::Datagram& datagram : datagrams) {
-    PacketEndpoint::Arrival arrival =
-        endpoint_->on_datagram(now, datagram, options_.session, half_open_.size(), answer);
+    PacketEndpoint::Arrival arrival = endpoint_->on_datagram(
+        now, datagram, options_.session,
+        {.strangers = half_open_.size(), .known_payload = options_.datagrams->known_payload(datagram.path.remote)},
+        answer);
     if (arrival.garbage) {
       count_refusal(RefusalKind::garbage, Role::responder, env::to_string(datagram.path.remote),
                     {.code = Errc::malformed, .message = "datagrams that are not the hyperbus protocol"});

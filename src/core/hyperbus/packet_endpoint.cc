@@ -25,8 +25,17 @@ PacketEndpoint::PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, Pac
       config_(std::move(config)),
       tokens_(kTokenCipher, random_secret<crypto::kAeadKeyBytes>(entropy)) {}
 
-PacketSession::Endpoint PacketEndpoint::parts() {
-  return {.stack = stack_, .quic = config_.quic, .entropy = entropy_, .routes = this};
+PacketSession::Endpoint PacketEndpoint::parts(std::size_t known_payload) {
+  std::shared_ptr<const env::QuicConfig> quic = config_.quic;
+  if (known_payload != 0 && quic->datagram_bytes == 0) {
+    if (!wide_ || wide_->datagram_bytes != known_payload) {
+      auto wide = std::make_shared<env::QuicConfig>(*quic);
+      wide->datagram_bytes = known_payload;
+      wide_ = std::move(wide);
+    }
+    quic = wide_;
+  }
+  return {.stack = stack_, .quic = std::move(quic), .entropy = entropy_, .routes = this};
 }
 
 void PacketEndpoint::add(ByteSpan id, PacketSession& session) { sessions_[key_of(id)] = &session; }
@@ -36,15 +45,15 @@ void PacketEndpoint::forget(PacketSession& session) {
 }
 
 std::unique_ptr<PacketSession> PacketEndpoint::dial(std::shared_ptr<const SessionConfig> config, Instant now,
-                                                    const env::DatagramPath& path, NodeId expected) {
-  auto session = PacketSession::dial(parts(), std::move(config), now, path, expected);
+                                                    const env::DatagramPath& path, Target target) {
+  auto session = PacketSession::dial(parts(target.known_payload), std::move(config), now, path, target.node);
   by_remote_.emplace(path.remote, session.get());
   return session;
 }
 
 PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Datagram& datagram,
                                                     const std::shared_ptr<const SessionConfig>& config,
-                                                    std::size_t strangers, MutableByteSpan out) {
+                                                    Circumstances circumstances, MutableByteSpan out) {
   using Kind = env::QuicPacketHeader::Kind;
   Arrival arrival;
   const env::QuicPacketHeader header = stack_->classify(datagram.bytes);
@@ -63,7 +72,7 @@ PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Data
         arrival.answer = stack_->write_version_negotiation(header, *entropy_, out);
       }
       break;
-    case Kind::initial: on_initial(now, datagram, header, config, strangers, out, arrival); break;
+    case Kind::initial: on_initial(now, datagram, header, config, circumstances, out, arrival); break;
     case Kind::other_long: break;  // The rest of a handshake that is over.
     case Kind::one_rtt:
       arrival.session = reset_by(now, datagram);
@@ -92,14 +101,14 @@ PacketSession* PacketEndpoint::reset_by(Instant now, const env::Datagram& datagr
 }
 
 void PacketEndpoint::on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
-                                const std::shared_ptr<const SessionConfig>& config, std::size_t strangers,
+                                const std::shared_ptr<const SessionConfig>& config, Circumstances circumstances,
                                 MutableByteSpan out, Arrival& arrival) {
   if (datagram.bytes.size() < kMinInitialDatagram) {
     arrival.garbage = true;
     return;
   }
   const auto original = header.token.empty() ? std::nullopt : open_token(now, datagram, header);
-  if (!original && strangers >= config_.retry_from) {
+  if (!original && circumstances.strangers >= config_.retry_from) {
     std::array<std::byte, env::QuicStack::kConnectionIdBytes> id;
     entropy_->fill(id);
     Token token;
@@ -107,7 +116,8 @@ void PacketEndpoint::on_initial(Instant now, const env::Datagram& datagram, cons
     arrival.answer = stack_->write_retry(header, id, ByteSpan(token).first(bytes), out);
     return;
   }
-  auto made = PacketSession::accept(parts(), config, now, datagram.path, header, original ? *original : ByteSpan());
+  auto made = PacketSession::accept(parts(circumstances.known_payload), config, now, datagram.path, header,
+                                    original ? *original : ByteSpan());
   if (!made) {
     arrival.garbage = true;
     return;

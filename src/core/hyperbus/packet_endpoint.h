@@ -27,8 +27,12 @@ class PacketEndpoint final : private PacketSession::Routes {
  public:
   PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, PacketEndpointConfig config);
 
+  struct Target {
+    NodeId node;                    ///< The only one that may answer; 0: any.
+    std::size_t known_payload = 0;  ///< See env::Datagrams.
+  };
   std::unique_ptr<PacketSession> dial(std::shared_ptr<const SessionConfig> config, Instant now,
-                                      const env::DatagramPath& path, NodeId expected);
+                                      const env::DatagramPath& path, Target target);
 
   struct Arrival {
     PacketSession* session = nullptr;      ///< It took the datagram.
@@ -36,9 +40,13 @@ class PacketEndpoint final : private PacketSession::Routes {
     std::size_t answer = 0;                ///< Bytes of one datagram to send back, in `out`.
     bool garbage = false;                  ///< Nothing of ours.
   };
-  /// `strangers`: handshakes of newcomers that are under way. `out`: at least kMaxAnswer.
+  struct Circumstances {
+    std::size_t strangers = 0;      ///< Handshakes of newcomers that are under way.
+    std::size_t known_payload = 0;  ///< Towards the sender; see env::Datagrams.
+  };
+  /// `out`: at least kMaxAnswer.
   Arrival on_datagram(Instant now, const env::Datagram& datagram, const std::shared_ptr<const SessionConfig>& config,
-                      std::size_t strangers, MutableByteSpan out);
+                      Circumstances circumstances, MutableByteSpan out);
   static constexpr std::size_t kMaxAnswer = 512;
 
   /// Connection ids that are routed.
@@ -52,9 +60,9 @@ class PacketEndpoint final : private PacketSession::Routes {
   void forget(PacketSession& session) override;
   /// A stateless reset names no connection that we know: whoever talks to that address may have been meant.
   PacketSession* reset_by(Instant now, const env::Datagram& datagram);
-  [[nodiscard]] PacketSession::Endpoint parts();
+  [[nodiscard]] PacketSession::Endpoint parts(std::size_t known_payload);
   void on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
-                  const std::shared_ptr<const SessionConfig>& config, std::size_t strangers, MutableByteSpan out,
+                  const std::shared_ptr<const SessionConfig>& config, Circumstances circumstances, MutableByteSpan out,
                   Arrival& arrival);
   std::size_t write_token(Instant now, const env::Datagram& datagram, ByteSpan original, ByteSpan id, Token& out);
   /// The original destination id, when the token is one of ours for this address and this id, and not too old.
@@ -65,7 +73,8 @@ class PacketEndpoint final : private PacketSession::Routes {
   env::QuicStack* stack_;
   env::Entropy* entropy_;
   PacketEndpointConfig config_;
-  crypto::Aead tokens_;  // XChaCha20-Poly1305: its nonces are large enough to be drawn
+  std::shared_ptr<const env::QuicConfig> wide_;  // with the payload last known to pass
+  crypto::Aead tokens_;                          // XChaCha20-Poly1305: its nonces are large enough to be drawn
   std::unordered_map<std::string, PacketSession*> sessions_;
   std::multimap<env::IpEndpoint, PacketSession*> by_remote_;  // as first seen
   Instant resets_since_;

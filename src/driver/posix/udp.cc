@@ -1,8 +1,10 @@
 #include "driver/posix/udp.h"
 
 #include <linux/sock_diag.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -452,6 +454,17 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   std::uint64_t dropped_ = 0;
 };
 
+/// What one datagram over "lo" may carry; 0 when the kernel does not say, or says an odd thing.
+std::size_t loopback_payload() {
+  constexpr std::size_t kHeaders = 48, kLeast = 1280, kMost = 65'535;
+  const env::Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq request{};
+  std::strcpy(request.ifr_name, "lo");
+  if (!fd || ::ioctl(fd.get(), SIOCGIFMTU, &request) != 0) return 0;
+  if (request.ifr_mtu < static_cast<int>(kLeast)) return 0;
+  return std::min<std::size_t>(static_cast<std::size_t>(request.ifr_mtu), kMost) - kHeaders;
+}
+
 class UdpSocket final : public DatagramSocket {
  public:
   explicit UdpSocket(std::shared_ptr<SocketCore> core) : core_(std::move(core)) {}
@@ -477,8 +490,12 @@ SocketName to_name(const SocketAddress& address) {
 
 UdpDatagrams::UdpDatagrams(AsioLoop& loop) : UdpDatagrams(loop, UdpOptions{}) {}
 UdpDatagrams::UdpDatagrams(AsioLoop& loop, UdpOptions options)
-    : loop_(loop), shared_(std::make_shared<UdpShared>(options)) {}
+    : loop_(loop), shared_(std::make_shared<UdpShared>(options)), loopback_payload_(loopback_payload()) {}
 UdpDatagrams::~UdpDatagrams() = default;
+
+std::size_t UdpDatagrams::known_payload(const IpEndpoint& remote) const {
+  return remote.is_loopback() ? loopback_payload_ : 0;
+}
 
 UdpCounters UdpDatagrams::counters() const { return shared_->counters; }
 

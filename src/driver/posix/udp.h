@@ -34,12 +34,16 @@ class UdpDatagrams final : public env::Datagrams {
   Result<std::unique_ptr<env::DatagramSocket>> bind(const std::string& address) override;
   Task<Result<std::vector<env::IpEndpoint>>> resolve(std::string address, Instant deadline) override;
 
+  /// Loopback's own MTU, for loopback; 0 else.
+  [[nodiscard]] std::size_t known_payload(const env::IpEndpoint& remote) const override;
+
   /// Of all its sockets so far.
   [[nodiscard]] UdpCounters counters() const;
 
  private:
   AsioLoop& loop_;
   std::shared_ptr<UdpShared> shared_;
+  std::size_t loopback_payload_ = 0;
 };
 
 }  // namespace holo::driver

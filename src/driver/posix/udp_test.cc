@@ -130,6 +130,13 @@ TEST_P(UdpOn, BurstsOfAnySize) {
   EXPECT_LE(b_.largest_batch, env::DatagramSocket::kMaxBatch);
 }
 
+TEST_P(UdpOn, LoopbackSaysHowMuchPassesAndItDoes) {
+  const std::size_t payload = udp_.known_payload(b_.socket->local());
+  ASSERT_GE(payload, 1200U);
+  burst(payload, noise(payload));
+  EXPECT_EQ(udp_.known_payload(IpEndpoint{}), 0U);
+}
+
 TEST_P(UdpOn, EcnIsCarried) {
   for (const Ecn ecn : {Ecn::ect0, Ecn::ect1, Ecn::ce, Ecn::not_ect}) burst(1000, noise(5500), ecn);
 }
