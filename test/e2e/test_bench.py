@@ -28,3 +28,16 @@ def test_link(home):
     home.refused("bench", "link", "--mtu", "100", code=2)
     home.refused("bench", "link", "--layout", "moon", code=2)
     assert home.processes() == []
+
+
+def test_fetch(home):
+    report = home.json("bench", "fetch", "--quick")
+    check(report, "fetch", {"fetch_p50": "us", "fetch_p99": "us", "scan": "GB/s"})
+    assert home.processes() == []
+
+
+def test_fault(home):
+    report = home.json("bench", "fault", "--quick", "--page", "4096")
+    check(report, "fault", {"read_p50": "us", "read_p99": "us", "write_p50": "us", "upgrade_p50": "us"})
+    assert "4096" in report["layout"]
+    assert home.processes() == []

@@ -9,7 +9,7 @@ from holo_e2e import FAILED, HOLO, USAGE
 COMMANDS = [
     ("agent",), ("init",), ("join",), ("leave",), ("status",), ("alloc",), ("regions",), ("regions", "show"), ("free",), ("run",),
     ("dev", "up"), ("dev", "status"), ("dev", "logs"), ("dev", "kill"), ("dev", "restart"), ("dev", "down"),
-    ("bench", "main"), ("bench", "link"), ("bench", "idle"), ("doctor",), ("config", "show"), ("version",),
+    ("bench", "main"), ("bench", "link"), ("bench", "fetch"), ("bench", "fault"), ("bench", "idle"), ("doctor",), ("config", "show"), ("version",),
     ("trust", "list"), ("trust", "show"), ("trust", "forget"), ("trust", "rotate"), ("key", "list"), ("key", "add"), ("key", "use"),
     ("key", "remove"), ("identity", "show"), ("identity", "request"), ("identity", "sign"), ("identity", "install"),
     ("identity", "rotate"), ("identity", "revoke"),

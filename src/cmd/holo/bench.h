@@ -40,6 +40,7 @@ struct BenchReport {
   unsigned nodes = 0;
   double seconds = 0;
   std::vector<BenchResult> results;
+  std::vector<std::string> notes;  ///< Under the table.
 };
 
 /// A cluster for one bench, stopped with everything of it when the object goes, or when the bench is told to end
@@ -72,6 +73,8 @@ double median(std::vector<double> values);
 
 Outcome<BenchReport> bench_main(const BenchOptions& options);
 Outcome<BenchReport> bench_link(const BenchOptions& options);
+Outcome<BenchReport> bench_fetch(const BenchOptions& options);
+Outcome<BenchReport> bench_fault(const BenchOptions& options);
 Outcome<BenchReport> bench_idle(const BenchOptions& options);
 
 /// The references, run in a process of their own: fill and sum in plain memory, one thread per core (prints seconds);

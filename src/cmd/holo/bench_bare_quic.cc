@@ -25,7 +25,7 @@ namespace quic = driver::quic;
 
 constexpr std::size_t kIdBytes = 8;
 constexpr std::size_t kMessages = 8, kMessageBytes = 64 << 10;  // of one recvmmsg()
-constexpr std::size_t kMaxBurst = 65'000, kMaxSegments = 64;
+constexpr std::size_t kMaxBurst = 65'507, kMaxSegments = 64;
 constexpr int kSocketBuffer = 8 << 20;
 constexpr std::uint64_t kWindow = 256 << 20;
 constexpr std::uint64_t kStreams = 4096;

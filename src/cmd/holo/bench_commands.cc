@@ -1,4 +1,4 @@
-// holo bench main | link | idle
+// holo bench main | link | fetch | fault | idle
 #include "cmd/holo/bench.h"
 
 #include <algorithm>
@@ -63,6 +63,7 @@ void print_report(const BenchReport& r, bool json) {
     }
     std::cout << "reference of " << of << ": " << x.reference_is << "\n";
   }
+  for (const auto& note : r.notes) std::cout << note << "\n";
 }
 
 void add_bench_commands(CommandLine& line) {
@@ -107,6 +108,19 @@ void add_bench_commands(CommandLine& line) {
       ->check(CLI::Range(5U, 1000U))
       ->capture_default_str();
   link_app.add_flag("--quick", o->quick, "One run and a hundredth of the samples: to see that it works");
+  const auto two_nodes = [&](CLI::App& app) {
+    layout(app);
+    app.remove_option(app.get_option("--nodes"));
+    app.add_option("--page", o->page, "Bytes per page")->capture_default_str();
+    app.add_option("--repetitions", o->repetitions, "Runs of each, at least 5")
+        ->check(CLI::Range(5U, 1000U))
+        ->capture_default_str();
+    app.add_flag("--quick", o->quick, "One run with few samples: to see that it works");
+  };
+  two_nodes(add("fetch", "Pages that live on another node, read by calls; reference: a bare ngtcp2 loop",
+                "holo bench fetch --json", bench_fetch));
+  two_nodes(add("fault", "The same in mapped memory; reference: a bare ngtcp2 loop behind userfaultfd",
+                "holo bench fault --page 4096", bench_fault));
   auto& idle_app = add("idle", "What a node costs that has nothing to do; reference: an empty event loop",
                        "holo bench idle --seconds 60", bench_idle);
   layout(idle_app);

@@ -1,22 +1,15 @@
 // holo bench link: one connection between two processes, beside a bare ngtcp2 loop between two others.
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 
 #include "base/strings.h"
 #include "cmd/holo/bench.h"
-#include "cmd/holo/link_peer.h"
-#include "cmd/holo/units.h"
-#include "driver/posix/cpu_group.h"
-#include "driver/posix/net_namespace.h"
-#include "driver/posix/os_entropy.h"
+#include "cmd/holo/link_pair.h"
 
 namespace holo::cmd {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr const char* kBare = "bare ngtcp2 loop, same AEAD, MTU, cores, GSO/GRO and handshake";
 constexpr const char* kIdleLink = "the idle link";
 constexpr std::uint64_t kPacket = 1500, kJumboPacket = 9000;
 constexpr unsigned kSamples = 10'000;  // of a p99
@@ -25,99 +18,6 @@ constexpr unsigned kNetPages = 1'024;  // 64 MiB: half a second of 1 Gbit/s
 constexpr unsigned kHandshakes = 100;
 constexpr unsigned kIdle = 1'000;   // connections
 constexpr unsigned kQuickly = 100;  // times fewer of everything
-
-std::string random_key() {
-  std::array<std::byte, LinkKey::kBytes> bytes;
-  driver::OsEntropy().fill(bytes);
-  std::string out;
-  for (std::size_t i = 0; i < bytes.size(); i += 8) {
-    std::uint64_t v = 0;
-    for (std::size_t k = 0; k < 8; ++k) v = v << 8 | std::to_integer<std::uint64_t>(bytes[i + k]);
-    out += to_hex(v);
-  }
-  return out;
-}
-
-double percentile(std::vector<double> values, double p) {
-  if (values.empty()) return 0;
-  std::ranges::sort(values);
-  return values[static_cast<std::size_t>(p * static_cast<double>(values.size() - 1))];
-}
-
-/// The first two processors that this process may use; fewer: none is chosen.
-std::vector<int> two_cores() {
-  cpu_set_t set;
-  std::vector<int> out;
-  if (::sched_getaffinity(0, sizeof set, &set) != 0) return out;
-  for (int i = 0; i < CPU_SETSIZE && out.size() < 2; ++i) {
-    if (CPU_ISSET(static_cast<unsigned>(i), &set)) out.push_back(i);
-  }
-  if (out.size() < 2) out.clear();
-  return out;
-}
-
-/// Where the two ends live.
-class Ends {
- public:
-  static Outcome<Ends> make(const BenchOptions& o) {
-    Ends out;
-    if (o.layout != "net") {
-      out.cores_ = two_cores();
-      return out;
-    }
-    BenchOptions two = o;
-    two.nodes = 2;  // Their agents have nothing to do; the peers live beside them, in the same namespace and share.
-    HOLO_ASSIGN(own, OwnCluster::start(two, 64 << 20));
-    out.own_ = std::move(own);
-    return out;
-  }
-  [[nodiscard]] std::string layout(bool poll) const {
-    const std::string how = poll ? "polling" : "blocking";
-    if (own_) return str(own_->layout(), ", ", how);
-    return str("loopback, ", cores_.empty() ? "one core" : "cross-core", ", ", how);
-  }
-  [[nodiscard]] bool shaped() const { return own_ != nullptr; }
-  [[nodiscard]] std::string listen() const {
-    return own_ ? own_->dev().net()->address_of(2) + ":0" : std::string("127.0.0.1:0");
-  }
-  [[nodiscard]] int core(unsigned end) const { return cores_.empty() ? -1 : cores_[end]; }
-  Result<AgentPlace> place(unsigned end) const {
-    AgentPlace out;
-    if (!own_) return out;
-    const DevCluster& dev = own_->dev();
-    HOLO_ASSIGN(space, driver::NetNamespace::open(dev.net()->namespace_of(end + 1)));
-    out.network = std::move(space).take_fd();
-    HOLO_ASSIGN(group, driver::open_cpu_group(dev.cpu_group(dev.nodes()[end])));
-    out.cpu_group = std::move(group);
-    return out;
-  }
-
- private:
-  std::unique_ptr<OwnCluster> own_;
-  std::vector<int> cores_;
-};
-
-/// Two processes of one engine.
-struct Pair {
-  std::unique_ptr<LinkPeer> server, client;
-
-  static Outcome<Pair> start(const Ends& ends, LinkPeerOptions o) {
-    Pair out;
-    const std::string key = random_key();
-    o.listen = ends.listen();
-    o.core = ends.core(1);
-    HOLO_ASSIGN(far, ends.place(1));
-    HOLO_ASSIGN(server, LinkPeer::start(o, key, far));
-    out.server = std::move(server);
-    o.listen.clear();
-    o.server = out.server->address();
-    o.core = ends.core(0);
-    HOLO_ASSIGN(near, ends.place(0));
-    HOLO_ASSIGN(client, LinkPeer::start(o, key, near));
-    out.client = std::move(client);
-    return out;
-  }
-};
 
 struct Both {
   Pair ours, bare;
@@ -153,18 +53,18 @@ class LinkBench {
     HOLO_TRY(polling());
     HOLO_TRY(jumbo());
     HOLO_TRY(memory());
-    return std::vector<BenchResult>{p50_.result("rtt_64k_p50", "us", kBare),
-                                    p99_.result("rtt_64k_p99", "us", kBare),
-                                    polling_.result("rtt_64k_polling_p50", "us", kBare),
-                                    throughput_.result("throughput", "GB/s", kBare),
-                                    jumbo_.result("throughput_jumbo", "GB/s", kBare),
-                                    handshake_.result("handshake_p50", "ms", kBare),
+    return std::vector<BenchResult>{p50_.result("rtt_64k_p50", "us", kBareLoop),
+                                    p99_.result("rtt_64k_p99", "us", kBareLoop),
+                                    polling_.result("rtt_64k_polling_p50", "us", kBareLoop),
+                                    throughput_.result("throughput", "GB/s", kBareLoop),
+                                    jumbo_.result("throughput_jumbo", "GB/s", kBareLoop),
+                                    handshake_.result("handshake_p50", "ms", kBareLoop),
                                     {.name = "heartbeat_p99_under_bulk",
                                      .unit = "us",
                                      .ours = percentile(beside_bulk_, 0.99),
                                      .reference = percentile(alone_, 0.99),
                                      .reference_is = kIdleLink},
-                                    memory_.result("conn_memory", "KiB", kBare)};
+                                    memory_.result("conn_memory", "KiB", kBareLoop)};
   }
 
  private:
@@ -252,11 +152,21 @@ class LinkBench {
 
 Outcome<BenchReport> bench_link(const BenchOptions& o) {
   const auto began = Clock::now();
-  HOLO_ASSIGN(ends, Ends::make(o));
+  std::unique_ptr<OwnCluster> own;
+  if (o.layout == "net") {  // Its agents have nothing to do; the peers live beside them, in the same namespaces.
+    BenchOptions two = o;
+    two.nodes = 2;
+    HOLO_ASSIGN(started, OwnCluster::start(two, 64 << 20));
+    own = std::move(started);
+  }
+  const Ends ends = own ? Ends::beside(*own) : Ends::on_two_cores();
   LinkBench bench(o, ends);
   HOLO_ASSIGN(results, bench.run());
   return BenchReport{.bench = "link",
-                     .layout = ends.layout(o.poll),
+                     .layout = str(own             ? own->layout()
+                                   : ends.pinned() ? "loopback, cross-core"
+                                                   : "loopback, one core",
+                                   o.poll ? ", polling" : ", blocking"),
                      .nodes = 2,
                      .seconds = std::chrono::duration<double>(Clock::now() - began).count(),
                      .results = std::move(results)};

@@ -117,6 +117,9 @@ class HoloClient final : public LinkClient {
     return std::move(work.took);
   }
 
+  Outcome<std::vector<double>> faulted_reads(unsigned) override { return no_faults(); }
+  Outcome<std::vector<double>> faulted_upgrades(unsigned) override { return no_faults(); }
+
   Outcome<void> keep_idle(unsigned count) override {
     for (unsigned i = 0; i < count; ++i) {
       HOLO_TRY(dial());
@@ -167,6 +170,8 @@ class HoloClient final : public LinkClient {
     if (!over) return fail(Errc::deadline_exceeded, "the link stands still");
     return {};
   }
+
+  static std::unexpected<Error> no_faults() { return fail(Errc::unsupported, "mapped memory has benches of its own"); }
 
   struct Dialled {
     bool over = false;

@@ -59,6 +59,8 @@ Outcome<std::vector<double>> obey(LinkClient& client, const std::string& what, u
   if (what == "handshakes") return client.handshakes(count);
   if (what == "heartbeats_idle") return client.heartbeats(count, LinkClient::Beside::nothing);
   if (what == "heartbeats_bulk") return client.heartbeats(count, LinkClient::Beside::bulk);
+  if (what == "faulted_reads") return client.faulted_reads(count);
+  if (what == "faulted_upgrades") return client.faulted_upgrades(count);
   if (what == "throughput") {
     HOLO_ASSIGN(rate, client.throughput(count));
     return std::vector{rate};

@@ -50,6 +50,11 @@ class LinkClient {
   /// that takes all that the link gives. Failures: `unsupported` (bare).
   enum class Beside : std::uint8_t { nothing, bulk };
   virtual Outcome<std::vector<double>> heartbeats(unsigned count, Beside beside) = 0;
+  /// Microseconds of each: memory without a page is touched, the page asked for over the link and put there by
+  /// userfaultfd(2) (bare only: what mapped memory cannot be faster than).
+  virtual Outcome<std::vector<double>> faulted_reads(unsigned count) = 0;
+  /// Microseconds of each: a write-protected page is written to, and the protection lifted (bare only).
+  virtual Outcome<std::vector<double>> faulted_upgrades(unsigned count) = 0;
   /// Makes so many connections and keeps them until standard input ends or has the next line.
   virtual Outcome<void> keep_idle(unsigned count) = 0;
 };
