@@ -11,6 +11,8 @@
 #include "base/strings.h"
 #include "cmd/holo/link_pair.h"
 #include "cmd/holo/units.h"
+#include "driver/posix/asio_loop.h"
+#include "driver/posix/udp.h"
 
 namespace holo::cmd {
 namespace {
@@ -26,6 +28,16 @@ constexpr unsigned kQuickly = 16;
 
 double micros_since(Clock::time_point start) {
   return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+/// As nodes choose it by themselves: what loopback carries, else the 1,444 bytes of datagram that they find.
+std::uint64_t packet_bytes(const OwnCluster& own) {
+  constexpr std::uint64_t kHeaders = 48, kFound = 1444;
+  env::IpEndpoint here;
+  here.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1};
+  driver::AsioLoop loop;
+  const std::uint64_t known = own.dev().net() != nullptr ? 0 : driver::UdpDatagrams(loop).known_payload(here);
+  return kHeaders + (known != 0 ? known : kFound);
 }
 
 /// Two nodes of its own, this program at the first, and the reference between two further processes.
@@ -47,7 +59,7 @@ class TwoNodes {
     out->cluster_.emplace(std::move(cluster));
     LinkPeerOptions bare;
     bare.engine = "bare";
-    bare.mtu = 1492;  // The 1,444 bytes of datagram that nodes find by themselves.
+    bare.mtu = packet_bytes(*out->own_);
     bare.page = *page;
     HOLO_ASSIGN(pair, Pair::start(Ends::beside(*out->own_), bare));
     out->bare_ = std::move(pair);
