@@ -18,6 +18,7 @@ constexpr std::size_t kOutputStep = 128 << 10;  // Encrypted at once; what is ur
 constexpr std::size_t kLastWords = 256 << 10;   // A session that is over has little left to say.
 constexpr Duration kSimultaneous = seconds(2);  // Two dials this close together are one meeting, not a reconnection.
 constexpr Duration kRetireCheck = seconds(1);
+constexpr Duration kFullSocketCheck = milliseconds(1);
 constexpr Duration kLogEvery = seconds(5);  // Refusals of one kind; the counters have them all.
 
 }  // namespace
@@ -112,7 +113,9 @@ bool Bus::Impl::write_output(const LinkPtr& link) {
 }
 
 void Bus::Impl::rearm(const LinkPtr& link) {
-  const Instant next = link->session->next_timer();
+  Instant next = link->session->next_timer();
+  // What is due cannot be done while the socket is full: a timer in the past would only spin until it is not.
+  if (link->waits_for_socket) next = std::max(next, loop_.now() + kFullSocketCheck);
   if (link->timer != 0 && link->timer_at <= next) return;  // It fires early, looks, and sets itself again.
   loop_.cancel(link->timer);
   link->timer = 0;

@@ -1,9 +1,12 @@
+#include "sim/hyperbus_scenario.h"
 #include "sim/session_scenario.h"
 
 namespace holo::sim {
 
 std::span<const Scenario> scenarios() {
   static constexpr Scenario kAll[] = {
+      {"hyperbus", "hosts over QUIC on a bad network: every request ends once, in time, and nothing is left behind",
+       run_hyperbus},
       {"session", "two sessions over a bad stream: every request ends once, nothing altered is delivered", run_session},
   };
   return kAll;

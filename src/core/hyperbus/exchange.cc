@@ -297,8 +297,11 @@ Status Exchange::on_head(Stream& stream) {
   stream.klass = static_cast<StreamClass>(head.klass);
   ClassState& state = state_of(stream.klass);
   const std::uint64_t size = head.header_bytes + head.payload_bytes;
-  if (state.theirs.requests >= state.window.requests) return broken_protocol("more requests than granted");
-  if (size > state.window.request_bytes - state.theirs.request_bytes) return broken_protocol("more bytes than granted");
+  const std::uint64_t times = streams_->late_ends();
+  if (state.theirs.requests >= times * state.window.requests) return broken_protocol("more requests than granted");
+  if (size > times * state.window.request_bytes - state.theirs.request_bytes) {
+    return broken_protocol("more bytes than granted");
+  }
   ++state.theirs.requests;
   stream.slot = true;
   state.theirs.request_bytes += size;

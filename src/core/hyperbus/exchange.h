@@ -30,6 +30,10 @@ class Streams {
   /// Stops both directions of a stream, as far as they are not finished, and tells the peer. on_stream_closed()
   /// follows.
   virtual void abandon_stream(StreamNumber stream) = 0;
+  /// By how many times a peer that keeps to its grants may seem to exceed them. Where packets are lost, and the end of
+  /// a stream is told by an acknowledgement, the next request may come before it: then what has just ended counts
+  /// twice.
+  [[nodiscard]] virtual std::uint64_t late_ends() const { return 1; }
 };
 
 /// Bytes on their way out: kept until the carrier says that they arrived. A list, in order.
