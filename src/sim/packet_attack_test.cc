@@ -406,7 +406,7 @@ TEST(PacketAttack, StrangersAreNotAmplified) {
   other_version[1] ^= std::byte{0x1a};
   firsts.push_back(other_version);
   Bytes negotiation = firsts[0];
-  for (std::size_t i = 1; i <= 4; ++i) negotiation[i] = {};
+  std::ranges::fill(MutableByteSpan(negotiation).subspan(1, 4), std::byte{0});  // version 0
   firsts.push_back(negotiation);
   std::uint64_t answered = 0;
   for (std::size_t i = 0; i < firsts.size(); ++i) {
