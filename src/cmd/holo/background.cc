@@ -69,7 +69,8 @@ static_assert(static_cast<unsigned>(Errc::io_error) == 26);
 ProcessName process_name(pid_t pid) {
   ProcessName out{pid, 0};
   std::ifstream file(str("/proc/", pid, "/stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::string text;
+  std::getline(file, text, '\0');  // A process may end while it is read: this fails then, an iterator throws.
   // The second field is the program's name in brackets and may hold anything; fields are counted from its end.
   auto at = text.rfind(')');
   if (at == std::string::npos || at + 2 >= text.size() || text[at + 2] == 'Z' || text[at + 2] == 'X') return out;

@@ -26,7 +26,8 @@ constexpr Duration kLogTick = milliseconds(100);
 /// Processor time of a process and of its ended children, in clock ticks.
 std::uint64_t ticks_of(pid_t pid) {
   std::ifstream file(str("/proc/", pid, "/stat"));
-  std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::string text;
+  std::getline(file, text, '\0');  // A process may end while it is read: this fails then, an iterator throws.
   auto at = text.rfind(')');
   std::uint64_t sum = 0;
   for (int field = 2; at != std::string::npos && field <= 17; ++field) {
