@@ -6,24 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "base/random.h"
 #include "core/hyperbus/stream_session.h"
+#include "env/entropy_testing.h"
 
 namespace {
 
 using namespace holo;
 using namespace holo::hyperbus;
-
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

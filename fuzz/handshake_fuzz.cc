@@ -1,26 +1,16 @@
 // The handshake's decoders, and both sides of it, against arbitrary bytes.
 #include <cstdlib>
 
-#include "base/random.h"
 #include "core/hyperbus/frame.h"
 #include "core/hyperbus/handshake.h"
 #include "core/hyperbus/message.h"
+#include "env/entropy_testing.h"
 
 namespace {
 
 using namespace holo;
 using namespace holo::hyperbus;
-
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 void expect(bool condition) {
   if (!condition) std::abort();

@@ -3,25 +3,15 @@
 #include <cstdlib>
 #include <map>
 
-#include "base/random.h"
 #include "core/hyperbus/record_streams.h"
 #include "core/hyperbus/stream_session.h"
+#include "env/entropy_testing.h"
 
 namespace {
 
 using namespace holo;
 using namespace holo::hyperbus;
-
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 void expect(bool condition) {
   if (!condition) std::abort();

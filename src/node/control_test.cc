@@ -3,10 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include "base/random.h"
 #include "base/strings.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/raft/raft_log.h"
+#include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 #include "env/memory_store_testing.h"
 
@@ -15,20 +15,10 @@ namespace {
 
 using env::testing::Hub;
 using env::testing::MemoryStore;
+using env::testing::SeededEntropy;
 
 constexpr Duration kLimit = seconds(30);
 constexpr std::uint64_t kMiB = 1 << 20;
-
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
 
 struct Machine {
   std::shared_ptr<MemoryStore> store = std::make_shared<MemoryStore>();

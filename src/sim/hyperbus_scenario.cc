@@ -6,8 +6,8 @@
 
 #include "base/strings.h"
 #include "driver/quic/quic.h"
+#include "env/entropy_testing.h"
 #include "sim/datagrams.h"
-#include "sim/entropy.h"
 #include "sim/packet_host.h"
 
 namespace holo::sim {
@@ -420,7 +420,7 @@ class Run {
   }
 
   Random random_;
-  SimEntropy entropy_;
+  env::testing::SeededEntropy entropy_;
   Tally& tally_;
   World world_;
   DatagramNetwork network_;

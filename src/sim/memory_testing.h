@@ -8,22 +8,13 @@
 #include <vector>
 
 #include "base/strings.h"
+#include "env/entropy_testing.h"
 #include "env/heap_frames.h"
 #include "node/memory.h"
 #include "sim/loop.h"
 #include "sim/network.h"
 
 namespace holo::sim {
-
-class TestEntropy final : public env::Entropy {
- public:
-  void fill(MutableByteSpan out) override {
-    for (auto& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_{99};
-};
 
 class NoFaults final : public env::PageFaults {
  public:
@@ -310,7 +301,7 @@ class MemoryCluster {
     std::unique_ptr<TestControl> control;
     env::HeapFrameStore frames;
     NoFaults faults;
-    TestEntropy entropy;
+    env::testing::SeededEntropy entropy{99};
     node::MemoryConfig config;
     std::unique_ptr<node::MemoryService> memory;
     node::LocalApi api;

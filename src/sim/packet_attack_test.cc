@@ -6,8 +6,8 @@
 
 #include "base/strings.h"
 #include "driver/quic/quic.h"
+#include "env/entropy_testing.h"
 #include "sim/datagrams.h"
-#include "sim/entropy.h"
 #include "sim/packet_host.h"
 
 namespace holo::sim {
@@ -95,7 +95,7 @@ env::IpEndpoint at(std::uint8_t host, std::uint16_t port = 7000) {
 
 struct Machine {
   SimLoop loop;
-  SimEntropy entropy;
+  env::testing::SeededEntropy entropy;
   std::unique_ptr<env::Datagrams> datagrams;
   PacketHost host;
   std::uint64_t served = 0, answered = 0, failed = 0;
@@ -184,8 +184,8 @@ TEST(PacketAttack, TruncatedSwappedAndForeignMessagesAreRefused) {
   const auto refused = [](const Change& change) {
     Scene scene;
     scene.network.defaults().min_delay = microseconds(61);  // Another run than the recorded one.
-    scene.dialler.entropy = SimEntropy(999);
-    scene.listener.entropy = SimEntropy(998);
+    scene.dialler.entropy = env::testing::SeededEntropy(999);
+    scene.listener.entropy = env::testing::SeededEntropy(998);
     scene.stack.alter = change;
     const auto link = scene.dial();
     scene.ask(link);
@@ -342,7 +342,7 @@ Bytes first_datagram(Instant now, env::Entropy& entropy, const std::shared_ptr<c
 // Promise 2.14.
 TEST(PacketAttack, AHundredThousandHalfOpenHandshakesKeepNobodyOut) {
   Scene scene;
-  SimEntropy entropy(5);
+  env::testing::SeededEntropy entropy(5);
   const auto config = quic_config(*session_of(9), as_bytes("k"));
   PacketHost& host = scene.listener.host;
   std::uint64_t in = 0, out = 0;
@@ -391,7 +391,7 @@ TEST(PacketAttack, StrangersAreNotAmplified) {
     scene.run(milliseconds(10));
     ASSERT_EQ(firsts.size(), 2U);
   }
-  SimEntropy entropy(6);
+  env::testing::SeededEntropy entropy(6);
   firsts.push_back(first_datagram(Instant{1}, entropy, quic_config(*session_of(9), as_bytes("k"))));
   for (const std::size_t size :
        {std::size_t{1}, std::size_t{20}, std::size_t{22}, std::size_t{60}, std::size_t{1200}}) {

@@ -7,7 +7,7 @@
 
 #include "base/strings.h"
 #include "core/hyperbus/stream_session.h"
-#include "sim/entropy.h"
+#include "env/entropy_testing.h"
 #include "sim/loop.h"
 
 namespace holo::sim {
@@ -244,7 +244,7 @@ class Run {
   }
 
   Random random_;
-  SimEntropy entropy_;
+  env::testing::SeededEntropy entropy_;
   Tally& tally_;
   World world_;
   StreamFaults faults_;

@@ -13,21 +13,11 @@
 #include "base/random.h"
 #include "core/hyperbus/handshake.h"
 #include "core/hyperbus/stream_session.h"
-#include "env/entropy.h"
+#include "env/entropy_testing.h"
 
 namespace holo::hyperbus::testing {
 
-/// A seeded stream.
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 /// The same bytes each time, as test vectors want them.
 class FixedEntropy final : public env::Entropy {

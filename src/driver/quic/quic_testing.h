@@ -17,19 +17,11 @@
 #include "base/random.h"
 #include "crypto/packet_protection.h"
 #include "driver/quic/quic.h"
+#include "env/entropy_testing.h"
 
 namespace holo::driver::quic::testing {
 
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 /// Three messages and fixed secrets: what a key exchange looks like from below.
 class FakeHandshake final : public env::QuicHandshake {

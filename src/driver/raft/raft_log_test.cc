@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "base/strings.h"
 #include "driver/posix/asio_loop.h"
+#include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 #include "env/memory_store_testing.h"
 
@@ -15,17 +16,7 @@ namespace {
 
 using env::testing::Hub;
 using env::testing::MemoryStore;
-
-class SeededEntropy final : public env::Entropy {
- public:
-  explicit SeededEntropy(std::uint64_t seed) : random_(seed) {}
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_;
-};
+using env::testing::SeededEntropy;
 
 /// Keeps every command it was given.
 class Journal final : public env::StateMachine {

@@ -4,26 +4,16 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/random.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/raft/raft_log.h"
 #include "driver/rocksdb/store.h"
+#include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 
 namespace holo::driver {
 namespace {
 
 namespace fs = std::filesystem;
-
-class FixedEntropy final : public env::Entropy {
- public:
-  void fill(MutableByteSpan out) override {
-    for (std::byte& b : out) b = static_cast<std::byte>(random_.next());
-  }
-
- private:
-  Random random_{11};
-};
 
 class Journal final : public env::StateMachine {
  public:
@@ -91,7 +81,7 @@ class RaftStoreTest : public ::testing::Test {
   AsioLoop loop_;
   env::testing::Hub hub_{loop_};
   env::testing::Hub::Endpoint endpoint_{hub_, NodeId{1}, "n1"};
-  FixedEntropy entropy_;
+  env::testing::SeededEntropy entropy_{11};
   fs::path base_;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<env::CommandLog> log_;
