@@ -4,7 +4,6 @@
 
 #include "base/log.h"
 #include "base/strings.h"
-#include "crypto/hash.h"
 #include "node/bus_impl.h"
 
 namespace holo::node {
@@ -19,7 +18,6 @@ using hyperbus::Role;
 constexpr int kBurstsInARow = 4;
 /// A port that is free for TCP may be taken for UDP: so many are tried.
 constexpr int kPortTries = 16;
-constexpr std::string_view kResetLabel = "holo hyperbus v1: stateless resets";
 
 bool is_wildcard(const env::IpEndpoint& e) {
   const auto zero = [](std::uint8_t b) { return b == 0; };
@@ -33,22 +31,9 @@ bool reaches(const env::IpEndpoint& local, const env::IpEndpoint& remote) {
 bool asks_for_any_port(std::string_view address) { return address.ends_with(":0"); }
 
 std::shared_ptr<const env::QuicConfig> quic_config(const BusOptions& options) {
-  const hyperbus::SessionConfig& session = *options.session;
-  constexpr std::uint64_t kMessage = limits::kMaxHeaderBytes + limits::kMaxPayloadBytes;
-  auto out = std::make_shared<env::QuicConfig>();
-  out->handshake_timeout = session.handshake_deadline;
-  out->idle_timeout = session.idle_timeout;
-  out->keep_alive = session.keep_alive;
-  // Credits bound what may be under way; QUIC's own windows only must not be in the way.
-  out->stream_window = kMessage + (64 << 10);
-  for (const hyperbus::ClassWindow& w : session.windows) out->connection_window += w.request_bytes + w.reply_bytes;
-  out->connection_window += kMessage;
-  out->bidirectional_streams = 2 * session.streams();
+  auto out = hyperbus::quic_config(*options.session);
   out->datagram_bytes = options.mtu;
-  out->packets_per_key = session.records_per_key;
   out->qlog = options.qlog;
-  // Deterministic, so that a restarted agent can tell its old peers that it has forgotten them.
-  out->reset_key = crypto::blake3_derive(kResetLabel, session.handshake->identity.sign(as_bytes(kResetLabel)));
   return out;
 }
 

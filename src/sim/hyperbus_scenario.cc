@@ -125,7 +125,7 @@ class Run {
         for (hyperbus::ClassWindow& w : config->windows) w.requests = 1 + static_cast<std::uint32_t>(random_.below(4));
       }
       m.session = config;
-      m.quic = quic_config(*config, as_bytes(m.name));
+      m.quic = quic_config(*config);
       m.skew = some_time_from(seconds(0), seconds(1'000'000));
       if (random_.chance(1, 4)) m.drift = static_cast<std::int64_t>(random_.below(400'000)) - 200'000;
     }

@@ -106,7 +106,7 @@ struct Machine {
       : loop(world),
         entropy(who),
         datagrams(network.attach(str("m", int{who}), loop, {str("10.0.0.", int{who})})),
-        host(loop, *datagrams, stack, entropy, {.session = session, .quic = quic_config(*session, as_bytes("k"))}) {
+        host(loop, *datagrams, stack, entropy, {.session = session, .quic = quic_config(*session)}) {
     host.on_event = [this](const PacketHost::LinkPtr& link, hyperbus::Event event) {
       if (auto* arrived = std::get_if<hyperbus::RequestArrived>(&event)) {
         ++served;
@@ -343,7 +343,7 @@ Bytes first_datagram(Instant now, env::Entropy& entropy, const std::shared_ptr<c
 TEST(PacketAttack, AHundredThousandHalfOpenHandshakesKeepNobodyOut) {
   Scene scene;
   env::testing::SeededEntropy entropy(5);
-  const auto config = quic_config(*session_of(9), as_bytes("k"));
+  const auto config = quic_config(*session_of(9));
   PacketHost& host = scene.listener.host;
   std::uint64_t in = 0, out = 0;
   host.on_send = [&](const env::DatagramPath& path, Bytes& datagram) {
@@ -392,7 +392,7 @@ TEST(PacketAttack, StrangersAreNotAmplified) {
     ASSERT_EQ(firsts.size(), 2U);
   }
   env::testing::SeededEntropy entropy(6);
-  firsts.push_back(first_datagram(Instant{1}, entropy, quic_config(*session_of(9), as_bytes("k"))));
+  firsts.push_back(first_datagram(Instant{1}, entropy, quic_config(*session_of(9))));
   for (const std::size_t size :
        {std::size_t{1}, std::size_t{20}, std::size_t{22}, std::size_t{60}, std::size_t{1200}}) {
     for (const int first : {0x00, 0x40, 0xc0, 0xff}) {  // short, long; with whatever version comes

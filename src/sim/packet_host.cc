@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "base/assert.h"
-#include "crypto/hash.h"
 
 namespace holo::sim {
 namespace {
@@ -20,21 +19,6 @@ constexpr std::uint64_t kMaxTimersInARow = 1000;
 
 using hyperbus::PacketEndpoint;
 using hyperbus::Role;
-
-std::shared_ptr<const env::QuicConfig> quic_config(const hyperbus::SessionConfig& session, ByteSpan reset_secret) {
-  constexpr std::uint64_t kMessage = limits::kMaxHeaderBytes + limits::kMaxPayloadBytes;
-  auto out = std::make_shared<env::QuicConfig>();
-  out->handshake_timeout = session.handshake_deadline;
-  out->idle_timeout = session.idle_timeout;
-  out->keep_alive = session.keep_alive;
-  out->stream_window = kMessage + (64 << 10);
-  for (const hyperbus::ClassWindow& w : session.windows) out->connection_window += w.request_bytes + w.reply_bytes;
-  out->connection_window += kMessage;
-  out->bidirectional_streams = 2 * session.streams();
-  out->packets_per_key = session.records_per_key;
-  out->reset_key = crypto::blake3_derive("holo sim: stateless resets", reset_secret);
-  return out;
-}
 
 PacketHost::PacketHost(env::Loop& loop, env::Datagrams& datagrams, env::QuicStack& stack, env::Entropy& entropy,
                        Options options)

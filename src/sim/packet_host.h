@@ -18,9 +18,6 @@
 
 namespace holo::sim {
 
-/// QUIC's side of `session`, as a node configures it.
-std::shared_ptr<const env::QuicConfig> quic_config(const hyperbus::SessionConfig& session, ByteSpan reset_secret);
-
 /// A resource. Thread: the loop's. Its loop must be killed, or run out, before it goes.
 class PacketHost {
  public:

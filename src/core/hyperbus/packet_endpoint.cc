@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/hyperbus/wire_bytes.h"
+#include "crypto/hash.h"
 
 namespace holo::hyperbus {
 namespace {
@@ -12,12 +13,29 @@ constexpr std::size_t kMinInitialDatagram = 1200;
 constexpr std::size_t kTimeBytes = 8;
 constexpr auto kTokenCipher = crypto::AeadAlgorithm::xchacha20_poly1305;
 constexpr std::size_t kMaxConnectionId = 20;
+constexpr std::string_view kResetLabel = "holo hyperbus v1: stateless resets";
 static_assert(crypto::kMaxAeadNonceBytes + kTimeBytes + kMaxConnectionId + crypto::kAeadTagBytes <=
               env::QuicStack::kTokenBytes);
 
 std::string key_of(ByteSpan id) { return std::string(as_text(id)); }
 
 }  // namespace
+
+std::shared_ptr<env::QuicConfig> quic_config(const SessionConfig& session) {
+  constexpr std::uint64_t kMessage = limits::kMaxHeaderBytes + limits::kMaxPayloadBytes;
+  auto out = std::make_shared<env::QuicConfig>();
+  out->handshake_timeout = session.handshake_deadline;
+  out->idle_timeout = session.idle_timeout;
+  out->keep_alive = session.keep_alive;
+  // Credits bound what may be under way; QUIC's own windows only must not be in the way.
+  out->stream_window = kMessage + (64 << 10);
+  for (const ClassWindow& w : session.windows) out->connection_window += w.request_bytes + w.reply_bytes;
+  out->connection_window += kMessage;
+  out->bidirectional_streams = 2 * session.streams();
+  out->packets_per_key = session.records_per_key;
+  out->reset_key = crypto::blake3_derive(kResetLabel, session.handshake->identity.sign(as_bytes(kResetLabel)));
+  return out;
+}
 
 PacketEndpoint::PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, PacketEndpointConfig config)
     : stack_(&stack),

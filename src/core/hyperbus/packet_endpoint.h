@@ -22,6 +22,10 @@ struct PacketEndpointConfig {
   std::uint64_t resets_per_second = 64;
 };
 
+/// QUIC's side of `session`. The key of its stateless resets follows from the node's identity, so that a restarted
+/// agent can tell its old peers that it has forgotten them. Left to the caller: `datagram_bytes`, `qlog`.
+std::shared_ptr<env::QuicConfig> quic_config(const SessionConfig& session);
+
 /// A resource. Thread: one at a time. `stack` and `entropy` outlive it, it outlives its sessions.
 class PacketEndpoint final : private PacketSession::Routes {
  public:
