@@ -1,46 +1,22 @@
 // The wrappers against Wycheproof's vectors (test/vectors/README.md), and what those do not cover.
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <nlohmann/json.hpp>
-
 #include "crypto/aead.h"
 #include "crypto/base64.h"
 #include "crypto/ed25519.h"
 #include "crypto/hash.h"
 #include "crypto/mlkem.h"
 #include "crypto/secret.h"
+#include "crypto/vectors_testing.h"
 #include "crypto/x25519.h"
 
 namespace holo::crypto {
 namespace {
 
 using nlohmann::json;
-
-json vectors(const std::string& name) {
-  std::ifstream in(std::string(HOLO_SOURCE_DIR) + "/test/vectors/" + name);
-  EXPECT_TRUE(in.good()) << name;
-  return json::parse(in);
-}
-
-Bytes unhex(const std::string& hex) {
-  Bytes out;
-  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
-    out.push_back(static_cast<std::byte>(std::stoi(hex.substr(i, 2), nullptr, 16)));
-  }
-  return out;
-}
-Bytes unhex(const json& j) { return unhex(j.get<std::string>()); }
-
-std::string hex(ByteSpan bytes) {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string out;
-  for (const std::byte b : bytes) {
-    out += kDigits[std::to_integer<int>(b) >> 4];
-    out += kDigits[std::to_integer<int>(b) & 15];
-  }
-  return out;
-}
+using testing::hex;
+using testing::unhex;
+using testing::vectors;
 
 template <std::size_t N>
 std::array<std::byte, N> fixed(const Bytes& bytes) {

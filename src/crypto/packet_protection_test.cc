@@ -3,33 +3,19 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <nlohmann/json.hpp>
-
 #include "crypto/hash.h"
+#include "crypto/vectors_testing.h"
 
 namespace holo::crypto {
 namespace {
 
 using nlohmann::json;
-
-Bytes unhex(const json& j) {
-  const auto hex = j.get<std::string>();
-  Bytes out;
-  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
-    out.push_back(static_cast<std::byte>(std::stoi(hex.substr(i, 2), nullptr, 16)));
-  }
-  return out;
-}
+using testing::unhex;
 
 Bytes to_bytes(ByteSpan b) { return {b.begin(), b.end()}; }
 
 const json& vectors() {
-  static const json file = [] {
-    std::ifstream in(std::string(HOLO_SOURCE_DIR) + "/test/vectors/rfc9001.json");
-    EXPECT_TRUE(in.good());
-    return json::parse(in);
-  }();
+  static const json file = testing::vectors("rfc9001.json");
   return file;
 }
 

@@ -3,26 +3,16 @@
 
 #include <gtest/gtest.h>
 
-#include <fstream>
-#include <nlohmann/json.hpp>
-
 #include "core/hyperbus/test_support.h"
+#include "crypto/vectors_testing.h"
 
 namespace holo::hyperbus::noise {
 namespace {
 
+using crypto::testing::unhex;
 using nlohmann::json;
 using testing::FixedEntropy;
 using testing::SeededEntropy;
-
-Bytes unhex(const json& j) {
-  const auto hex = j.get<std::string>();
-  Bytes out;
-  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
-    out.push_back(static_cast<std::byte>(std::stoi(hex.substr(i, 2), nullptr, 16)));
-  }
-  return out;
-}
 
 crypto::Secret<32> secret(const Bytes& bytes) {
   EXPECT_EQ(bytes.size(), 32U);
@@ -69,8 +59,7 @@ std::vector<Psk> psks_of(const json& vector, const char* key) {
 }
 
 TEST(Noise, PublishedVectors) {
-  std::ifstream in(std::string(HOLO_SOURCE_DIR) + "/test/vectors/noise_XX_25519_SHA256.json");
-  const json file = json::parse(in);
+  const json file = crypto::testing::vectors("noise_XX_25519_SHA256.json");
   std::size_t count = 0;
   for (const auto& vector : file["vectors"]) {
     SCOPED_TRACE(vector["protocol_name"].get<std::string>());

@@ -15,30 +15,15 @@
 #include "core/hyperbus/wire_bytes.h"
 #include "crypto/hash.h"
 #include "crypto/packet_protection.h"
+#include "crypto/vectors_testing.h"
 
 namespace holo::hyperbus {
 namespace {
 
+using crypto::testing::hex;
+using crypto::testing::unhex;
 using testing::identity_of;
 using testing::secret_of;
-
-std::string hex(ByteSpan bytes) {
-  std::string out;
-  for (const std::byte b : bytes) {
-    constexpr std::string_view kDigits = "0123456789abcdef";
-    out += kDigits[std::to_integer<std::size_t>(b) >> 4];
-    out += kDigits[std::to_integer<std::size_t>(b) & 15];
-  }
-  return out;
-}
-
-Bytes bytes_of(std::string_view hex_digits) {
-  Bytes out;
-  for (std::size_t i = 0; i + 1 < hex_digits.size(); i += 2) {
-    out.push_back(static_cast<std::byte>(std::stoi(std::string(hex_digits.substr(i, 2)), nullptr, 16)));
-  }
-  return out;
-}
 
 struct Document {
   std::map<std::string, std::string> blocks;     // name -> hex digits
@@ -117,11 +102,11 @@ void add_handshake(Examples& out) {
   add_identity(out, "responder", of_responder.identity);
 
   // As QUIC stacks would say them; the handshake carries them as they are.
-  const Bytes client_parameters = bytes_of(
+  const Bytes client_parameters = unhex(
       "01025f4003048000fff7040484000000050481200000060481200000070480100000080240400901080e01020f080001020304050607");
-  Bytes server_parameters = bytes_of("00088394c8f03e5157080210101112131415161718191a1b1c1d1e1f");
+  Bytes server_parameters = unhex("00088394c8f03e5157080210101112131415161718191a1b1c1d1e1f");
   put(server_parameters, ByteSpan(client_parameters).first(client_parameters.size() - 8));
-  put(server_parameters, bytes_of("08090a0b0c0d0e0f"));
+  put(server_parameters, unhex("08090a0b0c0d0e0f"));
   out["client-parameters"] = hex(client_parameters);
   out["server-parameters"] = hex(server_parameters);
 
@@ -171,13 +156,13 @@ void add_payloads(Examples& out) {
   out["payload-3"] = hex(bytes);
   Payload first{.versions = {1},
                 .aeads = {crypto::AeadAlgorithm::aes_256_gcm, crypto::AeadAlgorithm::xchacha20_poly1305},
-                .transport_parameters = bytes_of(out.at("client-parameters"))};
+                .transport_parameters = unhex(out.at("client-parameters"))};
   bytes.clear();
   encode_payload(first, bytes);
   out["payload-1"] = hex(bytes);
   Payload second{.versions = {1},
                  .aeads = {crypto::AeadAlgorithm::aes_256_gcm},
-                 .transport_parameters = bytes_of(out.at("server-parameters")),
+                 .transport_parameters = unhex(out.at("server-parameters")),
                  .node = responder.node(),
                  .key = responder.public_key(),
                  .signature = responder.static_signature()};
@@ -196,7 +181,7 @@ void add_payloads(Examples& out) {
 
 void add_initial_keys(Examples& out) {
   const auto salt = crypto::sha256(as_bytes("holo hyperbus initial salt v1"));
-  const auto secrets = crypto::initial_secrets(ByteSpan(salt).first(20), bytes_of("8394c8f03e515708"));
+  const auto secrets = crypto::initial_secrets(ByteSpan(salt).first(20), unhex("8394c8f03e515708"));
   out["client-initial-secret"] = hex(secrets.client.span());
   out["server-initial-secret"] = hex(secrets.server.span());
   add_packet_keys(out, "client-initial", secrets.client, 16);
