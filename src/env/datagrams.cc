@@ -45,7 +45,19 @@ std::string v6_text(const std::array<std::uint8_t, 16>& ip) {
 
 }  // namespace
 
+IpEndpoint IpEndpoint::v4(std::uint32_t address, std::uint16_t port) {
+  IpEndpoint out;
+  std::ranges::copy(kMapped, out.ip.begin());
+  for (std::size_t i = 0; i < 4; ++i) out.ip[12 + i] = static_cast<std::uint8_t>(address >> (24 - 8 * i));
+  out.port = port;
+  return out;
+}
+
 bool IpEndpoint::is_v4() const { return std::equal(kMapped.begin(), kMapped.end(), ip.begin()); }
+
+bool IpEndpoint::is_unspecified() const {
+  return std::all_of(ip.begin() + (is_v4() ? kMapped.size() : 0), ip.end(), [](std::uint8_t b) { return b == 0; });
+}
 
 bool IpEndpoint::is_loopback() const {
   if (is_v4()) return ip[12] == 127;

@@ -25,7 +25,11 @@ struct IpEndpoint {
   std::uint32_t scope = 0;  ///< of link-local IPv6 addresses; else 0
   friend bool operator==(const IpEndpoint&, const IpEndpoint&) = default;
   friend auto operator<=>(const IpEndpoint&, const IpEndpoint&) = default;
+  /// `address` in host byte order: 10.0.0.1 is 0x0a000001.
+  static IpEndpoint v4(std::uint32_t address, std::uint16_t port);
   [[nodiscard]] bool is_v4() const;
+  /// 0.0.0.0 or ::, whatever the port.
+  [[nodiscard]] bool is_unspecified() const;
   /// 127.0.0.0/8 or ::1: this machine, by way of no other.
   [[nodiscard]] bool is_loopback() const;
 };

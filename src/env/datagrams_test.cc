@@ -21,6 +21,19 @@ TEST(IpEndpoint, V4IsWrittenWithDots) {
   EXPECT_EQ(to_string(v6({0, 0, 0, 0, 0, 0xffff, 0, 0}, 0)), "0.0.0.0:0");
 }
 
+TEST(IpEndpoint, V4FromItsNumber) {
+  EXPECT_EQ(IpEndpoint::v4(0xc0000201, 80), v6({0, 0, 0, 0, 0, 0xffff, 0xc000, 0x0201}));
+}
+
+TEST(IpEndpoint, UnspecifiedAreThoseOfAllZeros) {
+  EXPECT_TRUE(IpEndpoint::v4(0, 80).is_unspecified());
+  EXPECT_TRUE(v6({}).is_unspecified());
+  EXPECT_FALSE(IpEndpoint::v4(1, 0).is_unspecified());
+  EXPECT_FALSE(IpEndpoint::v4(10 << 24, 0).is_unspecified());
+  EXPECT_FALSE(v6({0, 0, 0, 0, 0, 0, 0, 1}).is_unspecified());
+  EXPECT_FALSE(v6({0, 0, 0, 0, 0, 0xfffe, 0, 0}).is_unspecified());
+}
+
 // The rules of RFC 5952, section 4.
 TEST(IpEndpoint, V6IsWrittenInOneWayOnly) {
   const auto text = [](std::array<unsigned, 8> groups) { return to_string(v6(groups)); };

@@ -19,12 +19,8 @@ constexpr int kBurstsInARow = 4;
 /// A port that is free for TCP may be taken for UDP: so many are tried.
 constexpr int kPortTries = 16;
 
-bool is_wildcard(const env::IpEndpoint& e) {
-  const auto zero = [](std::uint8_t b) { return b == 0; };
-  return e.is_v4() ? std::all_of(e.ip.begin() + 12, e.ip.end(), zero) : std::ranges::all_of(e.ip, zero);
-}
 bool reaches(const env::IpEndpoint& local, const env::IpEndpoint& remote) {
-  if (is_wildcard(local)) return !local.is_v4() || remote.is_v4();
+  if (local.is_unspecified()) return !local.is_v4() || remote.is_v4();
   return local.is_v4() == remote.is_v4() && local.is_loopback() == remote.is_loopback();
 }
 

@@ -54,10 +54,6 @@ Ip known_ip(const std::string& text) {
   return *ip;
 }
 
-bool is_any(const IpEndpoint& e) {
-  return std::all_of(e.ip.begin() + (e.is_v4() ? 12 : 0), e.ip.end(), [](std::uint8_t b) { return b == 0; });
-}
-
 struct HostPort {
   std::string host;
   std::uint16_t port = 0;
@@ -84,7 +80,7 @@ struct DatagramNetwork::Host {
   [[nodiscard]] bool has(const Ip& ip) const { return std::ranges::count(addresses, ip) != 0; }
   [[nodiscard]] Socket* socket_at(const IpEndpoint& to) const {
     for (const auto& [bound, socket] : sockets) {
-      if (bound.port == to.port && (bound.ip == to.ip || is_any(bound))) return socket;
+      if (bound.port == to.port && (bound.ip == to.ip || bound.is_unspecified())) return socket;
     }
     return nullptr;
   }
@@ -120,8 +116,8 @@ class DatagramNetwork::Socket : public std::enable_shared_from_this<Socket> {
       });
       return false;
     }
-    IpEndpoint source = is_any(bound_) ? path.local : bound_;
-    if (is_any(source) && !host_->addresses.empty()) source.ip = host_->addresses.front();
+    IpEndpoint source = bound_.is_unspecified() ? path.local : bound_;
+    if (source.is_unspecified() && !host_->addresses.empty()) source.ip = host_->addresses.front();
     source.port = bound_.port;
     while (!bytes.empty()) {
       const ByteSpan one = bytes.first(std::min(segment, bytes.size()));
@@ -213,7 +209,7 @@ class SimDatagrams final : public env::Datagrams {
     HOLO_ASSIGN(where, split(address));
     const auto ip = parse_ip(where.host);
     IpEndpoint bound{.ip = ip.value_or(Ip{}), .port = where.port, .scope = 0};
-    if (!ip || (!is_any(bound) && !host_->has(*ip))) {
+    if (!ip || (!bound.is_unspecified() && !host_->has(*ip))) {
       return fail(Errc::invalid_argument, str("cannot listen on ", address, ": ", host_->name, " has no such address"));
     }
     while (bound.port == 0 || (where.port == 0 && taken(bound))) {
@@ -249,7 +245,7 @@ class SimDatagrams final : public env::Datagrams {
   bool taken(const IpEndpoint& wanted) const {
     return std::ranges::any_of(host_->sockets, [&](const auto& entry) {
       const IpEndpoint& other = entry.first;
-      return other.port == wanted.port && (other.ip == wanted.ip || is_any(other) || is_any(wanted));
+      return other.port == wanted.port && (other.ip == wanted.ip || other.is_unspecified() || wanted.is_unspecified());
     });
   }
 

@@ -147,12 +147,8 @@ class Run {
   }
 
   [[nodiscard]] env::IpEndpoint endpoint_of(std::size_t machine) const {
-    env::IpEndpoint out = machines_[machine].life->host->local();
-    out.ip = {};
-    out.ip[10] = out.ip[11] = 0xff;
-    out.ip[12] = 10;
-    out.ip[15] = static_cast<std::uint8_t>(machine + 1);
-    return out;
+    const std::uint16_t port = machines_[machine].life->host->local().port;
+    return env::IpEndpoint::v4(10 << 24 | static_cast<std::uint32_t>(machine + 1), port);
   }
 
   LinkPtr dial(std::size_t from, std::size_t to) {

@@ -84,14 +84,7 @@ std::shared_ptr<const hyperbus::SessionConfig> session_of(std::uint8_t who, std:
   return out;
 }
 
-env::IpEndpoint at(std::uint8_t host, std::uint16_t port = 7000) {
-  env::IpEndpoint out;
-  out.ip[10] = out.ip[11] = 0xff;
-  out.ip[12] = 10;
-  out.ip[15] = host;
-  out.port = port;
-  return out;
-}
+env::IpEndpoint at(std::uint8_t host, std::uint16_t port = 7000) { return env::IpEndpoint::v4(10 << 24 | host, port); }
 
 struct Machine {
   SimLoop loop;

@@ -52,22 +52,10 @@ struct Control {
   alignas(cmsghdr) std::array<char, kControlBytes> bytes;
 };
 
-IpEndpoint mapped(const in_addr& ip, std::uint16_t port) {
-  IpEndpoint e{.ip = {}, .port = port, .scope = 0};
-  e.ip[10] = e.ip[11] = 0xff;
-  std::memcpy(&e.ip[12], &ip, sizeof ip);
-  return e;
-}
-
 bool is_link_local(const IpEndpoint& e) { return e.ip[0] == 0xfe && (e.ip[1] & 0xc0U) == 0x80; }
 
-bool is_unspecified(const IpEndpoint& e) {
-  const auto from = e.ip.begin() + (e.is_v4() ? 12 : 0);
-  return std::all_of(from, e.ip.end(), [](std::uint8_t b) { return b == 0; });
-}
-
 IpEndpoint to_endpoint(const SocketName& name) {
-  if (name.any.sa_family == AF_INET) return mapped(name.v4.sin_addr, ntohs(name.v4.sin_port));
+  if (name.any.sa_family == AF_INET) return IpEndpoint::v4(ntohl(name.v4.sin_addr.s_addr), ntohs(name.v4.sin_port));
   IpEndpoint e{.ip = {}, .port = ntohs(name.v6.sin6_port), .scope = 0};
   std::memcpy(e.ip.data(), &name.v6.sin6_addr, e.ip.size());
   if (is_link_local(e)) e.scope = name.v6.sin6_scope_id;
@@ -132,7 +120,7 @@ class Envelope {
       std::memcpy(&to_.v4.sin_addr, &path.remote.ip[12], sizeof to_.v4.sin_addr);
       to_length_ = sizeof to_.v4;
     }
-    if (name_source && path.local.is_v4() == v4 && !is_unspecified(path.local)) add_source(path.local, v4);
+    if (name_source && path.local.is_v4() == v4 && !path.local.is_unspecified()) add_source(path.local, v4);
     if (ecn != Ecn::not_ect) {
       const int value = static_cast<int>(ecn);
       v4 ? add(IPPROTO_IP, IP_TOS, value) : add(IPPROTO_IPV6, IPV6_TCLASS, value);
@@ -216,7 +204,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       : loop_(loop),
         shared_(std::move(shared)),
         bound_(bound),
-        wildcard_(is_unspecified(bound)),
+        wildcard_(bound.is_unspecified()),
         v6_(v6),
         gso_(shared_->options.gso && has_gso(fd.get())),
         watch_(std::make_unique<FdWatch>(
@@ -339,7 +327,8 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
         d.ecn = static_cast<Ecn>(value_of<int>(c) & 3);
       } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
-        if (d.path.remote.is_v4()) d.path.local = mapped(value_of<in_pktinfo>(c).ipi_spec_dst, bound_.port);
+        if (d.path.remote.is_v4())
+          d.path.local = IpEndpoint::v4(ntohl(value_of<in_pktinfo>(c).ipi_spec_dst.s_addr), bound_.port);
       } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
         const auto info = value_of<in6_pktinfo>(c);
         std::memcpy(d.path.local.ip.data(), &info.ipi6_addr, d.path.local.ip.size());

@@ -215,12 +215,7 @@ class App final : public env::QuicApplication {
 };
 
 inline env::IpEndpoint endpoint(std::uint8_t host, std::uint16_t port) {
-  env::IpEndpoint out;
-  out.ip[10] = out.ip[11] = 0xff;
-  out.ip[12] = 10;
-  out.ip[15] = host;
-  out.port = port;
-  return out;
+  return env::IpEndpoint::v4(10 << 24 | host, port);
 }
 
 /// What the network does to datagrams. Chances in a thousand.
