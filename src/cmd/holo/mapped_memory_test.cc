@@ -274,7 +274,7 @@ class MappedMemory : public ::testing::Test {
   driver::AsioLoop loop_;
   driver::MemfdFrameStore frames_;
   driver::UffdFaults faults_{loop_};
-  sim::TestEntropy entropy_;
+  env::testing::SeededEntropy entropy_{99};
   sim::World world_;
   sim::TestControl::Log log_{world_};
   std::vector<std::unique_ptr<Node>> nodes_;
