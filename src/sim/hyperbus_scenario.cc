@@ -311,6 +311,7 @@ class Run {
       case 6:
         link.bytes_per_second = 1'000'000;
         link.queue_bytes = 8'000 + random_.below(30'000);
+        if (link.queue_bytes % 2 == 0) link.mark_bytes = link.queue_bytes / 2;  // Others only drop.
         link.busy_per_thousand = static_cast<std::uint32_t>(random_.below(500));
         break;
       case 7: restart(victim); break;

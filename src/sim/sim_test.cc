@@ -95,6 +95,7 @@ TEST(Scenarios, KeepTheirPromises) {
       ASSERT_TRUE(verdict) << scenario.name << ", seed " << seed << ": " << verdict.error().to_string();
     }
     EXPECT_FALSE(tally.empty()) << scenario.name << " did nothing";
+    for (const auto& [what, count] : tally) EXPECT_NE(count, 0U) << scenario.name << ": never any " << what;
   }
 }
 
