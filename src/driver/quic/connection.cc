@@ -27,7 +27,6 @@ constexpr int kMaxWritesPerPacket = 64;
 constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
-constexpr std::size_t kMaxReasonBytes = 256;
 constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);

@@ -21,6 +21,9 @@ namespace holo::driver::quic {
 using ResetToken = std::array<std::byte, NGTCP2_STATELESS_RESET_TOKENLEN>;
 ResetToken reset_token(const env::QuicConfig& config, ByteSpan connection_id);
 
+/// Of what is said when a connection ends; the rest is cut off.
+inline constexpr std::size_t kMaxReasonBytes = 256;
+
 inline ByteSpan bytes_of(const ngtcp2_cid& id) { return std::as_bytes(std::span(id.data, id.datalen)); }
 ngtcp2_cid to_cid(ByteSpan id);
 

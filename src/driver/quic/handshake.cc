@@ -10,7 +10,6 @@ namespace {
 constexpr std::size_t kLengthBytes = 2;
 constexpr std::size_t kMaxMessage = 0xffff;
 constexpr std::size_t kMaxParameterBytes = 1024;
-constexpr std::size_t kMaxReasonBytes = 256;
 
 crypto::AeadAlgorithm algorithm_of(env::QuicCipher cipher) { return static_cast<crypto::AeadAlgorithm>(cipher); }
 
