@@ -32,6 +32,7 @@ class Hub {
       return deliver(&hub_, this, peer, std::move(request), options.deadline);
     }
     void serve(std::uint16_t type, Handler handler) override { handlers_[type] = std::move(handler); }
+    void set_gate(std::shared_ptr<MemberGate> gate) override { gate_ = std::move(gate); }
     void set_addresses(NodeId peer, std::vector<std::string> addresses) override { known[peer] = std::move(addresses); }
     Task<Result<PeerIdentity>> connect(std::string address, Instant) override {
       const auto it = hub_.addresses_.find(address);
@@ -49,6 +50,7 @@ class Hub {
     Hub& hub_;
     NodeId id_;
     std::map<std::uint16_t, Handler> handlers_;
+    std::shared_ptr<MemberGate> gate_;
   };
 
   /// Cuts or mends everything between `node` and the others.
@@ -67,8 +69,15 @@ class Hub {
   std::map<std::uint16_t, std::uint64_t> delivered;
 
  private:
-  static Task<void> run(Transport::Handler handler, NodeId from, Request request,
+  static Task<void> run(Transport::Handler handler, std::shared_ptr<MemberGate> gate, NodeId from, Request request,
                         std::shared_ptr<OneShot<Result<Reply>>> shot) {
+    if (gate && !gate->admits(from, request.type)) {
+      Status admitted = co_await gate->inquire(from, request.type);
+      if (!admitted) {
+        shot->set(std::unexpected(std::move(admitted).error()));
+        co_return;
+      }
+    }
     auto reply = co_await handler(from, std::move(request));
     shot->set(std::move(reply));
   }
@@ -94,7 +103,7 @@ class Hub {
       request.payload.push_back(std::move(whole));
     }
     auto shot = std::make_shared<OneShot<Result<Reply>>>();
-    hub->loop_.spawn(run(it->second, from, std::move(request), shot));
+    hub->loop_.spawn(run(it->second, from == to ? nullptr : peer->gate_, from, std::move(request), shot));
     auto reply = co_await await_until(hub->loop_, shot, deadline, std::string("a peer"));
     if (!hub->connected(from, to)) co_return fail(Errc::unavailable, str("the connection to node ", to, " broke"));
     co_return reply;

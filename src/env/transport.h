@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,18 @@ struct RefusedCounters {
   std::uint64_t revoked = 0;
 };
 
+/// Decides who is served what, beyond whom handshakes let in. Thread: loop.
+class MemberGate {
+ public:
+  virtual ~MemberGate() = default;
+  [[nodiscard]] virtual bool is_member(NodeId node) const = 0;
+  /// Whether `from` may send requests of `type`, as far as is known here. Cost: a lookup.
+  [[nodiscard]] virtual bool admits(NodeId from, std::uint16_t type) const = 0;
+  /// When admits() says no: finds out whether what is known here is too old, within a second or so. Error:
+  /// `permission_denied`, for the one who asks.
+  virtual Task<Status> inquire(NodeId from, std::uint16_t type) = 0;
+};
+
 class Transport {
  public:
   /// Serves one request. `from` is authenticated. An error travels back as it is (code, message, hint, node).
@@ -68,6 +81,10 @@ class Transport {
   /// Registers the handler of one request type. Unknown types are answered `unsupported`. Thread: loop, before
   /// listening.
   virtual void serve(std::uint16_t type, Handler handler) = 0;
+
+  /// Every request of another node passes it before its handler sees it. Without one everybody is served. Thread: loop,
+  /// before listening.
+  virtual void set_gate(std::shared_ptr<MemberGate> gate) = 0;
 
   /// Where `peer` can be dialled. Replaces what was known. Thread: loop.
   virtual void set_addresses(NodeId peer, std::vector<std::string> addresses) = 0;

@@ -39,10 +39,12 @@ struct BusOptions {
   Duration upgrade_every = seconds(30);              ///< ... and QUIC again this often while TCP serves.
   Duration next_address_after = milliseconds(250);   ///< Of a name with several addresses (RFC 8305, section 5).
   std::size_t max_half_open = limits::kMaxHalfOpen;  ///< Beyond it the oldest silent newcomer is closed.
-  std::size_t max_serving = 8192;                    ///< Handlers at once, of all peers; above: overloaded
-  Duration connect_deadline = seconds(2);            ///< For one address of a peer.
-  Duration first_backoff = milliseconds(50);         ///< After a round of all addresses failed; doubles ...
-  Duration longest_backoff = seconds(2);             ///< ... up to this. Meanwhile calls fail at once.
+  /// Connections of nodes that are no members; beyond it the oldest idle one is closed.
+  std::size_t max_strangers = limits::kMaxStrangers;
+  std::size_t max_serving = 8192;             ///< Handlers at once, of all peers; above: overloaded
+  Duration connect_deadline = seconds(2);     ///< For one address of a peer.
+  Duration first_backoff = milliseconds(50);  ///< After a round of all addresses failed; doubles ...
+  Duration longest_backoff = seconds(2);      ///< ... up to this. Meanwhile calls fail at once.
 };
 
 /// For `holo status --links`: one connection.
@@ -91,6 +93,7 @@ class Bus final : public env::Transport {
 
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options) override;
   void serve(std::uint16_t type, Handler handler) override;
+  void set_gate(std::shared_ptr<env::MemberGate> gate) override;
   void set_addresses(NodeId peer, std::vector<std::string> addresses) override;
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline) override;
   void disconnect(NodeId peer) override;

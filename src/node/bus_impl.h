@@ -38,6 +38,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   Result<std::string> listen(const std::string& address);
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options);
   void serve(std::uint16_t type, Handler handler) { handlers_[type] = std::make_shared<Handler>(std::move(handler)); }
+  void set_gate(std::shared_ptr<env::MemberGate> gate) { gate_ = std::move(gate); }
   void set_addresses(NodeId peer, std::vector<std::string> addresses);
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline);
   void disconnect(NodeId peer);
@@ -152,6 +153,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
                           std::string address);
   void accept(std::unique_ptr<env::ByteStream> stream);
   void make_room_for_newcomer();
+  void make_room_for_stranger(const LinkPtr& fresh);
+  void forget_peer(NodeId id);
   void pump(const LinkPtr& link);
   bool write_output(const LinkPtr& link);
   void rearm(const LinkPtr& link);
@@ -217,8 +220,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   BusOptions options_;
   const NodeId self_;
   std::unordered_map<std::uint16_t, std::shared_ptr<Handler>> handlers_;
-  std::unordered_map<NodeId, Peer>
-      peers_;  // Entries stay: one for each node that ever proved its identity or was named.
+  std::shared_ptr<env::MemberGate> gate_;
+  std::unordered_map<NodeId, Peer> peers_;  // Of nodes that are connected, or were named here.
   std::shared_ptr<hyperbus::PacketEndpoint> endpoint_;
   std::unordered_map<std::uint64_t, LinkPtr> links_;
   std::unordered_map<const hyperbus::PacketSession*, LinkPtr> by_session_;

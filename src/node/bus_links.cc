@@ -40,6 +40,32 @@ void Bus::Impl::make_room_for_newcomer() {
   end_link(victim, why);
 }
 
+/// Whoever holds a key makes as many identities as it likes, and each costs a handshake only.
+void Bus::Impl::make_room_for_stranger(const LinkPtr& fresh) {
+  if (!gate_ || fresh->role == Role::initiator || gate_->is_member(fresh->peer)) return;
+  LinkPtr victim;
+  std::size_t strangers = 0;
+  for (const auto& [id, link] : links_) {
+    if (!link->peer || link == fresh || link->role == Role::initiator || gate_->is_member(link->peer)) continue;
+    ++strangers;
+    // One that waits for an answer may be joining.
+    const auto rank = [](const LinkPtr& l) { return std::pair(l->serving > 0, l->id); };
+    if (!victim || rank(link) < rank(victim)) victim = link;
+  }
+  if (strangers >= options_.max_strangers) {
+    close_link(victim, overloaded("too many connections of nodes that are not members of this cluster"));
+  }
+}
+
+/// What was kept about a node that nobody here ever named.
+void Bus::Impl::forget_peer(NodeId id) {
+  const auto it = peers_.find(id);
+  if (it == peers_.end()) return;
+  const Peer& peer = it->second;
+  const bool needed = peer.link || peer.dialling || !peer.waiting.empty() || !peer.addresses.empty();
+  if (!needed && peer.upgrade_timer == 0) peers_.erase(it);
+}
+
 Bus::Impl::LinkPtr Bus::Impl::add_link(Role role, std::string address) {
   auto link = std::make_shared<Link>();
   link->id = next_id_++;
@@ -186,6 +212,7 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
   }
   log_info("bus", "lost the connection to node ", link->peer, ": ", why.message);
   if (!link->ended_here && !closed_ && on_peer_lost) on_peer_lost(link->peer, why);
+  if (!closed_) forget_peer(link->peer);
 }
 
 /// Of two connections to the same node, whether the one that has just been established replaces the other.
@@ -229,6 +256,7 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   if (event.peer == self_) {
     return close_link(link, Error{.code = Errc::refused, .message = str(link->address, " is this node itself")});
   }
+  make_room_for_stranger(link);
   Peer& peer = peers_[event.peer];
   const bool first = !peer.link;
   if (first) {
@@ -270,8 +298,18 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::RequestArrived event) {
 
 Task<void> Bus::Impl::run_handler(std::shared_ptr<Impl> self, LinkPtr link, StreamId stream,
                                   std::shared_ptr<Handler> handler, env::Request request) {
-  auto task = (*handler)(link->peer, std::move(request));
-  auto result = co_await task;
+  Status admitted;
+  if (const auto gate = self->gate_; gate && !gate->admits(link->peer, request.type)) {
+    auto inquiry = gate->inquire(link->peer, request.type);
+    admitted = co_await inquiry;
+  }
+  Result<env::Reply> result = env::Reply{};
+  if (admitted) {
+    auto task = (*handler)(link->peer, std::move(request));
+    result = co_await task;
+  } else {
+    result = std::unexpected(std::move(admitted).error());
+  }
   --self->serving_;
   --link->serving;
   if (link->over) co_return;

@@ -674,6 +674,77 @@ TEST(StatelessReset, ARestartedPeerEndsTheConnectionsThatItForgot) {
   EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";
 }
 
+/// Lets `member` do everything and others nothing but `open`; `late` is admitted once it was asked about.
+struct TestGate final : env::MemberGate {
+  TestGate(env::Loop& l, NodeId m) : loop(l), member(m) {}
+  bool is_member(NodeId node) const override { return node == member; }
+  bool admits(NodeId from, std::uint16_t type) const override { return from == member || type == open; }
+  Task<Status> inquire(NodeId from, std::uint16_t) override {
+    ++inquiries;
+    return answer(loop, from == late);
+  }
+  static Task<Status> answer(env::Loop& loop, bool yes) {
+    (void)co_await env::sleep_for(loop, milliseconds(20));
+    if (yes) co_return Status{};
+    co_return fail(Errc::permission_denied, "not a member", "holo join");
+  }
+  env::Loop& loop;
+  NodeId member, late;
+  std::uint16_t open = kEcho;
+  int inquiries = 0;
+};
+
+TEST_P(BusTest, TheGateDecidesWhoIsServed) {
+  auto& member = add(1);
+  auto& stranger = add(2);
+  auto& late = add(3);
+  auto& target = add(4);
+  const auto gate = std::make_shared<TestGate>(loop_, member.id());
+  gate->late = late.id();
+  target.bus->set_gate(gate);
+  int reached = 0;
+  target.bus->serve(kWho, [&reached](NodeId from, env::Request request) {
+    ++reached;
+    return who(from, std::move(request));
+  });
+  for (TestNode* node : {&member, &stranger, &late}) introduce(*node, target);
+  EXPECT_EQ(call(member, target.id(), {.type = kWho})->header, to_hex(member.id().value));
+  EXPECT_EQ(gate->inquiries, 0) << "a member costs a lookup";
+  const auto refused = call(stranger, target.id(), {.type = kWho, .payload = {Buffer(Bytes(100'000))}});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::permission_denied);
+  EXPECT_EQ(refused.error().hint, "holo join");
+  EXPECT_EQ(reached, 1);
+  EXPECT_EQ(call(late, target.id(), {.type = kWho})->header, to_hex(late.id().value)) << "found out meanwhile";
+  EXPECT_EQ(gate->inquiries, 2);
+  EXPECT_EQ(call(stranger, target.id(), {.type = kEcho, .header = "x"})->header, "x") << "the connection is as good";
+  EXPECT_EQ(call(stranger, target.id(), {.type = 99}).error().code, Errc::unsupported);
+  gate->member = stranger.id();
+  EXPECT_TRUE(call(stranger, target.id(), {.type = kWho})) << "asked at each request";
+  EXPECT_FALSE(call(member, target.id(), {.type = kWho}));
+  EXPECT_TRUE(call(target, target.id(), {.type = kWho})) << "its own";
+}
+
+TEST_P(BusTest, ACrowdOfStrangersHoldsFewConnections) {
+  auto& member = add(1);
+  auto& target = add(2, 77, {.max_strangers = 4});
+  target.bus->set_gate(std::make_shared<TestGate>(loop_, member.id()));
+  introduce(member, target);
+  ASSERT_TRUE(call(member, target.id(), {.type = kWho}));
+  std::vector<TestNode*> crowd;
+  for (std::uint8_t i = 0; i < 12; ++i) {
+    crowd.push_back(&add(static_cast<std::uint8_t>(10 + i)));
+    crowd.back()->bus->set_addresses(target.id(), {target.address});
+    EXPECT_TRUE(call(*crowd.back(), target.id(), {.type = kEcho})) << "the newest is served";
+    EXPECT_LE(target.bus->links().size(), 1U + 4U);
+  }
+  EXPECT_EQ(target.bus->links().size(), 1U + 4U);
+  EXPECT_TRUE(target.bus->connected(member.id()));
+  EXPECT_TRUE(loop_.run_until([&] { return crowd.front()->lost.size() == 1; }, seconds(5))) << "it was told";
+  EXPECT_FALSE(target.bus->connected(crowd.front()->id()));
+  EXPECT_TRUE(call(*crowd.front(), target.id(), {.type = kEcho})) << "and may come again";
+}
+
 INSTANTIATE_TEST_SUITE_P(Carriers, BusTest, testing::Values(CarrierUse::automatic, CarrierUse::tcp),
                          [](const auto& p) { return p.param == CarrierUse::tcp ? "Tcp" : "Quic"; });
 

@@ -40,6 +40,7 @@ ControlService::Impl::Impl(Ports p, NodeIdentity id)
 
 ControlService::ControlService(Ports ports, NodeIdentity self)
     : impl_(std::make_shared<Impl>(std::move(ports), std::move(self))) {
+  impl_->guard_peers();
   impl_->serve_peers();
 }
 
@@ -104,11 +105,13 @@ Status ControlService::Impl::save_cluster(const std::vector<wire::NodeInfo>& nod
   wire::JoinReply record;
   record.set_cluster(state.cluster().value);
   record.set_name(state.cluster_name());
+  record.set_log_index(state.applied().value);
   for (const wire::NodeInfo& n : nodes) *record.add_nodes() = n;
   std::string bytes = record.SerializeAsString();
   if (bytes == saved_cluster) return {};
   HOLO_TRY(ports.store->put(kClusterKey, as_bytes(bytes)));
   saved_cluster = std::move(bytes);
+  introduce(record);
   return {};
 }
 
@@ -175,6 +178,7 @@ Status ControlService::resume() {
     return fail(Errc::corrupt, "what this node's store says of its cluster does not decode");
   }
   impl_->saved_cluster = as_text(*stored);
+  impl_->introduce(record);
   for (const wire::NodeInfo& n : record.nodes()) {
     if (NodeId{n.id()} == self()) continue;
     impl_->ports.transport->set_addresses(NodeId{n.id()}, {n.addresses().begin(), n.addresses().end()});

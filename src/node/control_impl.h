@@ -12,6 +12,7 @@
 #include "core/membership/detector.h"
 #include "core/membership/voters.h"
 #include "node/control.h"
+#include "wire/message_types.h"
 
 namespace holo::node {
 
@@ -42,6 +43,18 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   [[nodiscard]] bool leads() const { return log && log->status().role == env::LogRole::leader; }
   static Task<Status> init(Self me, std::string name, Instant deadline);
   static Task<Status> stop(Self me);
+
+  // ---- Who is served (control_gate.cc)
+  void guard_peers();
+  [[nodiscard]] bool is_member(NodeId node) const;
+  [[nodiscard]] bool counts_as_member(NodeId node) const;
+  [[nodiscard]] bool admits(NodeId from, wire::PeerMessage type) const;
+  [[nodiscard]] bool can_find_out(NodeId about, wire::PeerMessage type) const;
+  [[nodiscard]] std::vector<NodeId> whom_to_ask(NodeId about);
+  void introduce(const wire::JoinReply& record);
+  static Task<Status> inquire(Self me, NodeId from, wire::PeerMessage type);
+  static Task<void> ask_around(Self me, NodeId about);
+  static Task<Result<env::Reply>> on_member_query(Self me, env::Request request);
 
   // ---- Proposals and waits (control.cc)
   static Task<Result<wire::CommandResult>> propose(Self me, wire::CommandBody body, Instant deadline);
@@ -97,6 +110,16 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   };
   std::vector<Waiter> waiters;
   bool wake_posted = false;
+
+  // Who is served: the state's members, but what this node was told when it was let in, or kept when it ended, as long
+  // as the state is behind that.
+  std::set<NodeId> introduced;
+  LogIndex introduced_until;
+  static constexpr LogIndex kJoining{~std::uint64_t{0}};
+  std::map<NodeId, LogIndex> vouched;       ///< Members say that these were members at that entry.
+  std::map<NodeId, std::size_t> inquiries;  ///< Under way; requests that wait for each.
+  std::map<NodeId, Instant> strangers;      ///< Nobody knew them; asked about again after that.
+  std::size_t next_to_ask = 0;
 
   // Membership
   membership::FailureDetector detector{membership::DetectorConfig{}};

@@ -81,6 +81,12 @@ void ControlService::Impl::serve_peers() {
                            if (!me || me->stopped) return refuse_stopped();
                            return on_leave(me, from, std::move(request));
                          });
+  ports.transport->serve(static_cast<std::uint16_t>(PeerMessage::member_query),
+                         [weak](NodeId, env::Request request) -> Task<Result<env::Reply>> {
+                           const Self me = weak.lock();
+                           if (!me || me->stopped) return refuse_stopped();
+                           return on_member_query(me, std::move(request));
+                         });
 }
 
 Task<Result<env::Reply>> ControlService::Impl::refuse_stopped() {
@@ -406,6 +412,9 @@ Task<Status> ControlService::Impl::join(Self me, std::string seed, Instant deadl
   std::vector<std::string> addresses;
   addresses.push_back(seed);
   me->ports.transport->set_addresses(peer->node, addresses);
+  // Whoever joins believes the node that it was told to ask, until that one says who the others are.
+  me->introduced = {peer->node};
+  me->introduced_until = kJoining;
   HOLO_CO_TRY(me->next_incarnation());
   HOLO_CO_TRY(me->begin(false));
 
@@ -427,6 +436,7 @@ Task<Status> ControlService::Impl::join(Self me, std::string seed, Instant deadl
     if (!again || me->now() + kRetryJoin >= deadline) co_return std::unexpected(answer.error());
     co_await env::sleep_for(*me->ports.loop, kRetryJoin);
   }
+  me->introduce(reply);
   for (const wire::NodeInfo& n : reply.nodes()) {
     if (NodeId{n.id()} == me->identity.id) continue;
     std::vector<std::string> known(n.addresses().begin(), n.addresses().end());
@@ -579,10 +589,12 @@ Task<Result<env::Reply>> ControlService::Impl::on_leave(Self me, NodeId from, en
   const NodeId node{ask.node()};
   if (node != from) co_return fail(Errc::permission_denied, "a node can only ask to leave itself");
   const Instant deadline = me->now() + kChangeMember;
-  wire::CommandBody body;
-  body.mutable_node_leave()->set_node(node.value);
-  body.mutable_node_leave()->set_force(ask.force());
-  HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+  if (sender->state != NodeState::left) {  // Else it asks again, and only the log may have to let go of it.
+    wire::CommandBody body;
+    body.mutable_node_leave()->set_node(node.value);
+    body.mutable_node_leave()->set_force(ask.force());
+    HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+  }
   // It still takes part: its vote may be needed to take it out. Reconcile may be at it already.
   for (;;) {
     if (me->stopped || !me->leads()) co_return fail(Errc::unavailable, "leadership was lost");

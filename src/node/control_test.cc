@@ -9,6 +9,7 @@
 #include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 #include "env/memory_store_testing.h"
+#include "wire/message_types.h"
 
 namespace holo::node {
 namespace {
@@ -16,6 +17,7 @@ namespace {
 using env::testing::Hub;
 using env::testing::MemoryStore;
 using env::testing::SeededEntropy;
+using wire::PeerMessage;
 
 constexpr Duration kLimit = seconds(30);
 constexpr std::uint64_t kMiB = 1 << 20;
@@ -68,6 +70,14 @@ class ControlTest : public ::testing::Test {
   static Task<Status> stopped(ControlService* c) {
     co_await c->stop();
     co_return Status{};
+  }
+  Result<env::Reply> ask(Hub::Endpoint& from, std::uint64_t whom, env::Request request) {
+    const env::CallOptions options{.deadline = deadline()};
+    return run(from.call(NodeId{whom}, std::move(request), options));
+  }
+  static Task<Result<env::Reply>> counted(std::size_t* count) {
+    ++*count;
+    co_return env::Reply{};
   }
   bool until(const std::function<bool()>& f) { return loop_.run_until(f, kLimit); }
   [[nodiscard]] Instant deadline() { return loop_.now() + kLimit; }
@@ -394,6 +404,212 @@ TEST_F(ControlTest, RegionsOverTheLocalSocket) {
   EXPECT_TRUE(ask(wire::REGION_FREE, f.SerializeAsString()));
   EXPECT_EQ(ask(wire::REGION_FREE, f.SerializeAsString()).error().code, Errc::not_found);
   EXPECT_EQ(ask(wire::REGION_OPEN, "\xff\xff").error().code, Errc::malformed);
+}
+
+constexpr PeerMessage kMembersOnly[] = {PeerMessage::heartbeat,   PeerMessage::member_query, PeerMessage::raft,
+                                        PeerMessage::propose,     PeerMessage::read_index,   PeerMessage::page_fetch,
+                                        PeerMessage::page_stage,  PeerMessage::page_backup,  PeerMessage::txn_abort,
+                                        PeerMessage::txn_status,  PeerMessage::task_run,     PeerMessage::task_done,
+                                        PeerMessage::task_cancel, PeerMessage::binary_fetch, PeerMessage::worker_output,
+                                        PeerMessage::program_end, PeerMessage::key_change,   PeerMessage{999}};
+
+/// What another release may add is for members, unless it says otherwise.
+TEST(MemberGate, RequestsAreForMembersUnlessTheyAreNamed) {
+  for (unsigned type = 0; type < 1000; ++type) {
+    const auto message = static_cast<PeerMessage>(type);
+    const bool open = message == PeerMessage::join || message == PeerMessage::leave || message == PeerMessage::ping;
+    EXPECT_EQ(may_ask(message) == wire::Asker::anyone, open) << type;
+    EXPECT_EQ(may_ask(message) == wire::Asker::log_member, message == PeerMessage::raft) << type;
+  }
+}
+
+TEST_F(ControlTest, AStrangerIsServedNothingButWhatJoiningTakes) {
+  cluster(3);
+  const auto xs = create(1, "xs", kMiB);
+  ASSERT_TRUE(xs);
+  Hub::Endpoint stranger(hub_, NodeId{99}, address(99));
+  std::size_t reached = 0;
+  for (const std::uint64_t id : {1, 2, 3}) {
+    for (const PeerMessage type : kMembersOnly) {
+      if (type >= PeerMessage::page_fetch) {
+        machines_[id].endpoint->serve(static_cast<std::uint16_t>(type),
+                                      [&reached](NodeId, env::Request) { return counted(&reached); });
+      }
+    }
+  }
+  wire::Command freeing;  // In the name of a member.
+  freeing.set_client(1);
+  freeing.set_incarnation(at(1).incarnation() + 1000);
+  freeing.set_sequence(1);
+  freeing.mutable_body()->mutable_free_region()->set_name("xs");
+  for (const std::uint64_t id : {1, 2, 3}) {
+    for (const PeerMessage type : kMembersOnly) {
+      env::Request request{.type = static_cast<std::uint16_t>(type)};
+      if (type == PeerMessage::propose) request.payload = {Buffer::copy(as_bytes(freeing.SerializeAsString()))};
+      const auto answer = ask(stranger, id, std::move(request));
+      ASSERT_FALSE(answer) << static_cast<int>(type);
+      EXPECT_EQ(answer.error().code, Errc::permission_denied) << static_cast<int>(type);
+      EXPECT_EQ(answer.error().hint, "holo join");
+    }
+    EXPECT_EQ(ask(stranger, id, {.type = static_cast<std::uint16_t>(PeerMessage::join), .header = "\xff"}).error().code,
+              Errc::malformed)
+        << "the handler has seen it";
+    EXPECT_EQ(ask(stranger, id, {.type = static_cast<std::uint16_t>(PeerMessage::leave)}).error().code, Errc::refused);
+  }
+  EXPECT_EQ(reached, 0U);
+  EXPECT_NE(at(1).state().region_by_name("xs"), nullptr);
+  EXPECT_EQ(at(1).state().nodes().size(), 3U);
+  // Members reach the very same handlers.
+  EXPECT_TRUE(ask(*machines_[2].endpoint, 1, {.type = static_cast<std::uint16_t>(PeerMessage::page_fetch)}));
+  EXPECT_TRUE(ask(*machines_[3].endpoint, 2, {.type = 999}));
+  EXPECT_EQ(reached, 2U);
+}
+
+/// However often it knocks, the others are hardly asked about it.
+TEST_F(ControlTest, StrangersCostTheOthersLittle) {
+  cluster(2);
+  const std::uint64_t follower = leader() == 1 ? 2 : 1;
+  Hub::Endpoint stranger(hub_, NodeId{99}, address(99));
+  const auto queries = [&] { return hub_.delivered[static_cast<std::uint16_t>(PeerMessage::member_query)]; };
+  const std::uint64_t before = queries();
+  const Instant begin = loop_.now();
+  std::vector<std::shared_ptr<std::optional<Result<env::Reply>>>> out;
+  for (int i = 0; i < 2000; ++i) {
+    out.push_back(std::make_shared<std::optional<Result<env::Reply>>>());
+    const env::CallOptions options{.deadline = deadline()};
+    loop_.spawn(keep(stranger.call(NodeId{follower}, {.type = static_cast<std::uint16_t>(PeerMessage::raft)}, options),
+                     out.back()));
+  }
+  ASSERT_TRUE(until([&] { return std::all_of(out.begin(), out.end(), [](const auto& o) { return o->has_value(); }); }));
+  for (const auto& o : out) EXPECT_FALSE(**o);
+  const auto windows = static_cast<std::uint64_t>((loop_.now() - begin).millis() / 300);
+  EXPECT_LE(queries() - before, windows + 2);
+}
+
+TEST_F(ControlTest, WhoLeftIsAStrangerWhoMayOnlyHearThatItLeft) {
+  cluster(4);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  ASSERT_TRUE(run(at(4).leave(deadline())));
+  ASSERT_TRUE(until([&] { return at(1).state().node(NodeId{4})->state == control::NodeState::left; }));
+  const std::uint64_t lead = leader();
+  ASSERT_TRUE(until([&] { return lead == leader() && at(lead).log_status().role == env::LogRole::leader; }));
+  Hub::Endpoint& gone = *machines_[4].endpoint;
+  for (const PeerMessage type : {PeerMessage::propose, PeerMessage::heartbeat, PeerMessage::read_index}) {
+    for (const std::uint64_t id : {1, 2, 3}) {
+      const auto answer = ask(gone, id, {.type = static_cast<std::uint16_t>(type)});
+      ASSERT_FALSE(answer);
+      EXPECT_EQ(answer.error().code, Errc::permission_denied);
+    }
+  }
+  EXPECT_EQ(ask(gone, lead, {.type = static_cast<std::uint16_t>(PeerMessage::raft)}).error().code,
+            Errc::permission_denied)
+      << "the log has let go of it";
+  wire::LeaveRequest again;
+  again.set_node(4);
+  const LogIndex applied = at(lead).state().applied();
+  EXPECT_TRUE(
+      ask(gone, lead, {.type = static_cast<std::uint16_t>(PeerMessage::leave), .header = again.SerializeAsString()}))
+      << "its answer may have been lost";
+  EXPECT_EQ(at(lead).state().applied(), applied) << "nothing is written for somebody who is gone";
+}
+
+TEST_F(ControlTest, ARevokedNodeIsServedNothing) {
+  cluster(4);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  std::uint64_t victim = 0;
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    if (!at(1).state().node(NodeId{id})->voter) victim = id;
+  }
+  const std::uint64_t other = victim == 1 ? 2 : 1;
+  wire::CommandBody b;
+  b.mutable_node_revoke()->set_node(victim);
+  ASSERT_TRUE(run(at(other).propose(std::move(b), deadline())));
+  ASSERT_TRUE(until([&] { return leader() != 0; }));
+  // The Hub has no handshakes, which would turn it away before.
+  for (const PeerMessage type : {PeerMessage::propose, PeerMessage::heartbeat}) {
+    EXPECT_EQ(ask(*machines_[victim].endpoint, other, {.type = static_cast<std::uint16_t>(type)}).error().code,
+              Errc::permission_denied);
+  }
+}
+
+TEST_F(ControlTest, ADeadMemberStillIsOneAndReturns) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  const std::uint64_t dead = leader() == 3 ? 2 : 3;
+  const std::uint64_t other = dead == 3 ? 2 : 3;
+  kill(dead);
+  ASSERT_TRUE(until([&] { return !at(1).state().node(NodeId{dead})->alive(); }));
+  restart(dead);
+  EXPECT_TRUE(until([&] { return at(dead).ready() && at(other).state().live_count() == 3; }));
+}
+
+/// A voter is off while a newcomer joins and comes to lead. What the voter kept does not name it.
+TEST_F(ControlTest, AVoterThatWasOffBelievesALeaderWhomMembersKnow) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  kill(3);
+  ASSERT_TRUE(until([&] { return leader() != 0 && !at(leader()).state().node(NodeId{3})->alive(); }));
+  ASSERT_TRUE(run(make(4).join(address(1), deadline())));
+  ASSERT_TRUE(until([&] {
+    const std::uint64_t l = leader();
+    return l != 0 && at(l).state().node(NodeId{4})->voter && !at(l).state().node(NodeId{3})->voter;
+  }));
+  // Whoever leads is cut off until it is the newcomer's turn.
+  for (int i = 0; i < 40 && leader() != 4; ++i) {
+    const std::uint64_t old = leader();
+    if (old == 0) {
+      (void)until([&] { return leader() != 0; });
+      continue;
+    }
+    hub_.isolate(NodeId{old}, true);
+    const auto another = [&] { return (at(4).is_leader() || at(3 - old).is_leader()); };
+    ASSERT_TRUE(until(another));
+    hub_.isolate(NodeId{old}, false);
+    ASSERT_TRUE(until([&] { return !at(old).is_leader(); }));
+  }
+  ASSERT_EQ(leader(), 4U);
+  ASSERT_TRUE(until([&] { return at(1).ready() && at(2).ready(); }));
+  const auto queries = [&] { return hub_.delivered[static_cast<std::uint16_t>(PeerMessage::member_query)]; };
+  const std::uint64_t before = queries();
+  restart(3);
+  EXPECT_TRUE(until([&] { return at(3).ready() && at(3).state().node(NodeId{4}) != nullptr; }));
+  EXPECT_GT(queries(), before) << "it had to ask";
+  EXPECT_TRUE(create(3, "xs", kMiB));
+}
+
+/// With the log alone a node knows nobody until it hears a leader, whom it then would not hear.
+TEST_F(ControlTest, RestartsInAnyOrderAndJoinsMeanwhile) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  for (const std::uint64_t id : {3, 1, 2}) kill(id);
+  restart(2);
+  Hub::Endpoint stranger(hub_, NodeId{99}, address(99));
+  EXPECT_EQ(ask(stranger, 2, {.type = static_cast<std::uint16_t>(PeerMessage::raft)}).error().code,
+            Errc::permission_denied)
+      << "also before there is a leader";
+  restart(3);
+  ASSERT_TRUE(until([&] { return at(2).state().cluster() && leader() != 0; }));
+  ASSERT_TRUE(run(make(4).join(address(2), deadline())));
+  restart(1);
+  for (std::uint64_t id = 1; id <= 4; ++id) {
+    EXPECT_TRUE(until([&] { return at(id).ready() && at(id).state().live_count() == 4; })) << id;
+  }
+}
+
+/// As stores of earlier releases are: without the entry that they are of.
+TEST_F(ControlTest, AStoreThatDoesNotSayHowOldItIsIsEnoughToReturn) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3; }));
+  for (std::uint64_t id = 1; id <= 3; ++id) {
+    kill(id);
+    wire::JoinReply record;
+    ASSERT_TRUE(record.ParseFromString(std::string(as_text(**machines_[id].store->get("cluster")))));
+    EXPECT_GT(record.log_index(), 0U);
+    record.clear_log_index();
+    ASSERT_TRUE(machines_[id].store->put("cluster", as_bytes(record.SerializeAsString())));
+  }
+  for (std::uint64_t id = 1; id <= 3; ++id) restart(id);
+  for (std::uint64_t id = 1; id <= 3; ++id) EXPECT_TRUE(until([&] { return at(id).ready(); })) << id;
 }
 
 TEST_F(ControlTest, ProposalsAreBoundedAndManyAtOnceAllAct) {

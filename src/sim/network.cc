@@ -40,6 +40,15 @@ Task<void> SimTransport::deliver(NodeId from, env::Request request, std::functio
     answer(fail(Errc::unsupported, str("no handler for request ", request.type)));
     co_return;
   }
+  if (gate_ && from != self_ && !gate_->admits(from, request.type)) {
+    const auto gate = gate_;
+    Status admitted = co_await gate->inquire(from, request.type);
+    if (!admitted) {
+      answer(std::unexpected(std::move(admitted).error()));
+      co_return;
+    }
+    it = handlers_.find(request.type);
+  }
   Result<env::Reply> reply = co_await it->second(from, std::move(request));
   answer(std::move(reply));
 }

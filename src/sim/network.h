@@ -66,6 +66,7 @@ class SimTransport final : public env::Transport {
 
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options) override;
   void serve(std::uint16_t type, Handler handler) override { handlers_[type] = std::move(handler); }
+  void set_gate(std::shared_ptr<env::MemberGate> gate) override { gate_ = std::move(gate); }
   void set_addresses(NodeId, std::vector<std::string>) override {}
   /// Addresses are node ids in hexadecimal.
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline) override;
@@ -80,6 +81,7 @@ class SimTransport final : public env::Transport {
   NodeId self_;
   SimLoop& loop_;
   std::map<std::uint16_t, Handler> handlers_;
+  std::shared_ptr<env::MemberGate> gate_;
 };
 
 }  // namespace holo::sim

@@ -7,12 +7,13 @@ namespace holo::wire {
 
 enum class PeerMessage : std::uint16_t {
   // membership and control
-  join = 1,         // JoinRequest -> JoinReply
-  heartbeat = 2,    // Heartbeat -> HeartbeatReply
-  leave = 3,        // LeaveRequest -> LeaveReply
-  raft = 10,        // one libraft message, payload = entries or snapshot chunk -> empty
-  propose = 11,     // ProposeRequest -> ProposeReply: append a command at the leader
-  read_index = 12,  // ReadIndexRequest -> ReadIndexReply
+  join = 1,          // JoinRequest -> JoinReply
+  heartbeat = 2,     // Heartbeat -> HeartbeatReply
+  leave = 3,         // LeaveRequest -> LeaveReply
+  member_query = 4,  // MemberQuery -> MemberQueryReply: is that node one of us?
+  raft = 10,         // one libraft message, payload = entries or snapshot chunk -> empty
+  propose = 11,      // ProposeRequest -> ProposeReply: append a command at the leader
+  read_index = 12,   // ReadIndexRequest -> ReadIndexReply
   // memory
   page_fetch = 20,   // PageFetch -> PageFetchReply + page bytes
   page_stage = 21,   // PageStage + page bytes -> PageStageReply  (to the home)
@@ -31,5 +32,23 @@ enum class PeerMessage : std::uint16_t {
   // sight
   ping = 70,  // empty + up to 64 KiB -> the same: `holo ping`
 };
+
+/// Whom a request is served: a handshake proves who asks, not that it belongs to the cluster.
+enum class Asker : std::uint8_t {
+  member,      ///< By the replicated membership. One that is dead still is a member; one that left is not.
+  log_member,  ///< Who leaves is no member any more, but the log may need its vote until it is taken out.
+  anyone,
+};
+
+/// Members only, unless a type is named here.
+constexpr Asker may_ask(PeerMessage type) {
+  switch (type) {
+    case PeerMessage::join:   // Who is not a member yet.
+    case PeerMessage::leave:  // Who has left, and lost the answer. The handler knows everybody else.
+    case PeerMessage::ping: return Asker::anyone;
+    case PeerMessage::raft: return Asker::log_member;
+    default: return Asker::member;
+  }
+}
 
 }  // namespace holo::wire

@@ -40,6 +40,7 @@ class DirectTransport final : public env::Transport {
     co_return reply;
   }
   void serve(std::uint16_t type, Handler handler) override { handlers[type] = std::move(handler); }
+  void set_gate(std::shared_ptr<env::MemberGate>) override {}
   void set_addresses(NodeId, std::vector<std::string>) override {}
   Task<Result<env::PeerIdentity>> connect(std::string, Instant) override { co_return fail(Errc::unsupported, "no"); }
   void disconnect(NodeId) override {}

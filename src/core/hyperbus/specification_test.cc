@@ -251,6 +251,7 @@ std::map<std::string, std::uint64_t> constants() {
       {"kMaxCallsPerPeer", limits::kMaxCallsPerPeer},
       {"kMaxQueuedBytes", Exchange::kMaxQueuedBytes},
       {"kMaxHalfOpen", limits::kMaxHalfOpen},
+      {"kMaxStrangers", limits::kMaxStrangers},
       {"kHandshakeDeadline", ms(limits::kHandshakeDeadline)},
       {"kKeepAlive", ms(session.keep_alive)},
       {"kIdleTimeout", ms(session.idle_timeout)},
