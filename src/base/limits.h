@@ -33,6 +33,19 @@ inline constexpr std::size_t kMaxNodes = 1024;            // above: over_limit
 inline constexpr std::size_t kMaxCommandBytes = 8 << 20;  // above: over_limit
 inline constexpr std::size_t kMaxPendingCommands = 4096;  // above: overloaded
 
+// The key-value service
+inline constexpr std::size_t kMaxKvKeyBytes = 1024;         // above, or none: invalid_argument
+inline constexpr std::size_t kMaxKvValueBytes = 512 << 10;  // above: over_limit
+inline constexpr std::size_t kMaxKvTxnBytes =
+    900'000;                                   // a transaction, or an answer's keys and values; above: over_limit
+inline constexpr std::size_t kMaxKvOps = 128;  // of each kind in a transaction; above: over_limit
+inline constexpr std::size_t kMaxKvDeletes = 10'000;      // keys that one deletion takes; above: over_limit
+inline constexpr std::uint64_t kMaxKvBytes = 1ULL << 30;  // of all keys and values; above: over_limit, deleting goes on
+inline constexpr std::uint64_t kMaxKvHistoryBytes =
+    64 << 20;  // of what is no longer the newest; above: the oldest is compacted
+inline constexpr std::size_t kMaxKvChanges = 100'000;  // that a watch can go back; above: the oldest are compacted
+inline constexpr std::size_t kMaxKvWatches = 4096;     // that wait at one agent; above: overloaded
+
 // Compute
 inline constexpr std::size_t kMaxCaptureBytes = 4096;        // above: compile-time error
 inline constexpr std::size_t kMaxTaskResultBytes = 8 << 20;  // above: task_failed

@@ -20,6 +20,7 @@
 #include "node/bus.h"
 #include "node/compute.h"
 #include "node/control.h"
+#include "node/kv.h"
 #include "node/local_gate.h"
 #include "node/memory.h"
 #include "node/memory_control.h"
@@ -131,6 +132,7 @@ class Node {
   std::unique_ptr<MemoryService> memory_;
   std::unique_ptr<ComputeService> compute_;
   LocalApi api_;
+  std::unique_ptr<KvService> kv_;
   std::unique_ptr<LocalGate> gate_;
   bool stopped_ = false;
   bool keeping_pages_ = false;

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   add_status_command(line);
   add_ping_command(line);
   add_region_commands(line);
+  add_kv_commands(line);
   add_run_command(line);
   add_dev_commands(line);
   add_bench_commands(line);

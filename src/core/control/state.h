@@ -22,6 +22,7 @@
 #include "base/result.h"
 #include "base/time.h"
 #include "core/control/directory.h"
+#include "core/control/keyspace.h"
 #include "core/control/placement.h"
 #include "core/control/session.h"
 #include "wire/control.pb.h"
@@ -83,6 +84,8 @@ class StateObserver {
   virtual void on_nodes_changed(Epoch epoch, NodeId node) = 0;
   /// Shards got or lost in-sync nodes or targets to fill without a change of the epoch.
   virtual void on_placement_changed(RegionId region) = 0;
+  /// Keys of the key-value service were written or deleted, at the newest revision (KeySpace::for_each_newest).
+  virtual void on_keys_changed() {}
   /// The whole state was replaced (a snapshot): forget what was derived from it and look again.
   virtual void on_restored() = 0;
 };
@@ -175,6 +178,10 @@ class State {
   void for_each_written_since(RegionId region, Version since, PageRange within,
                               const std::function<void(PageRange, Version)>& f) const;
 
+  // ---- The key-value service.
+
+  [[nodiscard]] const KeySpace& keys() const { return keys_; }
+
  private:
   struct Region {
     RegionRecord record;
@@ -194,6 +201,8 @@ class State {
   wire::CommandResult free_region(const wire::FreeRegion& c);
   wire::CommandResult commit(const wire::CommitTxns& c);
   wire::CommandResult shards_filled(const wire::ShardsFilled& c);
+  wire::CommandResult kv_txn(const wire::KvTxn& c);
+  wire::CommandResult kv_compact(const wire::KvCompact& c);
   wire::TxnResult commit_one(const wire::TxnCommit& t);
 
   /// Live nodes that take new shards, ascending, with their free bytes.
@@ -232,6 +241,7 @@ class State {
   std::size_t taker_count_ = 0;  ///< Live nodes that do not drain.
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
   std::map<std::string, RegionId, std::less<>> names_;
+  KeySpace keys_;
   std::map<NodeId, Session> sessions_;
   std::vector<StateObserver*> observers_;
 };

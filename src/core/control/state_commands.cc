@@ -70,6 +70,8 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kCommit: return commit(body.commit());
     case wire::CommandBody::kShardsFilled: return shards_filled(body.shards_filled());
     case wire::CommandBody::kNodeRevoke: return node_revoke(body.node_revoke());
+    case wire::CommandBody::kKv: return kv_txn(body.kv());
+    case wire::CommandBody::kKvCompact: return kv_compact(body.kv_compact());
     case wire::CommandBody::KIND_NOT_SET: break;
   }
   return refusal(Errc::unsupported, "this version does not know the command");
@@ -512,6 +514,23 @@ wire::CommandResult State::shards_filled(const wire::ShardsFilled& c) {
     for (StateObserver* o : observers_) o->on_placement_changed(id);
   }
   return {};
+}
+
+wire::CommandResult State::kv_txn(const wire::KvTxn& c) {
+  const std::uint64_t before = keys_.revision();
+  auto done = keys_.apply(c);
+  if (!done) return refusal(done.error());
+  if (keys_.revision() != before) {
+    for (StateObserver* o : observers_) o->on_keys_changed();
+  }
+  wire::CommandResult result;
+  *result.mutable_kv() = std::move(*done);
+  return result;
+}
+
+wire::CommandResult State::kv_compact(const wire::KvCompact& c) {
+  const Status done = keys_.compact(c.revision());
+  return done ? wire::CommandResult() : refusal(done.error());
 }
 
 }  // namespace holo::control

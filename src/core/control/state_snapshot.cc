@@ -108,6 +108,7 @@ Bytes State::snapshot() const {
     r->set_node(id.value);
     r->set_since_ms(since.ms);
   }
+  if (keys_.revision() != 0) keys_.save(out.mutable_kv());
 
   Bytes bytes(out.ByteSizeLong());
   HOLO_ASSERT(out.SerializeToArray(bytes.data(), static_cast<int>(bytes.size())), "a snapshot of more than 2 GiB");
@@ -256,6 +257,8 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
       return bad("a revoked node without an id, or twice");
     }
   }
+  KeySpace keys;
+  HOLO_TRY(keys.load(in.kv()));
 
   cluster_ = ClusterId{in.cluster()};
   name_ = in.name();
@@ -268,6 +271,7 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   names_ = std::move(reader.names);
   sessions_ = std::move(reader.sessions);
   revoked_ = std::move(revoked);
+  keys_ = std::move(keys);
   count_nodes();
   for (StateObserver* o : observers_) o->on_restored();
   return {};

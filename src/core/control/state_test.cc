@@ -380,8 +380,20 @@ wire::CommandBody random_body(Random& rnd, const State& s) {
     const auto ids = s.regions();
     return ids.empty() || rnd.chance(1, 10) ? rnd.below(8) : ids[rnd.below(ids.size())].value;
   };
-  switch (rnd.chance(1, 60) ? 100 : rnd.below(12)) {
+  switch (rnd.chance(1, 60) ? 100 : rnd.below(14)) {
     case 100: b.mutable_node_revoke()->set_node(node); break;
+    case 12: b.mutable_kv_compact()->set_revision(rnd.below(s.keys().revision() + 2)); break;
+    case 13: {
+      auto* compare = b.mutable_kv()->add_compares();
+      compare->set_key(std::string(1, static_cast<char>('a' + rnd.below(5))));
+      compare->set_relation(wire::KvCompare::LESS);
+      compare->set_number(rnd.below(4));
+      auto* put = b.mutable_kv()->add_then()->mutable_put();
+      put->set_key(compare->key());
+      put->set_value(std::to_string(rnd.below(100)));
+      b.mutable_kv()->add_otherwise()->mutable_delete_()->mutable_range()->set_key(compare->key());
+      break;
+    }
     case 0: *b.mutable_node_join()->mutable_node() = info(node, memory, incarnation); break;
     case 1: *b.mutable_node_alive()->mutable_node() = info(node, memory, incarnation); break;
     case 2:

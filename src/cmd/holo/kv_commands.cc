@@ -1,0 +1,326 @@
+// holo kv: keys and values that the whole cluster agrees on.
+#include <chrono>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+
+#include "base/limits.h"
+#include "base/strings.h"
+#include "cmd/holo/agent_link.h"
+#include "cmd/holo/command_line.h"
+#include "cmd/holo/kv_text.h"
+#include "cmd/holo/table.h"
+#include "cmd/holo/units.h"
+
+namespace holo::cmd {
+namespace {
+
+constexpr Duration kCall = seconds(30);
+constexpr std::uint32_t kWatchMs = 30'000;  // Of one request; the next goes on where it ended.
+
+struct KvOptions {
+  TargetOptions target;
+  std::string key, end, value, file;
+  bool prefix = false, stale = false, keys_only = false, json = false, absent = false, previous = false;
+  std::uint64_t revision = 0, from = 0, count = 0, limit = 0, if_revision = 0;
+  double timeout = 0;
+};
+
+Outcome<wire::KvRange> range_of(const KvOptions& o) {
+  if (o.prefix && !o.end.empty()) return usage("a prefix has no end", "holo kv range a z, or holo kv range --prefix a");
+  if (o.prefix) return prefix_range(o.key);
+  wire::KvRange range;
+  range.set_key(o.key);
+  range.set_end(o.end);
+  return range;
+}
+
+Outcome<std::string> read_all(const std::string& file) {
+  if (file == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
+  std::ifstream in(file, std::ios::binary);
+  std::string bytes(std::istreambuf_iterator<char>(in), {});
+  if (!in) return fail(Errc::not_found, str("cannot read ", file));
+  return bytes;
+}
+
+void print(const nlohmann::json& object) { std::cout << object.dump(2) << "\n"; }
+
+/// A comparison that makes the change depend on how the key stands now.
+void add_condition(const KvOptions& o, wire::KvTxn& txn) {
+  if (!o.absent && o.if_revision == 0) return;
+  auto* compare = txn.add_compares();
+  compare->set_key(o.key);
+  compare->set_target(o.absent ? wire::KvCompare::VERSION : wire::KvCompare::MODIFIED);
+  compare->set_number(o.absent ? 0 : o.if_revision);
+  *txn.add_otherwise()->mutable_get()->mutable_range()->mutable_key() = o.key;
+}
+
+Failure condition_failed(const KvOptions& o, const wire::KvTxnResult& result) {
+  const bool there = result.results_size() > 0 && result.results(0).pairs_size() > 0;
+  if (!there) return Error{.code = Errc::not_found, .message = str("there is no key ", o.key)};
+  const auto now = result.results(0).pairs(0).modified();
+  if (o.absent)
+    return Error{.code = Errc::already_exists, .message = str("key ", o.key, " is there, since revision ", now)};
+  return Error{.code = Errc::refused,
+               .message = str("key ", o.key, " is at revision ", now, ", not at ", o.if_revision)};
+}
+
+Outcome<int> put(const KvOptions& o) {
+  if (o.absent && o.if_revision != 0) return usage("--if-absent and --if-revision exclude each other");
+  if (!o.file.empty() && !o.value.empty()) return usage("a value and --file exclude each other");
+  wire::KvTxn txn;
+  add_condition(o, txn);
+  auto* p = txn.add_then()->mutable_put();
+  p->set_key(o.key);
+  p->set_value(o.value);
+  p->set_previous(o.previous);
+  if (!o.file.empty()) {
+    HOLO_ASSIGN(bytes, read_all(o.file));
+    p->set_value(std::move(bytes));
+  }
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, txn, kCall));
+  if (!result.succeeded()) return std::unexpected(condition_failed(o, result));
+  if (o.json) {
+    print(kv_json(result));
+    return kDone;
+  }
+  for (const auto& pair : result.results(0).pairs()) std::cout << pair.value() << "\n";
+  if (!o.previous) std::cout << "revision " << result.revision() << "\n";
+  return kDone;
+}
+
+Outcome<int> get(const KvOptions& o) {
+  wire::KvGet ask;
+  ask.mutable_range()->set_key(o.key);
+  ask.set_revision(o.revision);
+  ask.set_stale(o.stale);
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_ASSIGN(page, link.call_for<wire::KvPage>(wire::KV_GET, ask, kCall));
+  if (page.pairs().empty()) {
+    return fail(Errc::not_found,
+                str("there is no key ", o.key, o.revision == 0 ? "" : str(" at revision ", o.revision)),
+                "holo kv range lists them");
+  }
+  if (o.json) {
+    print(kv_json(page.pairs(0)));
+  } else {
+    std::cout << page.pairs(0).value() << "\n";
+  }
+  return kDone;
+}
+
+Outcome<int> erase(const KvOptions& o) {
+  HOLO_ASSIGN(range, range_of(o));
+  wire::KvTxn txn;
+  add_condition(o, txn);
+  auto* d = txn.add_then()->mutable_delete_();
+  *d->mutable_range() = std::move(range);
+  d->set_previous(o.previous);
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, txn, kCall));
+  if (!result.succeeded()) return std::unexpected(condition_failed(o, result));
+  if (o.json) {
+    print(kv_json(result));
+    return kDone;
+  }
+  for (const auto& pair : result.results(0).pairs()) std::cout << kv_line(pair) << "\n";
+  if (!o.previous) std::cout << result.results(0).deleted() << "\n";
+  return kDone;
+}
+
+Outcome<int> list(const KvOptions& o) {
+  HOLO_ASSIGN(range, range_of(o));
+  wire::KvGet ask;
+  *ask.mutable_range() = std::move(range);
+  // With no bounds at all: everything.
+  if (o.key.empty()) ask.mutable_range()->set_key(std::string(1, '\0'));
+  if (o.key.empty() || o.end.empty()) {
+    if (!o.prefix) ask.mutable_range()->set_end(std::string(1, '\0'));
+  }
+  ask.set_revision(o.revision);
+  ask.set_keys_only(o.keys_only);
+  ask.set_stale(o.stale);
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  nlohmann::json all = nlohmann::json::array();
+  for (std::uint64_t left = o.limit;;) {
+    ask.set_limit(static_cast<std::uint32_t>(std::min<std::uint64_t>(left, 1u << 20)));
+    HOLO_ASSIGN(page, link.call_for<wire::KvPage>(wire::KV_GET, ask, kCall));
+    for (const auto& pair : page.pairs()) {
+      if (o.json) {
+        all.push_back(kv_json(pair));
+        if (o.keys_only) all.back().erase("value");
+      } else {
+        std::cout << (o.keys_only ? kv_printable(pair.key()) : kv_line(pair)) << "\n";
+      }
+    }
+    if (o.limit != 0) left -= std::min<std::uint64_t>(left, static_cast<std::uint64_t>(page.pairs_size()));
+    if (page.next().empty() || (o.limit != 0 && left == 0)) break;
+    ask.mutable_range()->set_key(page.next());
+    ask.set_revision(page.revision());  // All pages are of one revision.
+  }
+  if (o.json) print(all);
+  return kDone;
+}
+
+Outcome<int> watch(const KvOptions& o) {
+  HOLO_ASSIGN(range, range_of(o));
+  wire::KvWatch ask;
+  *ask.mutable_range() = std::move(range);
+  ask.set_from(o.from);
+  using Clock = std::chrono::steady_clock;
+  const auto until =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(o.timeout));
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  for (std::uint64_t seen = 0;;) {
+    ask.set_wait_ms(kWatchMs);
+    if (o.timeout > 0) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
+      if (left <= 0) break;
+      ask.set_wait_ms(static_cast<std::uint32_t>(std::min<std::int64_t>(left, kWatchMs)));
+    }
+    HOLO_ASSIGN(events, link.call_for<wire::KvEvents>(wire::KV_WATCH, ask, milliseconds(kWatchMs) + kCall));
+    for (const auto& event : events.events()) {
+      if (o.json) {
+        std::cout << kv_json(event).dump() << "\n";
+      } else {
+        std::cout << event.pair().modified() << (event.deleted() ? " delete " : " put ")
+                  << (event.deleted() ? kv_printable(event.pair().key()) : kv_line(event.pair())) << "\n";
+      }
+      std::cout.flush();
+      if (!std::cout) return kDone;  // Nobody reads any more.
+      if (++seen == o.count) return kDone;
+    }
+    ask.set_from(events.from());
+    ask.set_skip(events.skip());
+  }
+  if (o.count == 0) return kDone;
+  return fail(Errc::deadline_exceeded, str("fewer than ", o.count, " events in ", o.timeout, " s"));
+}
+
+Outcome<int> txn(const KvOptions& o) {
+  HOLO_ASSIGN(text, read_all(o.file));
+  auto parsed = parse_kv_txn(text);
+  if (!parsed) return usage(parsed.error());
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, *parsed, kCall));
+  print(kv_json(result));
+  return kDone;
+}
+
+Outcome<int> compact(const KvOptions& o) {
+  wire::KvCompact ask;
+  ask.set_revision(o.revision);
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_TRY(link.call(wire::KV_COMPACT, ask, kCall));
+  return kDone;
+}
+
+Outcome<int> state(const KvOptions& o) {
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  HOLO_ASSIGN(s, link.call_for<wire::KvState>(wire::KV_STATE, wire::Empty(), kCall));
+  if (o.json) {
+    print({{"revision", s.revision()}, {"compacted", s.compacted()}, {"keys", s.keys()}, {"bytes", s.bytes()}});
+  } else {
+    std::cout << s.keys() << " keys, " << format_size(s.bytes()) << ", revision " << s.revision()
+              << ", compacted up to " << s.compacted() << "\n";
+  }
+  return kDone;
+}
+
+}  // namespace
+
+void add_kv_commands(CommandLine& line) {
+  auto& group = line.add(line.root(), "kv", "Keys and values that the whole cluster agrees on",
+                         "holo kv put color green && holo kv get color", {});
+  group.require_subcommand(1);
+  const auto add = [&](const char* name, const char* help, const char* example, Outcome<int> (*run)(const KvOptions&),
+                       auto options) {
+    auto o = std::make_shared<KvOptions>();
+    auto& app = line.add(group, name, help, example, [o, run] { return run(*o); });
+    options(app, *o);
+    add_target_options(app, o->target);
+  };
+  const auto key = [](CLI::App& app, KvOptions& o) {
+    app.add_option("KEY", o.key, str("At most ", limits::kMaxKvKeyBytes, " bytes"))->required();
+  };
+  const auto json = [](CLI::App& app, KvOptions& o, const char* help) { app.add_flag("--json", o.json, help); };
+  const auto prefix = [](CLI::App& app, KvOptions& o) {
+    app.add_flag("--prefix", o.prefix, "Every key that begins so");
+  };
+  const auto revision = [](CLI::App& app, KvOptions& o) {
+    app.add_option("--revision", o.revision, "As it was at that revision (default: now)");
+  };
+  const auto stale = [](CLI::App& app, KvOptions& o) {
+    app.add_flag("--stale", o.stale, "What this node knows, without asking the others: perhaps not the newest");
+  };
+  const auto condition = [](CLI::App& app, KvOptions& o) {
+    app.add_option("--if-revision", o.if_revision, "Only if the key was last written at that revision")
+        ->check(CLI::PositiveNumber);
+  };
+  const auto previous = [](CLI::App& app, KvOptions& o) {
+    app.add_flag("--previous", o.previous, "Print what was there before");
+  };
+
+  add("put", "Write a key", "holo kv put color green", put, [&](CLI::App& app, KvOptions& o) {
+    key(app, o);
+    app.add_option("VALUE", o.value, "Its value (default: empty)");
+    app.add_option("--file", o.file,
+                   str("The value is the file's bytes, at most ", limits::kMaxKvValueBytes, "; - for standard input"));
+    app.add_flag("--if-absent", o.absent, "Only if there is no such key");
+    condition(app, o);
+    previous(app, o);
+    json(app, o, "One JSON object");
+  });
+  add("get", "The value of a key, as of now", "holo kv get color", get, [&](CLI::App& app, KvOptions& o) {
+    key(app, o);
+    revision(app, o);
+    stale(app, o);
+    json(app, o, "One JSON object, with the key's revisions");
+  });
+  add("del", "Delete a key, or a range of them", "holo kv del --prefix jobs/", erase, [&](CLI::App& app, KvOptions& o) {
+    key(app, o);
+    app.add_option("END", o.end, "Delete from KEY on, up to this key but without it");
+    prefix(app, o);
+    condition(app, o);
+    previous(app, o);
+    json(app, o, "One JSON object");
+  });
+  add("range", "Keys and their values, in order, all of one revision", "holo kv range a m --limit 10", list,
+      [&](CLI::App& app, KvOptions& o) {
+        app.add_option("KEY", o.key, "From this key on (default: the first)");
+        app.add_option("END", o.end, "Up to this key, without it (default: the last)");
+        prefix(app, o);
+        app.add_option("--limit", o.limit, "At most so many")->check(CLI::PositiveNumber);
+        app.add_flag("--keys-only", o.keys_only, "Without the values");
+        revision(app, o);
+        stale(app, o);
+        json(app, o, "A JSON array");
+      });
+  add("watch", "Changes as they happen, each once and in order", "holo kv watch --prefix jobs/ --from 1", watch,
+      [&](CLI::App& app, KvOptions& o) {
+        key(app, o);
+        app.add_option("END", o.end, "From KEY on, up to this key but without it");
+        prefix(app, o);
+        app.add_option("--from", o.from, "From that revision on (default: what comes now)");
+        app.add_option("-c,--count", o.count, "End after so many");
+        app.add_option("--timeout", o.timeout, "End after so many seconds; 1 when --count was not reached")
+            ->check(CLI::PositiveNumber);
+        json(app, o, "One JSON object for each line");
+      });
+  add("txn", "Compare, then change: all or nothing, at one revision",
+      R"(echo '{"compare": [{"key": "n", "value": "1"}], "then": [{"put": "n", "value": "2"}], "else": [{"get": "n"}]}' | holo kv txn)",
+      txn, [&](CLI::App& app, KvOptions& o) {
+        o.file = "-";
+        app.add_option("FILE", o.file, "The transaction as JSON; - for standard input")->capture_default_str();
+        json(app, o, "The result is JSON in any case");
+      });
+  add("compact", "Forget what was overwritten at or before a revision", "holo kv compact 1000", compact,
+      [&](CLI::App& app, KvOptions& o) {
+        app.add_option("REVISION", o.revision, "As holo kv state tells")->required();
+      });
+  add("state", "How many keys, how large, which revision", "holo kv state", state,
+      [&](CLI::App& app, KvOptions& o) { json(app, o, "One JSON object"); });
+}
+
+}  // namespace holo::cmd

@@ -1,0 +1,107 @@
+// The key-value service's data: every key with its newest value, and what it was before, back to the compacted
+// revision. A deterministic part of the replicated State; the model is that of etcd v3 (one revision counter for the
+// whole store, one revision for each transaction that changes something).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "wire/kv.pb.h"
+
+namespace holo::control {
+
+/// True when `key` lies in `range` (see wire::KvRange).
+bool in_range(const wire::KvRange& range, std::string_view key);
+
+/// Thread: one at a time. Bounded by limits::kMaxKvBytes, kMaxKvHistoryBytes and kMaxKvChanges.
+class KeySpace {
+ public:
+  KeySpace() = default;
+  KeySpace(const KeySpace&) = delete;
+  KeySpace& operator=(const KeySpace&) = delete;
+  KeySpace(KeySpace&&) = default;  // A deque's move leaves iterators of the map valid.
+  KeySpace& operator=(KeySpace&&) = default;
+
+  /// Of the last change; 0 when there was none.
+  [[nodiscard]] std::uint64_t revision() const { return revision_; }
+  /// What was overwritten at or before it is forgotten, and no watch begins at or before it.
+  [[nodiscard]] std::uint64_t compacted() const { return compacted_; }
+  [[nodiscard]] std::uint64_t keys() const { return live_; }
+  /// Of keys and values, with what each costs besides.
+  [[nodiscard]] std::uint64_t bytes() const { return live_bytes_ + history_bytes_; }
+
+  /// All of it or nothing. Errors, with nothing changed: `invalid_argument` (an empty or over-long key, one key changed
+  /// twice, a get at an older revision), `over_limit` (sizes and numbers of limits.h; the store is full).
+  Result<wire::KvTxnResult> apply(const wire::KvTxn& txn);
+  /// Errors: `invalid_argument` (a revision that has not been), `snapshot_too_old` (compacted before).
+  Status compact(std::uint64_t revision);
+
+  /// A page of at most limits::kMaxKvTxnBytes and kPageKeys; `next` tells where to go on. Cost: O(keys visited), of
+  /// which there are at most kScanKeys. Errors: `invalid_argument` (a revision that has not been), `snapshot_too_old`.
+  [[nodiscard]] Result<wire::KvPage> range(const wire::KvGet& get) const;
+  /// What has changed in the watched range, in order, as far as an answer carries; none: where to go on from. Cost:
+  /// O(changes since). Errors: `snapshot_too_old` with the first revision that can still be had.
+  [[nodiscard]] Result<wire::KvEvents> events(const wire::KvWatch& watch) const;
+
+  /// Calls f(key) for each change of the newest revision.
+  template <class F>
+  void for_each_newest(F f) const {
+    for (auto c = changes_.rbegin(); c != changes_.rend() && c->revision == revision_; ++c) f(c->key->first);
+  }
+
+  void save(wire::SnapshotKv* out) const;
+  /// Into an empty one. Error: `corrupt`.
+  Status load(const wire::SnapshotKv& in);
+
+  static constexpr std::size_t kPageKeys = 4096;
+  static constexpr std::size_t kScanKeys = 65536;
+
+ private:
+  struct Record {
+    std::uint64_t revision = 0;
+    std::uint64_t created = 0;
+    std::uint64_t version = 0;  ///< 0: the key was deleted.
+    std::uint32_t order = 0;    ///< Among the changes of its revision.
+    std::string value;
+  };
+  struct Chain {
+    Record newest;
+    std::unique_ptr<std::deque<Record>> older;  ///< Oldest first; null: none.
+  };
+  using Keys = std::map<std::string, Chain, std::less<>>;
+  struct Change {
+    std::uint64_t revision;
+    Keys::iterator key;
+  };
+
+  [[nodiscard]] Status check(const wire::KvTxn& txn) const;
+  [[nodiscard]] bool holds(const wire::KvCompare& compare) const;
+  [[nodiscard]] const Record* live(std::string_view key) const;
+  /// Null when the key was not there at that revision.
+  [[nodiscard]] static const Record* at(const Chain& chain, std::uint64_t revision);
+  /// The record that `change` made.
+  [[nodiscard]] static const Record& made_by(const Change& change);
+  /// [first, last) of the map.
+  [[nodiscard]] std::pair<Keys::iterator, Keys::iterator> span(const wire::KvRange& range);
+  [[nodiscard]] std::pair<Keys::const_iterator, Keys::const_iterator> span(const wire::KvRange& range) const;
+  void write(Keys::iterator key, Record record);
+  void forget_until(std::uint64_t revision);
+  void trim();
+  static std::uint64_t size_of(std::string_view key, const Record& record);
+
+  std::uint64_t revision_ = 0;
+  std::uint64_t compacted_ = 0;
+  std::uint64_t live_ = 0;
+  std::uint64_t live_bytes_ = 0;
+  std::uint64_t history_bytes_ = 0;  ///< Of records that are not the newest, and of deletions.
+  Keys keys_;
+  std::deque<Change> changes_;  ///< Every change after compacted_, in order.
+};
+
+}  // namespace holo::control

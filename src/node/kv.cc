@@ -1,0 +1,179 @@
+#include "node/kv.h"
+
+#include <algorithm>
+#include <list>
+#include <string>
+#include <vector>
+
+#include "base/strings.h"
+
+namespace holo::node {
+namespace {
+
+constexpr Duration kWrite = seconds(10);
+constexpr Duration kRead = seconds(10);
+constexpr std::uint32_t kLongestWatchMs = 60'000;  // Of one call; the watcher asks again.
+
+template <class Message>
+Result<LocalReply> reply_of(const Message& message) {
+  LocalReply reply;
+  reply.header = message.SerializeAsString();
+  return reply;
+}
+
+}  // namespace
+
+struct KvService::Impl final : control::StateObserver, std::enable_shared_from_this<Impl> {
+  using Self = std::shared_ptr<Impl>;
+  using Session = std::shared_ptr<LocalSession>;
+  using Answer = Task<Result<LocalReply>>;
+
+  struct Waiter {
+    SessionId session;
+    wire::KvRange range;
+    std::shared_ptr<OneShot<Result<bool>>> shot = std::make_shared<OneShot<Result<bool>>>();
+  };
+
+  Impl(env::Loop& l, ControlService& c) : loop(l), control(c) {}
+
+  env::Loop& loop;
+  ControlService& control;
+  bool stopped = false;
+  std::list<Waiter> waiting;
+
+  // ---- control::StateObserver
+  void on_commit(RegionId, Version, TxnId, std::span<const control::PageRange>) override {}
+  void on_region_created(RegionId) override {}
+  void on_region_freed(RegionId) override {}
+  void on_nodes_changed(Epoch, NodeId) override {}
+  void on_placement_changed(RegionId) override {}
+  void on_restored() override {
+    wake([](const Waiter&) { return true; });
+  }
+  void on_keys_changed() override {
+    if (waiting.empty()) return;
+    std::vector<std::string_view> changed;
+    keys().for_each_newest([&](const std::string& key) { changed.push_back(key); });
+    wake([&](const Waiter& w) {
+      return std::ranges::any_of(changed, [&](std::string_view key) { return control::in_range(w.range, key); });
+    });
+  }
+
+  [[nodiscard]] const control::KeySpace& keys() const { return control.state().keys(); }
+
+  /// Lets the chosen look again, once what runs now has ended.
+  template <class Choose>
+  void wake(Choose choose, Result<bool> with = true) {
+    std::vector<std::shared_ptr<OneShot<Result<bool>>>> chosen;
+    for (auto it = waiting.begin(); it != waiting.end();) {
+      if (!choose(*it)) {
+        ++it;
+        continue;
+      }
+      chosen.push_back(it->shot);
+      it = waiting.erase(it);
+    }
+    if (chosen.empty()) return;
+    loop.post([chosen = std::move(chosen), with = std::move(with)] {
+      for (const auto& shot : chosen) shot->set(with);
+    });
+  }
+
+  template <class Ask>
+  void serve(LocalApi& api, wire::LocalMessage type, Answer (*how)(Self, Session, Ask)) {
+    api.serve(type, [me = shared_from_this(), how](Session session, LocalRequest request) {
+      return decode<Ask>(me, how, std::move(session), std::move(request));
+    });
+  }
+  template <class Ask>
+  static Answer decode(Self me, Answer (*how)(Self, Session, Ask), Session session, LocalRequest request) {
+    Ask ask;
+    if (!ask.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
+    if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    auto task = how(me, std::move(session), std::move(ask));
+    co_return co_await task;
+  }
+
+  static Answer txn(Self me, Session, wire::KvTxn ask) {
+    wire::CommandBody body;
+    *body.mutable_kv() = std::move(ask);
+    const Instant deadline = me->loop.now() + kWrite;
+    HOLO_CO_ASSIGN(result, co_await me->control.propose(std::move(body), deadline));
+    co_return reply_of(result.kv());
+  }
+
+  static Answer get(Self me, Session, wire::KvGet ask) {
+    // At a revision that this node has there is nothing newer to be learnt.
+    if (!ask.stale() && (ask.revision() == 0 || ask.revision() > me->keys().revision())) {
+      const Instant deadline = me->loop.now() + kRead;
+      HOLO_CO_TRY(co_await me->control.barrier(deadline));
+      if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    }
+    HOLO_CO_ASSIGN(page, me->keys().range(ask));
+    co_return reply_of(page);
+  }
+
+  static Answer watch(Self me, Session session, wire::KvWatch ask) {
+    const Duration limit = milliseconds(static_cast<std::int64_t>(std::min(ask.wait_ms(), kLongestWatchMs)));
+    const Instant deadline = me->loop.now() + limit;
+    for (;;) {
+      HOLO_CO_ASSIGN(events, me->keys().events(ask));
+      if (!events.events().empty() || me->loop.now() >= deadline) co_return reply_of(events);
+      ask.set_from(events.from());
+      ask.set_skip(events.skip());
+      if (me->waiting.size() >= limits::kMaxKvWatches) {
+        co_return std::unexpected(Error{.code = Errc::overloaded,
+                                        .message = str(me->waiting.size(), " watches wait at this node already"),
+                                        .hint = "try again later, or at another node",
+                                        .retryable = true});
+      }
+      Waiter& w = me->waiting.emplace_back(Waiter{.session = session->id(), .range = ask.range()});
+      const auto shot = w.shot;
+      auto woken = co_await env::await_until(me->loop, shot, deadline, "a watch");
+      std::erase_if(me->waiting, [&](const Waiter& other) { return other.shot == shot; });
+      if (!woken && woken.error().code != Errc::deadline_exceeded) co_return std::unexpected(woken.error());
+      if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    }
+  }
+
+  static Answer compact(Self me, Session, wire::KvCompact ask) {
+    wire::CommandBody body;
+    *body.mutable_kv_compact() = ask;
+    const Instant deadline = me->loop.now() + kWrite;
+    HOLO_CO_TRY(co_await me->control.propose(std::move(body), deadline));
+    co_return LocalReply{};
+  }
+
+  static Answer state(Self me, Session, wire::Empty) {
+    const Instant deadline = me->loop.now() + kRead;
+    HOLO_CO_TRY(co_await me->control.barrier(deadline));
+    if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    wire::KvState out;
+    out.set_revision(me->keys().revision());
+    out.set_compacted(me->keys().compacted());
+    out.set_keys(me->keys().keys());
+    out.set_bytes(me->keys().bytes());
+    co_return reply_of(out);
+  }
+};
+
+KvService::KvService(env::Loop& loop, ControlService& control, LocalApi& api)
+    : impl_(std::make_shared<Impl>(loop, control)) {
+  control.add_observer(impl_.get());
+  impl_->serve(api, wire::KV_TXN, &Impl::txn);
+  impl_->serve(api, wire::KV_GET, &Impl::get);
+  impl_->serve(api, wire::KV_WATCH, &Impl::watch);
+  impl_->serve(api, wire::KV_COMPACT, &Impl::compact);
+  impl_->serve(api, wire::KV_STATE, &Impl::state);
+  api.on_closed([me = impl_](LocalSession& session) {
+    me->wake([&](const Impl::Waiter& w) { return w.session == session.id(); },
+             fail(Errc::cancelled, "the process has gone"));
+  });
+}
+
+KvService::~KvService() {
+  impl_->stopped = true;
+  impl_->wake([](const Impl::Waiter&) { return true; }, fail(Errc::cancelled, "the agent is stopping"));
+}
+
+}  // namespace holo::node
