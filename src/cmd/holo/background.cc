@@ -31,16 +31,20 @@ env::Fd open_pidfd(const ProcessName& name) {
   return process_name(name.pid) == name ? std::move(fd) : env::Fd();
 }
 
-/// In the child, between fork and exec: only system calls. It must not run anywhere else than it was told.
-void enter(const AgentPlace& place, int ready) {
-  static constexpr std::string_view kNoGroup = "failed 1 26 the agent cannot enter its cgroup\t\n";
-  static constexpr std::string_view kNoNetwork = "failed 1 26 the agent cannot enter its network namespace\t\n";
-  const std::string_view* wrong = nullptr;
-  if (place.cpu_group && ::write(place.cpu_group.get(), "0", 1) != 1) wrong = &kNoGroup;
-  if (place.network && ::setns(place.network.get(), CLONE_NEWNET) != 0) wrong = &kNoNetwork;
-  if (!wrong) return;
-  (void)!::write(ready, wrong->data(), wrong->size());
+// In the child, between fork and exec: only system calls.
+
+/// `outcome` goes to whoever started us, in place of what the agent would say.
+[[noreturn]] void give_up(int ready, std::string_view outcome) {
+  (void)!::write(ready, outcome.data(), outcome.size());
   ::_exit(1);
+}
+
+/// It must not run anywhere else than it was told.
+void enter(const AgentPlace& place, int ready) {
+  if (place.cpu_group && ::write(place.cpu_group.get(), "0", 1) != 1)
+    give_up(ready, "failed 1 26 the agent cannot enter its cgroup\t\n");
+  if (place.network && ::setns(place.network.get(), CLONE_NEWNET) != 0)
+    give_up(ready, "failed 1 26 the agent cannot enter its network namespace\t\n");
 }
 static_assert(static_cast<unsigned>(Errc::io_error) == 26);
 
@@ -50,6 +54,7 @@ static_assert(static_cast<unsigned>(Errc::io_error) == 26);
   enter(place, ready);
   ::setsid();
   const int null = ::open("/dev/null", O_RDWR);
+  if (null < 0) give_up(ready, "failed 1 26 the agent cannot open /dev/null\t\n");
   ::dup2(null, 0);
   ::dup2(log, 1);
   ::dup2(log, 2);
