@@ -67,7 +67,7 @@ Outcome<std::string> read_certificate(const StartOptions& o) {
 
 /// The line for the next machine.
 std::string join_line(const std::string& address, const ClusterMembership& m) {
-  const std::string line = str("holo join ", address);
+  std::string line = str("holo join ", address);
   switch (m.trust) {
     case hyperbus::TrustMode::psk: return str(line, " --key ", key_text(m.keys.front()));
     case hyperbus::TrustMode::tofu: return line + " --trust tofu";
