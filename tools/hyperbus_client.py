@@ -275,7 +275,17 @@ def encode_payload(**fields):
     for number, name in enumerate(FIELDS, 1):
         if fields.get(name):
             out += struct.pack("<BH", number, len(fields[name])) + fields[name]
-    return out
+    return out + fields.get("later", b"")
+
+
+# What a release may say that this one does not know (section 10): to be skipped by whoever hears it.
+LATER_FIELDS = struct.pack("<BH", 200, 5) + b"later" + struct.pack("<BH", 255, 0)
+LATER_FEATURES = struct.pack("<Q", 1 << 63 | 1)
+LATER_CIPHERS = (2, 77)
+LATER_CONTROL = struct.pack("<BBH", 99, 0, 3) + b"new" + struct.pack("<BBH", 1, 7, 24) + bytes(24)  # A type, and a class.
+LATER_UNIDIRECTIONAL, LATER_STREAM = 6, b"\x55a stream that begins with something else"
+LATER_FRAME = 99
+LATER_FLAGS = 0x80
 
 
 def decode_payload(data):
@@ -303,8 +313,8 @@ def decode_refusal(data):
 
 
 class Handshake:
-    def __init__(self, identity, key, classical, ciphers):
-        self.identity, self.ciphers = identity, ciphers
+    def __init__(self, identity, key, classical, ciphers, versions=VERSIONS, later=False):
+        self.identity, self.ciphers, self.versions, self.later = identity, ciphers, versions, later
         number, name, patterns = SUITES[bool(key), classical]
         psk = key and derive("holo hyperbus v1: noise psk from cluster key", key)
         key_id = key and derive("holo hyperbus v1: public id of cluster key", key)[:8]
@@ -313,8 +323,10 @@ class Handshake:
         self.suite = name
 
     def message1(self, parameters=b""):
-        versions = b"".join(struct.pack("<H", v) for v in VERSIONS)
-        payload = encode_payload(versions=versions, aeads=bytes(self.ciphers), parameters=parameters)
+        versions = b"".join(struct.pack("<H", v) for v in self.versions)
+        more = {"features": LATER_FEATURES, "later": LATER_FIELDS} if self.later else {}
+        ciphers = bytes((LATER_CIPHERS if self.later else ()) + self.ciphers)
+        payload = encode_payload(versions=versions, aeads=ciphers, parameters=parameters, **more)
         return self.preamble + self.noise.write(payload)
 
     def derive(self, label):
@@ -328,7 +340,7 @@ class Handshake:
             raise Failed(f"message 2 lacks {', '.join(sorted(lacking))}")
         (self.version,) = struct.unpack("<H", fields["versions"])
         (self.cipher,) = fields["aeads"]
-        if self.version not in VERSIONS or self.cipher not in self.ciphers:
+        if self.version not in self.versions or self.cipher not in self.ciphers:
             raise Failed("the agent chose what was not offered")
         self.parameters = fields.get("parameters", b"")
         self.features = int.from_bytes(fields.get("features", b""), "little")
@@ -337,7 +349,8 @@ class Handshake:
         verify_identity(self.node, fields["key"], fields.get("chain"), self.noise.remote_static, fields["signature"])
         self.handshake_secrets = (self.derive("handshake of the initiator"), self.derive("handshake of the responder"))
         me = self.identity
-        out = self.noise.write(encode_payload(node=struct.pack("<Q", me.node), key=me.public, signature=me.signature))
+        more = {"later": LATER_FIELDS} if self.later else {}
+        out = self.noise.write(encode_payload(node=struct.pack("<Q", me.node), key=me.public, signature=me.signature, **more))
         self.traffic_secrets = (self.derive("traffic of the initiator"), self.derive("traffic of the responder"))
         return out
 
@@ -353,9 +366,11 @@ ERRORS = ("invalid_argument not_found already_exists permission_denied out_of_me
 GRANTED = (64, 17 << 20, 17 << 20)  # requests, request bytes, reply bytes; the largest message fits
 
 
-def control_stream_start():
-    grants = (struct.pack("<BBHQQQ", GRANT, klass, 24, *GRANTED) for klass in range(len(CLASSES)))
-    return bytes([CONTROL_STREAM]) + b"".join(grants)
+def control_stream_start(later=False):
+    """With `later`, between grants that have grown stands what nobody knows."""
+    more = b"more" if later else b""
+    grants = (struct.pack("<BBHQQQ", GRANT, klass, 24 + len(more), *GRANTED) + more for klass in range(len(CLASSES)))
+    return bytes([CONTROL_STREAM]) + (LATER_CONTROL if later else b"").join(grants)
 
 
 def read_grants(data):
@@ -843,6 +858,7 @@ class TcpClient:
         except OSError as e:
             raise Failed(f"nobody listens there: {e}") from None
         self.streams, self.raw, self.send_key, self.receive_key = {}, None, None, None
+        self.later = handshake.later
         message = bytearray(handshake.message1())
         if flip is not None:
             message[flip // 8] ^= 1 << flip % 8
@@ -907,8 +923,11 @@ class TcpClient:
         self.write_record(RECORD_FRAMES, struct.pack("<BBHIQ", kind, flags, 0, len(body), stream) + body)
 
     def send(self, stream, data, fin):
+        if self.later:
+            self.frame(LATER_FRAME, LATER_FLAGS, stream, b"a frame of a type that nobody knows")
         for i in range(0, len(data), 32768):  # A record has at most 64 KiB.
-            self.frame(FRAME_STREAM, FIN if fin and i + 32768 >= len(data) else 0, stream, data[i : i + 32768])
+            flags = (FIN if fin and i + 32768 >= len(data) else 0) | (LATER_FLAGS if self.later else 0)
+            self.frame(FRAME_STREAM, flags, stream, data[i : i + 32768])
 
     def receive(self, stream):
         return self.streams.setdefault(stream, Assembly())
@@ -926,13 +945,16 @@ OUR_CONTROL, THEIR_CONTROL = 2, 3  # Streams are numbered as in QUIC on both car
 def converse(arguments, key):
     identity = Identity(os.urandom(32))
     ciphers = {"aes": (AES_256_GCM,), "xchacha": (XCHACHA20,), "both": (AES_256_GCM, XCHACHA20)}[arguments.cipher]
-    handshake = Handshake(identity, key, arguments.classical, ciphers)
+    versions = tuple(map(int, arguments.versions.split(",")))
+    handshake = Handshake(identity, key, arguments.classical, ciphers, versions, arguments.later)
     host, _, port = arguments.address.rpartition(":")
     carrier = TcpClient if arguments.tcp else QuicClient
     began = time.monotonic()
     link = carrier((host.strip("[]"), int(port)), handshake, arguments.flip_bit, arguments.timeout)
     handshake_seconds = time.monotonic() - began
-    link.send(OUR_CONTROL, control_stream_start(), fin=False)
+    link.send(OUR_CONTROL, control_stream_start(arguments.later), fin=False)
+    if arguments.later:
+        link.send(LATER_UNIDIRECTIONAL, LATER_STREAM, fin=True)
     control = link.receive(THEIR_CONTROL)
     link.wait_for(lambda: len(read_grants(control.whole)) == len(CLASSES))
     round_trips, payload = [], os.urandom(arguments.bytes)
@@ -969,6 +991,8 @@ def main():
     parser.add_argument("--bytes", type=int, default=56, help="payload of the request")
     parser.add_argument("--count", type=int, default=1, help="requests, one after another")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for all of it")
+    parser.add_argument("--versions", default=",".join(map(str, VERSIONS)), help="what to offer, newest first")
+    parser.add_argument("--later", action="store_true", help="also say what only a later release would say, for tests")
     parser.add_argument("--flip-bit", type=int, metavar="N", help="alter bit N of message 1, for tests")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

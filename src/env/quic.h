@@ -128,7 +128,9 @@ struct QuicConnectionStats {
   std::uint64_t packets_sent = 0, packets_received = 0;
   std::uint64_t packets_lost = 0;  ///< with bytes of streams, as declared by loss detection, so retransmitted
   std::uint64_t key_updates = 0;
-  std::size_t datagram_bytes = 0;  ///< the path MTU found so far, as UDP payload
+  std::size_t datagram_bytes = 0;      ///< the path MTU found so far, as UDP payload
+  bool ecn = false;                    ///< the last datagram was sent as ECT(0): nothing has shown yet that this fails
+  std::uint64_t congestion_marks = 0;  ///< datagrams that came with CE
   DatagramPath path;
 };
 
@@ -168,6 +170,11 @@ class QuicConnection {
 
   /// Over, and nothing more to send: the object may go, its ids may be forgotten.
   [[nodiscard]] virtual bool finished() const = 0;
+  /// When the first bytes of streams were sent since the last were acknowledged; kNever when all of them were. Streams
+  /// that are given up meanwhile change nothing about it. Cost: constant.
+  [[nodiscard]] virtual Instant unacknowledged_since() const = 0;
+  /// Packets with bytes of the stream that were declared lost; until on_stream_closed() has returned.
+  [[nodiscard]] virtual std::uint64_t stream_losses(QuicStreamId stream) const = 0;
   [[nodiscard]] virtual QuicConnectionStats stats() const = 0;
 };
 

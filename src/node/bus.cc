@@ -49,7 +49,10 @@ Task<Result<env::Reply>> Bus::Impl::call(NodeId peer, env::Request request, env:
 void Bus::Impl::begin_call(NodeId id, env::Request request, env::CallOptions options, const ReplyShot& shot) {
   Peer& peer = peers_[id];
   if (peer.link) return send_on(peer.link, std::move(request), options, shot);
-  const auto refuse = [&](Error error) { shot->set(std::unexpected(std::move(error))); };
+  const auto refuse = [&](Error error) {
+    count_failure(peer, options.klass, error);
+    shot->set(std::unexpected(std::move(error)));
+  };
   const Instant now = loop_.now();
   if (auto fits = check_limits(request); !fits) return refuse(std::move(fits).error());
   if (now >= options.deadline) {
@@ -76,11 +79,13 @@ void Bus::Impl::begin_call(NodeId id, env::Request request, env::CallOptions opt
 void Bus::Impl::send_on(const LinkPtr& link, env::Request request, env::CallOptions options, const ReplyShot& shot) {
   auto stream = link->session->request(loop_.now(), options.klass, std::move(request), options.deadline);
   if (!stream) {
+    count_failure(peers_[link->peer], options.klass, stream.error());
     shot->set(std::unexpected(std::move(stream).error()));
     return;
   }
   ++link->streams;
   link->calls.emplace(*stream, UnderWay{.shot = shot, .klass = options.klass, .asked = loop_.now()});
+  watch(link);
   pump(link);
 }
 
@@ -95,18 +100,23 @@ void Bus::Impl::send_waiting(Peer& peer) {
 void Bus::Impl::fail_waiting(Peer& peer, const Error& why) {
   for (auto& w : std::exchange(peer.waiting, {})) {
     loop_.cancel(w.timer);
+    count_failure(peer, w.options.klass, why);
     w.shot->set(std::unexpected(why));
   }
 }
 
 void Bus::Impl::time_out(NodeId id, std::uint64_t waiting) {
-  auto& queue = peers_[id].waiting;
+  Peer& peer = peers_[id];
+  auto& queue = peer.waiting;
   const auto it = std::find_if(queue.begin(), queue.end(), [&](const Waiting& w) { return w.id == waiting; });
   if (it == queue.end()) return;
   const ReplyShot shot = it->shot;
+  const env::StreamClass klass = it->options.klass;
   queue.erase(it);
   const Errc code = loop_.stopping() ? Errc::cancelled : Errc::deadline_exceeded;
-  shot->set(fail(code, str("no connection to node ", id, " in time")));
+  const auto late = fail(code, str("no connection to node ", id, " in time"));
+  count_failure(peer, klass, late.error());
+  shot->set(late);
 }
 
 Task<Result<env::Reply>> Bus::Impl::call_self(env::Request request, Instant deadline) {
@@ -181,15 +191,17 @@ bool Bus::Impl::connected(NodeId peer) const {
 }
 
 LinkStatus Bus::Impl::status_of(const Link& link) const {
-  LinkStatus s{.peer = link.peer,
-               .closing = link.retiring,
-               .address = link.address,
-               .dialled = link.role == hyperbus::Role::initiator,
-               .carrier = link.over_packets != nullptr ? "quic" : "tcp",
-               .cipher = crypto::aead_name(link.aead),
-               .figures = link.session->figures(),
-               .classes = {},
-               .round_trips = {}};
+  LinkStatus s{
+      .peer = link.peer,
+      .closing = link.retiring,
+      .address = link.over_packets != nullptr ? env::to_string(link.over_packets->path().remote) : link.address,
+      .dialled = link.role == hyperbus::Role::initiator,
+      .carrier = link.over_packets != nullptr ? "quic" : "tcp",
+      .cipher = crypto::aead_name(link.aead),
+      .version = link.version,
+      .figures = link.session->figures(),
+      .classes = {},
+      .round_trips = {}};
   const auto peer = peers_.find(link.peer);
   for (std::size_t c = 0; c < s.classes.size(); ++c) {
     s.classes[c] = link.session->class_status(static_cast<env::StreamClass>(c));
@@ -202,6 +214,33 @@ std::optional<LinkStatus> Bus::Impl::link(NodeId id) const {
   const auto peer = peers_.find(id);
   if (peer == peers_.end() || !peer->second.link) return std::nullopt;
   return status_of(*peer->second.link);
+}
+
+std::vector<PeerStatus> Bus::Impl::peers() const {
+  std::vector<PeerStatus> out;
+  for (const auto& [id, peer] : peers_) {
+    PeerStatus s = peer.past;
+    s.peer = id;
+    s.connected = static_cast<bool>(peer.link);
+    bool used = s.connections > 0;
+    std::array<obs::Histogram, hyperbus::kStreamClasses> waits;
+    for (const auto& [link_id, link] : links_) {
+      if (link->peer != id) continue;
+      add_figures(s, *link);
+      for (std::size_t c = 0; c < waits.size(); ++c) {
+        add_credit_waits(waits[c], *link, static_cast<env::StreamClass>(c));
+      }
+    }
+    for (std::size_t c = 0; c < waits.size(); ++c) {
+      if (peer.credit_waits[c]) waits[c].add(*peer.credit_waits[c]);
+      s.classes[c].credit_wait = waits[c].summary();
+      if (peer.round_trips[c]) s.classes[c].round_trip = peer.round_trips[c]->summary();
+      used = used || !s.classes[c].failed.empty();
+    }
+    if (used || s.connections > 0) out.push_back(std::move(s));
+  }
+  std::ranges::sort(out, {}, &PeerStatus::peer);
+  return out;
 }
 
 HandshakeFigures Bus::Impl::handshakes() const {
@@ -250,11 +289,13 @@ void Bus::on_peer_connected(std::function<void(NodeId)> f) { impl_->on_peer_conn
 bool Bus::connected(NodeId peer) const { return impl_->connected(peer); }
 std::vector<LinkStatus> Bus::links() const { return impl_->links(); }
 std::optional<LinkStatus> Bus::link(NodeId peer) const { return impl_->link(peer); }
+std::vector<PeerStatus> Bus::peers() const { return impl_->peers(); }
 HandshakeFigures Bus::handshakes() const { return impl_->handshakes(); }
 std::size_t Bus::half_open() const { return impl_->half_open(); }
 void Bus::set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session) {
   impl_->set_session_config(std::move(session));
 }
+void Bus::own_addresses_changed() { impl_->own_addresses_changed(); }
 void Bus::close() { impl_->close(); }
 
 }  // namespace holo::node

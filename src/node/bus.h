@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,6 +38,7 @@ struct BusOptions {
   Duration fallback_after = milliseconds(300);       ///< TCP is tried too when QUIC has not answered by then ...
   Duration grace_without_tcp = milliseconds(500);    ///< ... and is given up this long after TCP was refused.
   Duration upgrade_every = seconds(30);              ///< ... and QUIC again this often while TCP serves.
+  Duration stalled_after = milliseconds(500);        ///< QUIC without an acknowledgement: another way is looked for.
   Duration next_address_after = milliseconds(250);   ///< Of a name with several addresses (RFC 8305, section 5).
   std::size_t max_half_open = limits::kMaxHalfOpen;  ///< Beyond it the oldest silent newcomer is closed.
   /// Connections of nodes that are no members; beyond it the oldest idle one is closed.
@@ -55,10 +57,25 @@ struct LinkStatus {
   bool dialled = false;      ///< By this node.
   const char* carrier = "";  ///< "quic" or "tcp"
   const char* cipher = "";
+  std::uint16_t version = 0;  ///< Of the protocol: the newest that both speak.
   hyperbus::LinkFigures figures;
   std::array<hyperbus::ClassStatus, hyperbus::kStreamClasses> classes;
   /// Of all answered requests to this peer since the start of this node, over this connection and those before it.
   std::array<obs::Summary, hyperbus::kStreamClasses> round_trips;
+};
+
+/// What there was with one peer since the start of this node, over all connections.
+struct PeerStatus {
+  struct Class {
+    std::uint64_t credit_waits = 0, overloaded = 0, turned_away = 0, packets_lost = 0;  ///< See ClassStatus.
+    std::map<Errc, std::uint64_t> failed;  ///< Requests to it that ended without an answer, or were never sent.
+    obs::Summary round_trip, credit_wait;
+  };
+  NodeId peer;
+  bool connected = false;
+  std::uint64_t connections = 0;
+  hyperbus::LinkFigures figures;  ///< Its counters only.
+  std::array<Class, hyperbus::kStreamClasses> classes;
 };
 
 /// Handshakes of this node since its start.
@@ -107,12 +124,17 @@ class Bus final : public env::Transport {
   [[nodiscard]] std::vector<LinkStatus> links() const;
   /// The connection that new requests to `peer` take.
   [[nodiscard]] std::optional<LinkStatus> link(NodeId peer) const;
+  /// Every peer with which there was a connection, or a call.
+  [[nodiscard]] std::vector<PeerStatus> peers() const;
   [[nodiscard]] HandshakeFigures handshakes() const;
   /// Inbound connections that have not finished their handshake.
   [[nodiscard]] std::size_t half_open() const;
 
   /// For connections made from now on (a changed key).
   void set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session);
+
+  /// This machine has other addresses than before: peers that cannot follow by themselves are connected to anew.
+  void own_addresses_changed();
 
   /// Stops listening, tells every peer, ends every pending call with `cancelled`. Idempotent.
   void close();

@@ -21,7 +21,36 @@ int telling(Errc code) {
   }
 }
 
+bool is_v6(const std::string& address) { return address.starts_with('['); }  // A name counts as IPv4.
+bool is_v6(const env::IpEndpoint& endpoint) { return !endpoint.is_v4(); }
+
+/// RFC 8305, section 4: the families take turns, beginning with the one that was first; within one the order stays.
+template <class Address>
+std::vector<Address> interleaved(std::vector<Address> all) {
+  if (all.empty()) return all;
+  const bool first = is_v6(all.front());
+  const auto rest = std::stable_partition(all.begin(), all.end(), [&](const Address& a) { return is_v6(a) == first; });
+  std::vector<Address> out;
+  auto mine = all.begin();
+  auto other = rest;
+  while (mine != rest || other != all.end()) {
+    if (mine != rest) out.push_back(std::move(*mine++));
+    if (other != all.end()) out.push_back(std::move(*other++));
+  }
+  return out;
+}
+
 }  // namespace
+
+/// Where it answered last, then the others.
+std::vector<std::string> Bus::Impl::dial_order(NodeId id) const {
+  const auto at = peers_.find(id);
+  if (at == peers_.end()) return {};
+  std::vector<std::string> out = at->second.addresses;
+  const auto good = std::ranges::find(out, at->second.last_good);
+  if (good != out.end()) std::rotate(out.begin(), good, good + 1);
+  return interleaved(std::move(out));
+}
 
 void Bus::Impl::set_addresses(NodeId id, std::vector<std::string> addresses) {
   Peer& peer = peers_[id];
@@ -77,6 +106,7 @@ Task<void> Bus::Impl::race_packets(std::shared_ptr<Impl> self, RacePtr race, std
   auto endpoints = co_await resolving;
   Error why = self->closed_ ? cancelled() : unavailable(str(address, " cannot be reached"));
   if (!endpoints) why = std::move(endpoints).error();
+  if (endpoints) *endpoints = interleaved(std::move(*endpoints));
   const std::size_t count = endpoints && !self->closed_ ? endpoints->size() : 0;
   for (std::size_t i = 0; i < count && !race->winner->is_set() && !self->closed_; ++i) {
     const env::IpEndpoint& remote = (*endpoints)[i];
@@ -137,26 +167,37 @@ Task<Result<env::PeerIdentity>> Bus::Impl::connect(std::string address, Instant 
   co_return co_await opening;
 }
 
-/// One round over the addresses of a peer, each begun a little after the one before; ends early when the peer connects
-/// to us meanwhile.
-Task<void> Bus::Impl::dial_peer(std::shared_ptr<Impl> self, NodeId id) {
-  const std::vector<std::string> addresses = self->peers_[id].addresses;
+/// One round over the addresses of a peer, each begun a little after the one before; ends early when another link to it
+/// than `instead_of` serves: the peer may have connected to us meanwhile.
+Task<Bus::Impl::RoundPtr> Bus::Impl::dial_round(std::shared_ptr<Impl> self, NodeId id, LinkPtr instead_of) {
+  const auto served = [](const Impl* bus, NodeId peer, const Link* old) {
+    const auto at = bus->peers_.find(peer);
+    return bus->closed_ || at == bus->peers_.end() || (at->second.link && at->second.link.get() != old);
+  };
+  const std::vector<std::string> addresses = self->dial_order(id);
   const auto round = std::make_shared<Round>();
   round->running = addresses.size();
   round->last = unavailable(str("node ", id, " cannot be reached"));
   for (const std::string& address : addresses) {
-    if (self->closed_ || self->peers_[id].link) break;
+    if (served(self.get(), id, instead_of.get())) break;
     self->loop_.spawn(dial_address(self, round, id, address));
     const Instant next = self->loop_.now() + self->options_.next_address_after;
     auto waiting = env::await_until<bool>(self->loop_, round->step, next, "the next address");
     (void)co_await waiting;
     round->step = std::make_shared<OneShot<Result<bool>>>();
   }
-  while (round->running > 0 && !self->peers_[id].link && !self->closed_) {
+  while (round->running > 0 && !served(self.get(), id, instead_of.get())) {
     auto waiting = env::await_until<bool>(self->loop_, round->step, kNever, "an address");
     (void)co_await waiting;
     round->step = std::make_shared<OneShot<Result<bool>>>();
   }
+  co_return round;
+}
+
+Task<void> Bus::Impl::dial_peer(std::shared_ptr<Impl> self, NodeId id) {
+  const LinkPtr none;
+  auto dialling = dial_round(self, id, none);
+  const RoundPtr round = co_await dialling;
   Peer& peer = self->peers_[id];
   peer.dialling = false;
   if (peer.link) co_return;
@@ -179,6 +220,39 @@ Task<void> Bus::Impl::dial_address(std::shared_ptr<Impl> self, RoundPtr round, N
   round->step->set(true);
 }
 
+void Bus::Impl::begin_replacing(NodeId id, const LinkPtr& old) {
+  Peer& peer = peers_[id];
+  if (peer.replacing || peer.dialling || peer.addresses.empty() || loop_.stopping() || closed_) return;
+  peer.replacing = true;
+  loop_.spawn(replace(shared_from_this(), id, old));
+}
+
+/// A client's packets lead its peers to its new address (RFC 9000, section 9); for a server, and over TCP, a new
+/// connection does.
+void Bus::Impl::own_addresses_changed() {
+  std::vector<LinkPtr> served;
+  for (const auto& [id, peer] : peers_) {
+    const bool led = peer.link && peer.link->over_packets != nullptr && peer.link->role == Role::initiator;
+    if (peer.link && !led) served.push_back(peer.link);
+  }
+  for (const LinkPtr& link : served) begin_replacing(link->peer, link);
+}
+
+/// Looks for another way to a peer: over TCP, at another address, or in smaller packets.
+/// Whoever waits for an answer on the old link learns at once that there will be none.
+Task<void> Bus::Impl::replace(std::shared_ptr<Impl> self, NodeId id, LinkPtr old) {
+  if (self->stalled(*old)) log_info("bus", "node ", id, " acknowledges nothing: looking for another way to it");
+  auto dialling = dial_round(self, id, old);
+  (void)co_await dialling;
+  Peer& peer = self->peers_[id];
+  peer.replacing = false;
+  peer.replace_not_before = self->loop_.now() + self->options_.longest_backoff;
+  if (peer.link != old && self->stalled(*old)) {
+    self->close_link(old,
+                     unavailable(str("nothing passed on the old connection to node ", id, "; there is a new one")));
+  }
+}
+
 /// A peer that this node had to reach over TCP is tried over QUIC again, as long as TCP serves it.
 void Bus::Impl::plan_upgrade(NodeId id) {
   Peer& peer = peers_[id];
@@ -192,7 +266,7 @@ void Bus::Impl::plan_upgrade(NodeId id) {
 }
 
 Task<void> Bus::Impl::upgrade(std::shared_ptr<Impl> self, NodeId id) {
-  const std::vector<std::string> addresses = self->peers_[id].addresses;
+  const std::vector<std::string> addresses = self->dial_order(id);
   for (const std::string& address : addresses) {
     if (self->closed_) co_return;
     const auto race = std::make_shared<Race>();

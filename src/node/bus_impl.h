@@ -43,9 +43,11 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline);
   void disconnect(NodeId peer);
   env::RefusedCounters refused() const { return refused_; }
+  void own_addresses_changed();
   bool connected(NodeId peer) const;
   std::vector<LinkStatus> links() const;
   std::optional<LinkStatus> link(NodeId peer) const;
+  std::vector<PeerStatus> peers() const;
   HandshakeFigures handshakes() const;
   std::size_t half_open() const { return half_open_.size(); }
   void set_session_config(std::shared_ptr<const hyperbus::SessionConfig> s) { options_.session = std::move(s); }
@@ -76,6 +78,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     Instant established_at;
     NodeId peer;  // 0 until established
     crypto::AeadAlgorithm aead{};
+    std::uint16_t version = 0;
     IdentityShot waiter;  // who dialled and waits for the handshake
     std::unordered_map<hyperbus::StreamId, UnderWay> calls;
     std::size_t serving = 0;
@@ -84,6 +87,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     env::Loop::TimerId timer = 0;
     Instant timer_at = kNever;
     env::Loop::TimerId retire_timer = 0;
+    env::Loop::TimerId watch_timer = 0;
     bool heard = false;
     bool pumping = false;
     bool waits_for_socket = false;
@@ -116,15 +120,21 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   };
   struct Peer {
     std::vector<std::string> addresses;
-    LinkPtr link;  // where new requests go
+    std::string last_good;  // of them: where it answered last
+    LinkPtr link;           // where new requests go
     std::deque<Waiting> waiting;
     bool dialling = false;
+    bool replacing = false;  // a link that stands, but does not pass anything
+    Instant replace_not_before;
     bool udp_failed = false;  // the last connection had to be made over TCP
     env::Loop::TimerId upgrade_timer = 0;
     Duration backoff;
     Instant not_before;
     Error last_error;
     std::array<std::unique_ptr<obs::Histogram>, hyperbus::kStreamClasses> round_trips;  // null until used
+    /// Of connections that are over; the summaries in it are not used.
+    PeerStatus past;
+    std::array<std::unique_ptr<obs::Histogram>, hyperbus::kStreamClasses> credit_waits;  // likewise
   };
   struct Quiet {
     Instant until;
@@ -165,6 +175,11 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void check_retired(const LinkPtr& link);
   NodeId dialler(const Link& link) const { return link.role == hyperbus::Role::initiator ? self_ : link.peer; }
   bool supersedes(const Link& fresh, const Link& old) const;
+  [[nodiscard]] bool needless(const Link& fresh, const Link& old) const;
+  /// Over QUIC, and what was sent on it is not acknowledged.
+  [[nodiscard]] bool stalled(const Link& link) const;
+  void watch(const LinkPtr& link);
+  void on_watch(const LinkPtr& link);
   void drop_half_open(const LinkPtr& link) { std::erase(half_open_, link); }
 
   // Events
@@ -175,6 +190,10 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   }  // Handlers run to their end; the session drops the answer.
   void on_event(const LinkPtr& link, hyperbus::Closed event);
   void count_round_trip(const Link& link, const UnderWay& call);
+  void count_failure(Peer& peer, env::StreamClass klass, const Error& why);
+  static void add_figures(PeerStatus& sum, const Link& link);
+  static void add_credit_waits(obs::Histogram& sum, const Link& link, env::StreamClass klass);
+  void keep_figures(const Link& link);
   LinkStatus status_of(const Link& link) const;
   void count_refusal(hyperbus::RefusalKind kind, hyperbus::Role role, const std::string& address, const Error& why);
   static Task<void> run_handler(std::shared_ptr<Impl> self, LinkPtr link, hyperbus::StreamId stream,
@@ -209,7 +228,11 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
                                 Instant dial_by, Instant not_before);
   static Task<void> follow(std::shared_ptr<Impl> self, RacePtr race, LinkPtr link);
   void lost_race(const RacePtr& race, const Error& why);
+  [[nodiscard]] std::vector<std::string> dial_order(NodeId id) const;
+  void begin_replacing(NodeId id, const LinkPtr& old);
   static Task<void> dial_peer(std::shared_ptr<Impl> self, NodeId id);
+  static Task<void> replace(std::shared_ptr<Impl> self, NodeId id, LinkPtr old);
+  static Task<RoundPtr> dial_round(std::shared_ptr<Impl> self, NodeId id, LinkPtr instead_of);
   static Task<void> dial_address(std::shared_ptr<Impl> self, RoundPtr round, NodeId id, std::string address);
   void plan_upgrade(NodeId id);
   static Task<void> upgrade(std::shared_ptr<Impl> self, NodeId id);

@@ -19,7 +19,9 @@ constexpr std::size_t kLastWords = 256 << 10;   // A session that is over has li
 constexpr Duration kSimultaneous = seconds(2);  // Two dials this close together are one meeting, not a reconnection.
 constexpr Duration kRetireCheck = seconds(1);
 constexpr Duration kFullSocketCheck = milliseconds(1);
-constexpr Duration kLogEvery = seconds(5);  // Refusals of one kind; the counters have them all.
+constexpr Duration kWatchEvery = milliseconds(250);  // Of a link on which this node waits for an answer.
+constexpr int kRoundTripsWithoutWord = 8;            // On long paths; see BusOptions::stalled_after.
+constexpr Duration kLogEvery = seconds(5);           // Refusals of one kind; the counters have them all.
 
 }  // namespace
 
@@ -177,6 +179,7 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
   if (link->over) return;
   link->over = true;
   links_.erase(link->id);
+  keep_figures(*link);
   if (!link->peer) {
     auto& role = link->role == Role::initiator ? handshakes_.dialled : handshakes_.accepted;
     ++role.failed[static_cast<std::size_t>(link->refusal)];
@@ -184,6 +187,7 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
   drop_half_open(link);
   loop_.cancel(link->timer);
   loop_.cancel(link->retire_timer);
+  loop_.cancel(link->watch_timer);
   if (link->over_packets != nullptr) {
     by_session_.erase(link->over_packets);
     while (flush_packets(link)) {
@@ -198,7 +202,10 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
     link->stream.reset();
   }
 
-  for (auto& [stream, call] : std::exchange(link->calls, {})) call.shot->set(std::unexpected(why));
+  for (auto& [stream, call] : std::exchange(link->calls, {})) {
+    count_failure(peers_[link->peer], call.klass, why);
+    call.shot->set(std::unexpected(why));
+  }
   if (link->waiter) link->waiter->set(std::unexpected(why));
   const auto peer = peers_.find(link->peer);
   if (!link->peer || peer == peers_.end() || peer->second.link != link) return;
@@ -217,6 +224,7 @@ void Bus::Impl::end_link(const LinkPtr& link, const Error& why) {
 
 /// Of two connections to the same node, whether the one that has just been established replaces the other.
 bool Bus::Impl::supersedes(const Link& fresh, const Link& old) const {
+  if (stalled(old)) return true;
   const bool together = fresh.started <= old.established_at + kSimultaneous;
   if (fresh.over_packets != nullptr && old.over_packets == nullptr) return true;
   if (fresh.over_packets == nullptr && old.over_packets != nullptr && together) return false;
@@ -224,6 +232,37 @@ bool Bus::Impl::supersedes(const Link& fresh, const Link& old) const {
   if (!together) return true;
   if (dialler(fresh) == dialler(old)) return true;
   return dialler(fresh) < dialler(old);
+}
+
+/// TCP was tried because QUIC passed nothing, and now it does again.
+bool Bus::Impl::needless(const Link& fresh, const Link& old) const {
+  const auto peer = peers_.find(old.peer);
+  return peer != peers_.end() && peer->second.replacing && fresh.role == Role::initiator &&
+         fresh.over_packets == nullptr && old.over_packets != nullptr && old.role == Role::initiator && !stalled(old);
+}
+
+bool Bus::Impl::stalled(const Link& link) const {
+  if (link.over || link.over_packets == nullptr) return false;
+  const Instant since = link.over_packets->unacknowledged_since();
+  return since != kNever && loop_.now() >= since + options_.stalled_after &&
+         loop_.now() >= since + link.session->figures().round_trip * kRoundTripsWithoutWord;
+}
+
+/// While there are requests on the link, looks now and then whether anything passes. Failures of paths are found so
+/// before the idle time-out, and before a node that can be reached otherwise is taken for dead.
+void Bus::Impl::watch(const LinkPtr& link) {
+  if (link->over_packets == nullptr || link->watch_timer != 0 || closed_ || loop_.stopping()) return;
+  link->watch_timer = loop_.call_at(loop_.now() + kWatchEvery, [this, weak = std::weak_ptr<Link>(link)] {
+    if (const LinkPtr l = weak.lock()) on_watch(l);
+  });
+}
+
+void Bus::Impl::on_watch(const LinkPtr& link) {
+  link->watch_timer = 0;
+  const auto at = peers_.find(link->peer);
+  if (link->over || link->calls.empty() || at == peers_.end() || at->second.link != link) return;
+  if (loop_.now() >= at->second.replace_not_before && stalled(*link)) begin_replacing(link->peer, link);
+  watch(link);
 }
 
 /// New requests go elsewhere; this link ends once it has had nothing under way for a while. Not at once: the peer may
@@ -250,6 +289,7 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   link->peer = event.peer;
   link->established_at = loop_.now();
   link->aead = event.aead;
+  link->version = event.version;
   ++(link->role == Role::initiator ? handshakes_.dialled : handshakes_.accepted).done;
   handshake_durations_.record(link->established_at - link->started);
   drop_half_open(link);
@@ -261,6 +301,8 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   const bool first = !peer.link;
   if (first) {
     peer.link = link;
+  } else if (needless(*link, *peer.link)) {
+    return close_link(link, unavailable("the other connection passes bytes again"));
   } else if (supersedes(*link, *peer.link)) {
     retire(std::exchange(peer.link, link));
   } else {
@@ -268,6 +310,7 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
   }
   peer.backoff = {};
   peer.not_before = {};
+  if (link->role == Role::initiator) peer.last_good = link->address;
   if (link->role == Role::initiator && peer.addresses.empty()) peer.addresses = {link->address};
   log_info("bus", first ? "connected to node " : "another connection to node ", event.peer, " at ", link->address,
            link->over_packets != nullptr ? " (quic)" : " (tcp)");
@@ -322,7 +365,11 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::ReplyArrived event) {
   HOLO_ASSERT(it != link->calls.end(), "an answer to a request nobody made");
   const UnderWay call = it->second;
   link->calls.erase(it);
-  if (event.result) count_round_trip(*link, call);
+  if (event.result) {
+    count_round_trip(*link, call);
+  } else {
+    count_failure(peers_[link->peer], call.klass, event.result.error());
+  }
   call.shot->set(std::move(event.result));
 }
 
@@ -330,6 +377,46 @@ void Bus::Impl::count_round_trip(const Link& link, const UnderWay& call) {
   auto& histogram = peers_[link.peer].round_trips[static_cast<std::size_t>(call.klass)];
   if (!histogram) histogram = std::make_unique<obs::Histogram>();
   histogram->record(loop_.now() - call.asked);
+}
+
+void Bus::Impl::count_failure(Peer& peer, env::StreamClass klass, const Error& why) {
+  ++peer.past.classes[static_cast<std::size_t>(klass)].failed[why.code];
+}
+
+void Bus::Impl::add_figures(PeerStatus& sum, const Link& link) {
+  const hyperbus::LinkFigures f = link.session->figures();
+  ++sum.connections;
+  sum.figures.bytes_in += f.bytes_in;
+  sum.figures.bytes_out += f.bytes_out;
+  sum.figures.packets_sent += f.packets_sent;
+  sum.figures.packets_received += f.packets_received;
+  sum.figures.packets_lost += f.packets_lost;
+  sum.figures.key_updates += f.key_updates;
+  sum.figures.congestion_marks += f.congestion_marks;
+  for (std::size_t c = 0; c < sum.classes.size(); ++c) {
+    const hyperbus::ClassStatus of = link.session->class_status(static_cast<env::StreamClass>(c));
+    sum.classes[c].credit_waits += of.credit_waits;
+    sum.classes[c].overloaded += of.overloaded;
+    sum.classes[c].turned_away += of.turned_away;
+    sum.classes[c].packets_lost += of.packets_lost;
+  }
+}
+
+void Bus::Impl::add_credit_waits(obs::Histogram& sum, const Link& link, env::StreamClass klass) {
+  if (const obs::Histogram* waits = link.session->credit_wait(klass)) sum.add(*waits);
+}
+
+/// What a connection has counted does not go with it.
+void Bus::Impl::keep_figures(const Link& link) {
+  if (!link.peer) return;
+  Peer& peer = peers_[link.peer];
+  add_figures(peer.past, link);
+  for (std::size_t c = 0; c < peer.credit_waits.size(); ++c) {
+    const auto klass = static_cast<env::StreamClass>(c);
+    if (link.session->credit_wait(klass) == nullptr) continue;
+    if (!peer.credit_waits[c]) peer.credit_waits[c] = std::make_unique<obs::Histogram>();
+    add_credit_waits(*peer.credit_waits[c], link, klass);
+  }
 }
 
 void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Closed event) {

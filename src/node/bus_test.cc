@@ -312,6 +312,34 @@ TEST_P(BusTest, AnotherVersionIsToldToBothSides) {
   next.bus.reset();
 }
 
+/// A node of the next release speaks its version and this one's: with each other node the newest that both speak.
+TEST_P(BusTest, ReleasesMeetInAnUpgrade) {
+  constexpr std::uint16_t kNext = hyperbus::kNewestVersion + 1;
+  auto& now = add(1);
+  auto& next = add(2);
+  auto& after = add(3);  // This release's version is gone there.
+  const auto speaks = [](TestNode& node, std::uint8_t seed, std::uint16_t oldest) {
+    auto config = config_of(seed);
+    config.oldest_version = oldest;
+    config.newest_version = kNext;
+    node.bus->set_session_config(session_config(std::move(config)));
+  };
+  speaks(next, 2, hyperbus::kNewestVersion);
+  speaks(after, 3, kNext);
+  const auto meet = [&](TestNode& a, TestNode& b) -> int {
+    a.bus->set_addresses(b.id(), {b.address});
+    const auto answer = call(a, b.id(), {.type = kEcho, .header = "hello"});
+    if (!answer) return answer.error().code == Errc::wrong_version ? 0 : -1;
+    EXPECT_EQ(answer->header, "hello");
+    EXPECT_EQ(a.bus->link(b.id())->version, b.bus->link(a.id())->version);
+    return a.bus->link(b.id())->version;
+  };
+  EXPECT_EQ(meet(now, next), hyperbus::kNewestVersion);
+  EXPECT_EQ(meet(next, after), kNext);
+  EXPECT_EQ(meet(now, after), 0);
+  EXPECT_EQ(meet(after, now), 0);
+}
+
 TEST_P(BusTest, AnAddressOfAnotherNodeIsNotTakenForIt) {
   auto& a = add(1);
   auto& b = add(2);
@@ -339,6 +367,7 @@ class CountingCarrier final : public env::Carrier {
   explicit CountingCarrier(env::Carrier& inner) : inner_(inner) {}
   Task<Result<std::unique_ptr<env::ByteStream>>> dial(std::string address, Instant deadline) override {
     ++dials;
+    dialled.push_back(address);
     return inner_.dial(std::move(address), deadline);
   }
   Result<std::unique_ptr<env::Listener>> listen(
@@ -346,10 +375,43 @@ class CountingCarrier final : public env::Carrier {
     return inner_.listen(std::move(address), std::move(on_accept));
   }
   int dials = 0;
+  std::vector<std::string> dialled;
 
  private:
   env::Carrier& inner_;
 };
+
+/// RFC 8305: the address families take turns, each a little after the one before; what answered last comes first.
+TEST(BusAddresses, FamiliesTakeTurnsAndTheLastGoodOneComesFirst) {
+  driver::AsioLoop loop;
+  driver::TcpCarrier tcp(loop);
+  CountingCarrier carrier(tcp);
+  const auto dead_port = [&](const std::string& host) {
+    const auto listener = tcp.listen(host + ":0", [](auto) {});
+    return listener ? (*listener)->address() : std::string();
+  };
+  const std::string v4a = dead_port("127.0.0.1"), v4b = dead_port("127.0.0.2"), v6 = dead_port("[::1]");
+  if (v6.empty()) GTEST_SKIP() << "no IPv6 on this machine";
+  {
+    TestNode a(loop, carrier, 1, 77, {.use = CarrierUse::tcp}), b(loop, tcp, 2, 77, {.use = CarrierUse::tcp});
+    const auto ask = [&] {
+      auto out = std::make_shared<std::optional<Result<env::Reply>>>();
+      loop.spawn(call_into(*a.bus, b.id(), {.type = kEcho}, {.deadline = loop.now() + seconds(5)}, out));
+      EXPECT_TRUE(loop.run_until([&] { return out->has_value(); }, kLimit));
+      return out->has_value() && out->value().has_value();
+    };
+    a.bus->set_addresses(b.id(), {v4a, v4b, b.address, v6});
+    ASSERT_TRUE(ask());
+    EXPECT_EQ(carrier.dialled, (std::vector<std::string>{v4a, v6, v4b, b.address}));
+    carrier.dialled.clear();
+    a.bus->disconnect(b.id());
+    ASSERT_TRUE(loop.run_until([&] { return !b.bus->connected(a.id()) && !a.bus->connected(b.id()); }, kLimit));
+    ASSERT_TRUE(ask());
+    EXPECT_EQ(carrier.dialled.front(), b.address);
+  }
+  loop.begin_stop();
+  EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";
+}
 
 TEST_P(BusTest, AnAbsentPeerCostsLittle) {
   CountingCarrier counting(carrier_);
@@ -633,6 +695,40 @@ TEST(FallbackTest, TcpServesWhereUdpDoesNotPassAndQuicReturns) {
     EXPECT_TRUE(loop.run_until(upgraded, kLimit)) << "TCP still serves";
     EXPECT_TRUE(ask());
     EXPECT_TRUE(a.lost.empty() && b.lost.empty()) << "to change the carrier is not to lose a peer";
+  }
+  loop.begin_stop();
+  EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";
+}
+
+/// UDP that stops passing under a connection that stands: nobody waits for the idle time-out of 8 s.
+TEST(FallbackTest, AConnectionThatPassesNothingAnyMoreIsReplaced) {
+  driver::AsioLoop loop;
+  driver::TcpCarrier carrier(loop);
+  driver::UdpDatagrams udp(loop);
+  const auto quic = driver::quic::make_stack();
+  Firewall firewall(udp);
+  const BusOptions options{.datagrams = &firewall, .quic = quic.get(), .stalled_after = milliseconds(200)};
+  {
+    TestNode a(loop, carrier, 1, 77, options), b(loop, carrier, 2, 77, options);
+    a.bus->set_addresses(b.id(), {b.address});
+    const auto ask = [&](Duration limit) {
+      auto out = std::make_shared<std::optional<Result<env::Reply>>>();
+      loop.spawn(call_into(*a.bus, b.id(), {.type = kEcho}, {.deadline = loop.now() + limit}, out));
+      EXPECT_TRUE(loop.run_until([&] { return out->has_value(); }, kLimit));
+      return out->value_or(fail(Errc::internal, "never ended"));
+    };
+    ASSERT_TRUE(ask(seconds(5)));
+    ASSERT_STREQ(a.bus->links().front().carrier, "quic");
+    firewall.closed = true;
+    const Instant began = loop.now();
+    const auto lost = ask(seconds(20));
+    ASSERT_FALSE(lost);
+    EXPECT_EQ(lost.error().code, Errc::unavailable);
+    EXPECT_TRUE(lost.error().retryable);
+    EXPECT_LT(loop.now() - began, seconds(5)) << "that is the idle time-out";
+    EXPECT_TRUE(ask(seconds(5)));
+    EXPECT_STREQ(a.bus->link(b.id())->carrier, "tcp");
+    EXPECT_TRUE(a.lost.empty()) << "to change the carrier is not to lose a peer";
   }
   loop.begin_stop();
   EXPECT_TRUE(loop.run_until([&] { return loop.running() == 0; }, kLimit)) << "a task never ended";

@@ -62,6 +62,9 @@ NodeId ControlService::leader() const { return log_status().leader; }
 bool ControlService::is_leader() const { return impl_->leads(); }
 bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
+void ControlService::set_addresses(std::vector<std::string> addresses) {
+  impl_->identity.addresses = std::move(addresses);
+}
 void ControlService::set_report_source(std::function<wire::NodeReport()> source) {
   impl_->report_source = std::move(source);
 }

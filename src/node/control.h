@@ -107,6 +107,9 @@ class ControlService {
   /// A linearizable read point: everything committed before the call is applied here. Errors: as CommandLog::barrier.
   Task<Status> barrier(Instant deadline);
 
+  /// Where others dial this node from now on; its next heartbeats tell them.
+  void set_addresses(std::vector<std::string> addresses);
+
   /// What goes into this node's heartbeats: frames used, and per region the lowest snapshot in use (or the newest
   /// applied).
   void set_report_source(std::function<wire::NodeReport()> source);

@@ -12,10 +12,14 @@ constexpr Duration kLeaveDeadline = seconds(60);
 constexpr Duration kReadyPoll = milliseconds(10);
 
 /// What others dial: see NodeConfig::advertise.
-std::string advertised(const std::string& configured, const std::string& bound) {
-  if (configured.empty()) return bound;
-  if (!configured.ends_with(":0")) return configured;
-  return configured.substr(0, configured.size() - 1) + bound.substr(bound.rfind(':') + 1);
+std::vector<std::string> advertised(const std::vector<std::string>& configured, const std::string& bound) {
+  if (configured.empty()) return {bound};
+  std::vector<std::string> out;
+  for (const std::string& address : configured) {
+    const bool bound_port = address.ends_with(":0");
+    out.push_back(bound_port ? address.substr(0, address.size() - 1) + bound.substr(bound.rfind(':') + 1) : address);
+  }
+  return out;
 }
 
 Task<Result<LocalReply>> json_reply(std::string json) {
@@ -55,11 +59,20 @@ Status Node::open() {
   return {};
 }
 
+void Node::addresses_changed(const std::vector<std::string>& advertise) {
+  std::vector<std::string> addresses = advertised(advertise, listen_address_);
+  std::string list;
+  for (const std::string& a : addresses) list += str(list.empty() ? "" : ", ", a);
+  log_info("node", "this machine's addresses have changed; others are told to dial ", list);
+  control_->set_addresses(std::move(addresses));
+  bus_->own_addresses_changed();
+}
+
 void Node::build_services() {
   NodeIdentity self;
   self.id = bus_->self();
   self.name = config_.name;
-  self.addresses = {advertised(config_.advertise, listen_address_)};
+  self.addresses = advertised(config_.advertise, listen_address_);
   self.cores = config_.cores;
   self.memory_bytes = config_.memory.limit_bytes;
   self.speed = config_.speed;
@@ -228,6 +241,7 @@ std::string Node::status_json() const {
                             .compute = compute_->status(),
                             .refused = bus_->refused(),
                             .links = bus_->links(),
+                            .peers = bus_->peers(),
                             .handshakes = bus_->handshakes(),
                             .sessions = gate_->sessions()});
 }

@@ -30,8 +30,8 @@ namespace holo::node {
 
 struct NodeConfig {
   std::string name;
-  std::string listen;     ///< "address:port" for other nodes; port 0: any.
-  std::string advertise;  ///< What others dial; empty: the bound address; port 0: the bound port.
+  std::string listen;                  ///< "address:port" for other nodes; port 0: any.
+  std::vector<std::string> advertise;  ///< What others dial; none: the bound address; port 0: the bound port.
   std::uint32_t cores = 1;
   double speed = 1;
   std::string version;               ///< Of holo, for `status`.
@@ -102,6 +102,9 @@ class Node {
 
   /// Called when a local process asked for the end (STOP), or after this node has left its cluster.
   void on_end(std::function<void(bool left_cluster)> f) { on_end_ = std::move(f); }
+
+  /// This machine has other addresses: `advertise` is what others dial from now on, as in the configuration.
+  void addresses_changed(const std::vector<std::string>& advertise);
 
   /// The object of `holo status --json`.
   [[nodiscard]] std::string status_json() const;

@@ -48,6 +48,10 @@ void write_nodes(JsonWriter& w, const StatusSources& s) {
         w.field("id", to_hex(id.value));  // NOLINT(clang-analyzer-core.NullDereference): it is a key of the map.
         w.field("name", node.name);
         w.field("address", node.addresses.empty() ? std::string() : node.addresses.front());
+        w.key("addresses");
+        w.array([&] {
+          for (const std::string& a : node.addresses) w.value(a);
+        });
         w.field("state", std::string(control::node_state_name(node.state)));
         w.field("voter", node.voter);
         w.field("draining", node.draining);
@@ -105,9 +109,43 @@ void write_summary(JsonWriter& w, const char* name, const obs::Summary& s) {
   });
 }
 
+constexpr std::array kClasses = {"control", "data", "bulk"};
+static_assert(kClasses.size() == hyperbus::kStreamClasses);
+
+void write_peer(JsonWriter& w, const StatusSources& s, const PeerStatus& peer) {
+  w.field("peer", name_of(s.control.state(), peer.peer));
+  w.field("peer_id", to_hex(peer.peer.value));
+  w.field("connected", peer.connected);
+  w.field("connections", peer.connections);
+  w.field("bytes_in", peer.figures.bytes_in);
+  w.field("bytes_out", peer.figures.bytes_out);
+  w.field("packets_in", peer.figures.packets_received);
+  w.field("packets_out", peer.figures.packets_sent);
+  w.field("packets_lost", peer.figures.packets_lost);
+  w.field("congestion_marks", peer.figures.congestion_marks);
+  w.field("key_updates", peer.figures.key_updates);
+  w.key("classes");
+  w.object([&] {
+    for (std::size_t i = 0; i < kClasses.size(); ++i) {
+      const PeerStatus::Class& c = peer.classes[i];
+      w.key(kClasses[i]);
+      w.object([&] {
+        w.field("credit_waits", c.credit_waits);
+        w.field("overloaded", c.overloaded);
+        w.field("turned_away", c.turned_away);
+        w.field("packets_lost", c.packets_lost);
+        w.key("failed");
+        w.object([&] {
+          for (const auto& [code, n] : c.failed) w.field(errc_name(code), n);
+        });
+        write_summary(w, "credit_wait", c.credit_wait);
+        write_summary(w, "round_trip", c.round_trip);
+      });
+    }
+  });
+}
+
 void write_link(JsonWriter& w, const StatusSources& s, const LinkStatus& link) {
-  static constexpr std::array kClasses = {"control", "data", "bulk"};
-  static_assert(kClasses.size() == hyperbus::kStreamClasses);
   w.field("peer", name_of(s.control.state(), link.peer));
   w.field("peer_id", to_hex(link.peer.value));
   w.field("address", link.address);
@@ -115,12 +153,15 @@ void write_link(JsonWriter& w, const StatusSources& s, const LinkStatus& link) {
   w.field("closing", link.closing);
   w.field("carrier", link.carrier);
   w.field("cipher", link.cipher);
+  w.field("version", link.version);
   w.field("path_mtu", path_mtu(link));
+  w.field("ecn", link.figures.ecn);
   w.field("bytes_in", link.figures.bytes_in);
   w.field("bytes_out", link.figures.bytes_out);
   w.field("packets_in", link.figures.packets_received);
   w.field("packets_out", link.figures.packets_sent);
   w.field("packets_lost", link.figures.packets_lost);
+  w.field("congestion_marks", link.figures.congestion_marks);
   w.field("key_updates", link.figures.key_updates);
   w.field("round_trip_us", microseconds_of(link.figures.round_trip));
   w.field("min_round_trip_us", microseconds_of(link.figures.min_round_trip));
@@ -138,6 +179,7 @@ void write_link(JsonWriter& w, const StatusSources& s, const LinkStatus& link) {
         w.field("credit_waits", c.credit_waits);
         w.field("overloaded", c.overloaded);
         w.field("turned_away", c.turned_away);
+        w.field("packets_lost", c.packets_lost);
         write_summary(w, "credit_wait", c.credit_wait);
         write_summary(w, "round_trip", link.round_trips[i]);
       });
@@ -206,6 +248,12 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
     w.array([&] {
       for (const auto& link : s.links) {
         w.object([&] { write_link(w, s, link); });
+      }
+    });
+    w.key("peers");
+    w.array([&] {
+      for (const auto& peer : s.peers) {
+        w.object([&] { write_peer(w, s, peer); });
       }
     });
     write_handshakes(w, s.handshakes);

@@ -20,6 +20,7 @@ struct StatusSources {
   ComputeStatus compute;
   env::RefusedCounters refused;
   std::vector<LinkStatus> links;
+  std::vector<PeerStatus> peers;
   HandshakeFigures handshakes;
   std::size_t sessions = 0;
 };

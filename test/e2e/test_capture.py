@@ -140,6 +140,10 @@ def pieces(data, size, count):
     return [p for p in found if len(set(p)) > size // 2][:count]
 
 
+def undo_base64(text):
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_")
+
+
 def found_in(plain, data):
     return {what for what, stretches in plain.items() if any(s in data for s in stretches)}
 
@@ -149,23 +153,39 @@ COUNT = 300_000
 PUT = 0xFEEDFACE0BADF00D
 
 
-@pytest.mark.parametrize("carrier", ["quic", "tcp"])
-def test_nothing_of_a_clusters_life_is_seen_on_its_links(home, capture, carrier):
+def begin(net, home, trust, one, two):
+    """A cluster of two nodes; returns what it keeps secret."""
+    net.holo("init", "--trust", trust, "--name", "a-cluster-with-a-name", "--node-name", "first-node-of-it", directory=one)
+    address = net.json("status", directory=one)["nodes"][0]["address"]
+    join = ("join", address, "--trust", trust, "--node-name", "second-node-of-it")
+    if trust == "psk":
+        (key,) = re.findall(r'"([A-Za-z0-9+/]{43}=)"', (one / "cluster.json").read_text())
+        (home.root / "key").write_text(key)
+        net.holo(*join, "--key-file", str(home.root / "key"), directory=two)
+        return [key]
+    if trust == "tofu":
+        net.holo(*join, directory=two)
+        return []
+    request = net.holo("identity", "request", "--state-dir", str(two)).strip()
+    certificate = net.holo("identity", "sign", request, "--root-key", str(one / "root.key")).strip()
+    net.holo(*join, "--certificate", certificate, directory=two)
+    root = json.loads((one / "root.key").read_text())
+    return [certificate, root["root"], root["seed"]]
+
+
+@pytest.mark.parametrize("carrier, trust", [("quic", "psk"), ("tcp", "psk"), ("quic", "tofu"), ("quic", "roots"), ("tcp", "roots")])
+def test_nothing_of_a_clusters_life_is_seen_on_its_links(home, capture, carrier, trust):
     one, two = home.root / "one", home.root / "two"
     net = Inside(home, capture, HOLO_CARRIER=carrier, HOLO_LISTEN="127.0.0.1:0", HOLO_MEMORY="128MiB")
-    net.holo("init", "--name", "a-cluster-with-a-name", "--node-name", "first-node-of-it", directory=one)
-    address = net.json("status", directory=one)["nodes"][0]["address"]
-    membership = (one / "cluster.json").read_text()
-    (key,) = re.findall(r'"([A-Za-z0-9+/]{43}=)"', membership)
-    (home.root / "key").write_text(key)
-    net.holo("join", address, "--key-file", str(home.root / "key"), "--node-name", "second-node-of-it", directory=two)
+    secrets = begin(net, home, trust, one, two)
 
     assert net.run(PROBE, "fill", REGION, str(COUNT), "2", directory=one) == f"{quadratic_sum(COUNT)}\n"
     net.run(PROBE, "put", REGION, "7", str(PUT), directory=two)
     assert net.run(PROBE, "get", REGION, "7", directory=one) == f"{PUT}\n"
     net.run(PROBE, "chatter", directory=one)
     net.holo("ping", "second-node-of-it", "-c", "3", "-i", "0", "--size", "64KiB", directory=one)
-    second_key = net.json("key", "add", "--all", directory=one)["secret"]
+    if trust == "psk":
+        secrets.append(net.json("key", "add", "--all", directory=one)["secret"])
     identities = [net.json("identity", "show", directory=d) for d in (one, two)]
     net.holo("identity", "rotate", directory=two)
     status = net.json("status", directory=two)
@@ -186,8 +206,10 @@ def test_nothing_of_a_clusters_life_is_seen_on_its_links(home, capture, carrier)
         "pings": [bytes((i * 131 + (i >> 8)) & 255 for i in range(64))],
         "ids": [bytes.fromhex(n["id"])[::step] for n in nodes for step in (1, -1)] + [n["id"].encode() for n in nodes],
         "keys of nodes": [form(i["key"]) for i in identities for form in (str.encode, base64.b64decode)],
-        "keys of the cluster": [form(k) for k in (key, second_key) for form in (str.encode, base64.b64decode)],
+        "secrets of the cluster": [form(s) for s in secrets for form in (str.encode, undo_base64)],
     }
+    if trust == "tofu":  # It has none.
+        assert not plain.pop("secrets of the cluster")
     assert all(plain.values())
 
     # In clear, for once: what is searched for would be found.

@@ -83,6 +83,29 @@ def test_another_key_is_refused_and_told_so(target, carrier):
 
 
 @CARRIERS
+@pytest.mark.parametrize("offered, chosen", [("2,1", 1), ("9,8,7,6,5,4,3,1", 1), ("1", 1)])
+def test_the_newest_version_that_both_speak_is_spoken(target, carrier, offered, chosen):
+    """As in the middle of a rolling upgrade: the client is of the next release, and still speaks this one's."""
+    assert target.learned(*carrier, "--versions", offered)["version"] == chosen
+
+
+@CARRIERS
+def test_without_a_version_in_common_both_say_which_they_speak(target, carrier):
+    before = target.counted("wrong_version")
+    done = target.client(*carrier, "--versions", "3,2")
+    assert done.returncode == 1 and "wrong_version" in done.stderr and "versions 1 to 1" in done.stderr
+    assert target.counted("wrong_version") == before + 1
+
+
+@CARRIERS
+def test_what_a_later_release_says_is_skipped(target, carrier):
+    """Fields, features, ciphers, control messages, classes, streams, frames and flags that no one knows: 10 pings all the same."""
+    got = target.learned(*carrier, "--later", "--versions", "2,1", "--count", "10")
+    assert (got["answers"], got["version"], got["features"]) == (10, 1, 0)
+    assert got["answer"] == {"status": "ok", "payload": 56}
+
+
+@CARRIERS
 def test_no_key_and_no_post_quantum_key_are_refused(target, carrier):
     assert target.refused(*carrier, key="") == "wrong_version"
     assert target.refused(*carrier, "--classical") == "wrong_version"

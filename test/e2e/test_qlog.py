@@ -9,6 +9,36 @@ from holo_e2e import DONE, PROBE
 # What qvis needs of a JSON-SEQ file (qlog 0.3): the head of the first record, and of each event time, name and data.
 HEAD = {"qlog_format", "qlog_version", "trace"}
 
+# draft-ietf-quic-qlog-quic-events-02: what an event of a name has, at least. Loglevel events are of the main schema.
+EVENTS = {
+    "connectivity:connection_started": set(),
+    "connectivity:connection_closed": set(),
+    "connectivity:connection_state_updated": {"new"},
+    "connectivity:connection_id_updated": set(),
+    "security:key_updated": {"key_type"},
+    "security:key_retired": {"key_type"},
+    "transport:version_information": set(),
+    "transport:parameters_set": {"owner"},
+    "transport:packet_sent": {"header", "frames", "raw"},
+    "transport:packet_received": {"header", "frames", "raw"},
+    "transport:packet_dropped": set(),
+    "transport:stream_state_updated": {"stream_id", "new"},
+    "recovery:parameters_set": set(),
+    "recovery:metrics_updated": set(),
+    "recovery:congestion_state_updated": {"new"},
+    "recovery:loss_timer_updated": {"event_type"},
+    "recovery:packet_lost": {"header"},
+    "loglevel:warning": {"message"},
+}
+FRAMES = {
+    "padding": set(), "ping": set(), "ack": {"acked_ranges"}, "reset_stream": {"stream_id", "error_code", "final_size"},
+    "stop_sending": {"stream_id", "error_code"}, "crypto": {"offset", "length"}, "new_token": set(), "stream": {"stream_id", "offset", "length"},
+    "max_data": {"maximum"}, "max_stream_data": {"stream_id", "maximum"}, "max_streams": {"stream_type", "maximum"}, "data_blocked": {"limit"},
+    "stream_data_blocked": {"stream_id", "limit"}, "streams_blocked": {"stream_type", "limit"},
+    "new_connection_id": {"sequence_number", "retire_prior_to", "connection_id"}, "retire_connection_id": {"sequence_number"},
+    "path_challenge": set(), "path_response": set(), "connection_close": {"error_space"}, "handshake_done": set(), "unknown": set(),
+}  # fmt: skip
+
 
 def records(file):
     """The records of a file, each of which must parse."""
@@ -30,8 +60,15 @@ def check(file):
     times = [e["time"] for e in events]
     assert times == sorted(times)
     for e in events:
+        assert e["data"].keys() >= EVENTS[e["name"]], e
         if e["name"] in ("transport:packet_sent", "transport:packet_received"):
-            assert e["data"]["header"]["packet_type"] in ("initial", "handshake", "1RTT", "retry")
+            header = e["data"]["header"]
+            assert header["packet_type"] in ("initial", "handshake", "1RTT", "retry") and e["data"]["raw"]["length"] > 0
+            assert header["packet_type"] == "retry" or header["packet_number"] >= 0
+            for frame in e["data"]["frames"]:
+                assert frame.keys() >= FRAMES[frame["frame_type"]], frame
+                for first, *last in frame.get("acked_ranges", []):
+                    assert 0 <= first <= (last or [first])[0]
     return {"side": side, "group": fields["group_id"], "events": {e["name"] for e in events}}
 
 

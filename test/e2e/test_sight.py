@@ -81,6 +81,7 @@ def test_links_show_what_they_carry(cluster):
         assert l["bytes_in"] > 1000 and l["bytes_out"] > 1000 and l["packets_in"] > 10 and l["packets_out"] > 10
         assert 0 < l["min_round_trip_us"] <= l["round_trip_us"] * 8
         assert l["path_mtu"] >= 1228 and l["key_updates"] >= 0 and l["packets_lost"] >= 0
+        assert l["ecn"] is True and l["congestion_marks"] == 0
         for klass in CLASSES:
             c = l["classes"][klass]
             assert c["request_credit"] > 0 and c["byte_credit"] > 1 << 20
@@ -100,6 +101,47 @@ def test_pings_are_counted_by_their_class(cluster):
     before = answers()
     cluster.ok("ping", "node4", "-c", "20", "-i", "0", "--node", "node1")
     assert answers() >= before + 20
+
+
+def peer(status, name):
+    return next(p for p in status["this_node"]["peers"] if p["peer"] == name)
+
+
+def test_what_was_counted_survives_the_connection(home):
+    """A peer that restarts, and one that is gone: counters and histograms are of the node's life, and say why calls failed."""
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    home.ok("ping", "node3", "-c", "20", "-i", "0", "--node", "node1")
+    before = peer(home.status("--node", "node1"), "node3")
+    assert before["connected"] and before["connections"] >= 1
+    assert before["classes"]["control"]["round_trip"]["count"] >= 20
+    home.ok("dev", "kill", "3")
+    wait_until(lambda: node(home.status("--node", "node1"), "node3")["state"] == "dead", 20, "node3 to be dead")
+    gone = peer(home.status("--node", "node1"), "node3")
+    assert not gone["connected"] and "node3" not in {l["peer"] for l in home.status("--node", "node1")["this_node"]["links"]}
+    assert gone["bytes_in"] >= before["bytes_in"] and gone["packets_out"] >= before["packets_out"]
+    assert gone["classes"]["control"]["round_trip"]["count"] >= 20
+    assert "node3" in home.ok("status", "--links", "--node", "node1")
+    home.ok("dev", "restart", "3")
+    wait_until(lambda: peer(home.status("--node", "node1"), "node3")["connected"], 20, "node3 to be back")
+    home.ok("ping", "node3", "-c", "5", "-i", "0", "--node", "node1")
+    after = peer(home.status("--node", "node1"), "node3")
+    assert after["connections"] > gone["connections"] and after["bytes_in"] > gone["bytes_in"]
+    assert after["classes"]["control"]["round_trip"]["count"] >= gone["classes"]["control"]["round_trip"]["count"] + 5
+    assert after["classes"]["control"]["round_trip"].keys() == SUMMARY
+
+
+def test_calls_that_fail_are_counted_by_their_cause(home):
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    home.ok("dev", "kill", "3")
+    for _ in range(3):
+        home.holo("ping", "node3", "-c", "1", "-W", "0.2", "--node", "node1")
+
+    def failed():
+        return peer(home.status("--node", "node1"), "node3")["classes"]["control"]["failed"]
+
+    counted = wait_until(failed, 5, "a failure to be counted")
+    assert counted.keys() <= {"unavailable", "deadline_exceeded", "cancelled"} and sum(counted.values()) >= 1
+    assert next(iter(counted)) in home.ok("status", "--links", "--node", "node1")
 
 
 def test_handshakes_are_counted_by_how_they_ended(home):

@@ -263,6 +263,30 @@ def test_a_revocation_holds_before_the_log_is_heard(home):
     assert refused(home, *at(second))["revoked"] > before
 
 
+@pytest.mark.parametrize("trust", ["psk", "roots"])
+def test_a_node_that_was_down_learns_of_a_revocation_when_it_returns(home, trust):
+    up(home, 4, trust)
+    hub = leader(home)
+    victim, absent, other = (n for n in ("node4", "node3", "node2", "node1") if n != hub)
+    home.ok("dev", "kill", absent.removeprefix("node"))
+    wait_until(lambda: node(home.status(*at(hub)), absent)["state"] == "dead", 20, f"{absent} to be dead")
+    home.ok("identity", "revoke", victim, *at(hub))
+    home.ok("dev", "restart", absent.removeprefix("node"))
+    wait_until(lambda: [r["name"] for r in trust_list(home, absent)["revoked"]] == [victim], 10, "the revocation to reach it")
+    wait_until(lambda: victim not in links(home, absent), 5, "it to let go of who was revoked")
+    all_alive(home, [hub, absent, other], *at(absent))
+    # From its file, too: it refuses when it starts again and hears nobody.
+    for name in (hub, other, absent):
+        home.ok("dev", "kill", name.removeprefix("node"))
+    home.ok("dev", "restart", absent.removeprefix("node"))
+    assert [r["node"] for r in trust_list(home, absent)["revoked"]] == [identity_of_stopped(home, victim)]
+    wait_until(lambda: refused(home, *at(absent))["revoked"] > 0, 20, "it to be refused")
+
+
+def identity_of_stopped(home, name):
+    return home.json("identity", "show", *at(name))["node"]
+
+
 def test_a_cluster_is_not_left_without_voters_by_a_revocation(home):
     up(home, 2, "roots")
     status = home.status(*at("node1"))

@@ -15,6 +15,7 @@
 #include "cmd/holo/machine.h"
 #include "cmd/holo/units.h"
 #include "driver/log/text_log.h"
+#include "driver/posix/address_watch.h"
 #include "driver/posix/agent_registry.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/posix/local_socket.h"
@@ -66,11 +67,13 @@ std::vector<std::string> worker_environment() {
 }
 
 /// Where others reach an agent that listens on every address of the machine.
-std::string advertise(const AgentConfig& config) {
+std::vector<std::string> advertise(const AgentConfig& config) {
   if (!config.advertise.empty()) return config.advertise;
   const auto listen = split_address(config.listen);
-  if (listen && (listen->host == "0.0.0.0" || listen->host == "::")) return primary_address() + ":0";
-  return "";
+  if (!listen || (listen->host != "0.0.0.0" && listen->host != "::")) return {};
+  std::vector<std::string> out = own_addresses(listen->host == "::");
+  for (std::string& address : out) address += ":0";  // The port that will be bound.
+  return out;
 }
 
 node::CarrierUse carrier_use(std::string_view name) {
@@ -228,6 +231,7 @@ class Agent {
       self->end();
       co_return;
     }
+    self->follow_addresses();
     const auto alive = co_await self->node_->wait_alive(kNever);
     if (alive) self->alive();
   }
@@ -265,6 +269,17 @@ class Agent {
              node_->listen_address());
     hooks_.ready.answering(node_->listen_address());
     co_return Status{};
+  }
+
+  /// Others learn it when this machine's addresses change. An agent that listens at one of them cannot follow.
+  void follow_addresses() {
+    advertised_ = advertise(config_);
+    addresses_ = driver::watch_addresses(loop_, [this] {
+      std::vector<std::string> now = advertise(config_);
+      if (ending_ || now == advertised_) return;
+      advertised_ = std::move(now);
+      node_->addresses_changed(advertised_);
+    });
   }
 
   void alive() {
@@ -321,6 +336,8 @@ class Agent {
   driver::MemfdFrameStore frames_;
   driver::UffdFaults faults_;
   std::unique_ptr<node::Node> node_;
+  std::vector<std::string> advertised_;
+  std::unique_ptr<driver::AddressWatch> addresses_;
 };
 
 Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {

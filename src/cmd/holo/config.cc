@@ -64,6 +64,28 @@ Result<T> at(const Setting& s, Result<T> result) {
   return result;
 }
 
+Status advertise(const Setting& s, AgentConfig& c) {
+  c.advertise.clear();
+  std::string_view rest = s.value;
+  while (!rest.empty()) {
+    const std::size_t comma = rest.find(',');
+    const auto one = rest.substr(0, comma);
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    HOLO_ASSIGN(full, at(s, with_port(one, kDefaultPort)));
+    const auto host = split_address(full)->host;
+    if (host == "0.0.0.0" || host == "::") {
+      return fail(Errc::invalid_argument, str(s.where, ": advertise: nobody can dial ", host),
+                  "give this machine's own address");
+    }
+    if (comma != std::string_view::npos && rest.empty()) {
+      return fail(Errc::invalid_argument, str(s.where, ": advertise: \"", s.value, "\" ends with a comma"));
+    }
+    c.advertise.push_back(std::move(full));
+  }
+  if (c.advertise.size() <= kMaxAdvertised) return {};
+  return fail(Errc::over_limit, str(s.where, ": advertise: more than ", kMaxAdvertised, " addresses"));
+}
+
 Status apply(const Setting& s, AgentConfig& c) {
   if (s.key == "state_dir") {
     if (s.value.empty())
@@ -75,14 +97,7 @@ Status apply(const Setting& s, AgentConfig& c) {
     HOLO_TRY(at(s, split_address(s.value)));
     c.listen = s.value;
   } else if (s.key == "advertise") {
-    if (s.value.empty()) return {};
-    HOLO_ASSIGN(full, at(s, with_port(s.value, kDefaultPort)));
-    const auto host = split_address(full)->host;
-    if (host == "0.0.0.0" || host == "::") {
-      return fail(Errc::invalid_argument, str(s.where, ": advertise: nobody can dial ", host),
-                  "give this machine's own address");
-    }
-    c.advertise = full;
+    return advertise(s, c);
   } else if (s.key == "name") {
     HOLO_TRY(at(s, check_name("a node's name", s.value)));
     c.name = s.value;
@@ -199,7 +214,7 @@ const std::vector<SettingInfo>& setting_table() {
       {"state_dir", "--state-dir", "HOLO_STATE_DIR", "Where this node keeps its identity and its committed state"},
       {"listen", "--listen", "HOLO_LISTEN", "Address and port for other nodes; port 0 picks a free one"},
       {"advertise", "--advertise", "HOLO_ADVERTISE",
-       "Address that other nodes dial, when it is not the one listened on"},
+       "Address that other nodes dial, or several with commas between them, best first (default: the one listened on)"},
       {"name", "--name", "HOLO_NAME", "This node's name"},
       {"memory", "--memory", "HOLO_MEMORY", "Most memory for pages on this node, for example 8GiB"},
       {"workers", "--workers", "HOLO_WORKERS", "Worker processes for each program"},

@@ -16,10 +16,10 @@ inline constexpr std::uint16_t kDefaultPort = 8443;
 
 /// The settings, checked.
 struct AgentConfig {
-  std::string state_dir;  ///< Absolute.
-  std::string listen;     ///< "address:port"; port 0 picks a free one.
-  std::string advertise;  ///< "host:port" that others dial; empty: derived from `listen`.
-  std::string name;       ///< The node's name, at most kMaxNodeName of [A-Za-z0-9._-].
+  std::string state_dir;               ///< Absolute.
+  std::string listen;                  ///< "address:port"; port 0 picks a free one.
+  std::vector<std::string> advertise;  ///< "host:port" that others dial, best first; none: derived from `listen`.
+  std::string name;                    ///< The node's name, at most kMaxNodeName of [A-Za-z0-9._-].
   std::uint64_t memory_bytes = 0;
   unsigned workers = 0;     ///< Worker processes per program.
   std::string userfaultfd;  ///< "auto", "user" or "off".
@@ -33,6 +33,7 @@ struct AgentConfig {
 };
 
 inline constexpr std::size_t kMaxNodeName = 63;
+inline constexpr std::size_t kMaxAdvertised = 8;
 inline constexpr std::uint64_t kMinMemoryBytes = 16 << 20;
 
 struct Setting {

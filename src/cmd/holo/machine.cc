@@ -47,17 +47,17 @@ std::uint64_t available_memory_bytes() {
   return 0;
 }
 
-std::string primary_address() {
+std::vector<std::string> own_addresses(bool also_v6) {
   ifaddrs* list = nullptr;
-  if (::getifaddrs(&list) != 0) return "127.0.0.1";
+  if (::getifaddrs(&list) != 0) return {"127.0.0.1"};
   const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(list, ::freeifaddrs);
-  std::string v6;
+  std::string v4, v6;
   for (const auto* i = list; i; i = i->ifa_next) {
     if (!i->ifa_addr || !(i->ifa_flags & IFF_UP) || (i->ifa_flags & IFF_LOOPBACK)) continue;
     char text[INET6_ADDRSTRLEN];
-    if (i->ifa_addr->sa_family == AF_INET) {
+    if (i->ifa_addr->sa_family == AF_INET && v4.empty()) {
       const auto* a = reinterpret_cast<const sockaddr_in*>(i->ifa_addr);
-      if (::inet_ntop(AF_INET, &a->sin_addr, text, sizeof text)) return text;
+      if (::inet_ntop(AF_INET, &a->sin_addr, text, sizeof text)) v4 = text;
     } else if (i->ifa_addr->sa_family == AF_INET6 && v6.empty()) {
       const auto* a = reinterpret_cast<const sockaddr_in6*>(i->ifa_addr);
       // A link-local address means nothing without the interface it belongs to.
@@ -66,7 +66,11 @@ std::string primary_address() {
       }
     }
   }
-  return v6.empty() ? "127.0.0.1" : v6;
+  std::vector<std::string> out;
+  if (!v4.empty()) out.push_back(std::move(v4));
+  if (!v6.empty() && (also_v6 || out.empty())) out.push_back(std::move(v6));
+  if (out.empty()) out.emplace_back("127.0.0.1");
+  return out;
 }
 
 double measure_speed() {

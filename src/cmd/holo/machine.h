@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace holo::cmd {
 
@@ -11,9 +12,9 @@ std::uint32_t core_count();
 std::uint64_t memory_bytes();
 /// Memory that could be used now without swapping; 0 when unknown.
 std::uint64_t available_memory_bytes();
-/// An address by which other machines probably reach this one: the first that is not loopback, IPv4 before IPv6;
-/// 127.0.0.1 when there is none.
-std::string primary_address();
+/// Addresses by which other machines probably reach this one: of each family the first that is not loopback, IPv4
+/// before IPv6 (in brackets; when it is the only one, also without `also_v6`); 127.0.0.1 when there is none.
+std::vector<std::string> own_addresses(bool also_v6);
 /// How fast one core is, against the reference machine (1.0). Cost: about 5 ms.
 double measure_speed();
 

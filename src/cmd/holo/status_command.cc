@@ -53,13 +53,33 @@ std::string handshakes_line(const nlohmann::json& h) {
   return out + '\n';
 }
 
+/// Since the start of the agent, over every connection that there was.
+std::string peers_table(const nlohmann::json& status) {
+  Table table({"SINCE THE START", "LINKS", "IN", "OUT", "LOST", "CLASS", "ANSWERS", "FAILED", "P50", "P99", "MAX"});
+  for (const auto& p : status["this_node"]["peers"]) {
+    for (const char* klass : {"control", "data", "bulk"}) {
+      const auto& c = p["classes"][klass];
+      const auto& t = c["round_trip"];
+      std::string failed;
+      for (const auto& [why, n] : c["failed"].items()) {
+        failed += str(failed.empty() ? "" : ", ", n.get<std::uint64_t>(), ' ', why);
+      }
+      if (failed.empty() && t["count"] == 0) continue;
+      table.row({p["peer"], number(p, "connections"), format_size(p["bytes_in"]), format_size(p["bytes_out"]),
+                 number(c, "packets_lost"), klass, number(t, "count"), failed.empty() ? "0" : failed,
+                 micros(t["p50_us"]), micros(t["p99_us"]), micros(t["max_us"])});
+    }
+  }
+  return table.text();
+}
+
 std::string links_table(const nlohmann::json& status) {
   const auto& links = status["this_node"]["links"];
-  Table table(
-      {"PEER", "ADDRESS", "CARRIER", "CIPHER", "MTU", "ROUND TRIP", "LEAST", "IN", "OUT", "SENT", "LOST", "KEYS"});
+  Table table({"PEER", "ADDRESS", "CARRIER", "CIPHER", "MTU", "ECN", "ROUND TRIP", "LEAST", "IN", "OUT", "SENT", "LOST",
+               "KEYS"});
   for (const auto& l : links) {
     const auto mtu = l["path_mtu"].get<std::uint64_t>();
-    table.row({l["peer"], l["address"], l["carrier"], l["cipher"], mtu == 0 ? "-" : str(mtu),
+    table.row({l["peer"], l["address"], l["carrier"], l["cipher"], mtu == 0 ? "-" : str(mtu), l["ecn"] ? "yes" : "-",
                micros(l["round_trip_us"]), micros(l["min_round_trip_us"]), format_size(l["bytes_in"]),
                format_size(l["bytes_out"]), number(l, "packets_out"), number(l, "packets_lost"),
                number(l, "key_updates")});
@@ -76,7 +96,7 @@ std::string links_table(const nlohmann::json& status) {
                    number(t, "count"), micros(t["p50_us"]), micros(t["p99_us"]), micros(t["max_us"])});
     }
   }
-  return table.text() + classes.text() + handshakes_line(status["this_node"]["handshakes"]);
+  return table.text() + classes.text() + peers_table(status) + handshakes_line(status["this_node"]["handshakes"]);
 }
 
 std::string render(const nlohmann::json& status, const StatusOptions& options) {

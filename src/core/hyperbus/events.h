@@ -71,6 +71,7 @@ struct ClassStatus {
   std::uint64_t credit_waits = 0;    ///< requests that found no credit and had to wait
   std::uint64_t overloaded = 0;      ///< requests refused here because too many wait already
   std::uint64_t turned_away = 0;     ///< the peer's requests, answered `overloaded`
+  std::uint64_t packets_lost = 0;    ///< with bytes of this class, declared lost and sent again; 0 over TCP
   obs::Summary credit_wait;          ///< how long those waited that were sent then
 };
 
@@ -84,7 +85,9 @@ struct LinkFigures {
   std::uint64_t packets_sent = 0;      ///< records over TCP
   std::uint64_t packets_received = 0;  ///< 0 over TCP
   std::uint64_t key_updates = 0;
-  std::size_t datagram_bytes = 0;  ///< the path MTU found, as UDP payload; 0 over TCP
+  std::size_t datagram_bytes = 0;      ///< the path MTU found, as UDP payload; 0 over TCP
+  bool ecn = false;                    ///< what this side sends is marked ECT(0), and the path lets that pass
+  std::uint64_t congestion_marks = 0;  ///< datagrams that came marked "congestion experienced"
 };
 
 }  // namespace holo::hyperbus

@@ -218,6 +218,7 @@ ClassStatus Exchange::status(StreamClass klass) const {
           .credit_waits = state.credit_waits,
           .overloaded = state.overloaded,
           .turned_away = state.turned_away,
+          .packets_lost = state.packets_lost,
           .credit_wait = state.credit_wait ? state.credit_wait->summary() : obs::Summary()};
 }
 
@@ -400,6 +401,10 @@ void Exchange::on_stream_abandoned(StreamNumber number) {
   } else if (running_.contains(number)) {
     events_->push_back(RequestCancelled{StreamId(static_cast<std::uint64_t>(number))});
   }
+}
+
+void Exchange::note_lost(StreamNumber number, std::uint64_t packets) {
+  if (const Stream* stream = find(number); stream != nullptr) state_of(stream->klass).packets_lost += packets;
 }
 
 void Exchange::on_stream_closed(StreamNumber number) {

@@ -86,6 +86,8 @@ class Exchange {
   void on_stream_acknowledged(StreamNumber stream, std::uint64_t bytes);
   void on_stream_abandoned(StreamNumber stream);
   void on_stream_closed(StreamNumber stream);
+  /// Packets with bytes of this stream were lost, and sent again. For people.
+  void note_lost(StreamNumber stream, std::uint64_t packets);
   void on_streams_available() { streams_full_ = false; }
   void on_blocked(StreamNumber stream);
   void on_unblocked(StreamNumber stream);
@@ -111,6 +113,10 @@ class Exchange {
   void note_turned_away(StreamClass klass) { ++state_of(klass).turned_away; }
   [[nodiscard]] Instant next_deadline();
   [[nodiscard]] ClassStatus status(StreamClass klass) const;
+  /// What status() summarises; null when nothing has waited.
+  [[nodiscard]] const obs::Histogram* credit_wait(StreamClass klass) const {
+    return classes_[static_cast<std::size_t>(klass)].credit_wait.get();
+  }
 
  private:
   /// A message on its way in.
@@ -179,6 +185,7 @@ class Exchange {
     std::uint64_t credit_waits = 0;
     std::uint64_t overloaded = 0;
     std::uint64_t turned_away = 0;
+    std::uint64_t packets_lost = 0;
     std::unique_ptr<obs::Histogram> credit_wait;  // Few connections ever need one.
   };
   struct Due {

@@ -98,7 +98,9 @@ LinkFigures PacketSession::figures() const {
           .packets_sent = stats.packets_sent,
           .packets_received = stats.packets_received,
           .key_updates = stats.key_updates,
-          .datagram_bytes = stats.datagram_bytes};
+          .datagram_bytes = stats.datagram_bytes,
+          .ecn = stats.ecn,
+          .congestion_marks = stats.congestion_marks};
 }
 
 // --- Streams
@@ -161,7 +163,10 @@ void PacketSession::on_stream_acknowledged(env::QuicStreamId stream, std::uint64
 void PacketSession::on_stream_abandoned(env::QuicStreamId stream, std::uint64_t) {
   exchange_.on_stream_abandoned(stream);
 }
-void PacketSession::on_stream_closed(env::QuicStreamId stream) { exchange_.on_stream_closed(stream); }
+void PacketSession::on_stream_closed(env::QuicStreamId stream) {
+  if (const std::uint64_t lost = connection_->stream_losses(stream); lost != 0) exchange_.note_lost(stream, lost);
+  exchange_.on_stream_closed(stream);
+}
 void PacketSession::on_streams_available() { exchange_.on_streams_available(); }
 bool PacketSession::next_write(env::QuicWrite& out) { return !over() && exchange_.next_write(now_, out); }
 void PacketSession::on_written(env::QuicStreamId stream, std::size_t bytes, bool fin) {

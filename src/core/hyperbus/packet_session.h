@@ -53,6 +53,8 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   [[nodiscard]] LinkFigures figures() const override;
   void ping(Instant now) override;
   [[nodiscard]] env::DatagramPath path() const { return connection_->stats().path; }
+  /// See env::QuicConnection.
+  [[nodiscard]] Instant unacknowledged_since() const { return connection_->unacknowledged_since(); }
 
  private:
   PacketSession(Role role, const Endpoint& endpoint, std::shared_ptr<const SessionConfig> config, NodeId expected);

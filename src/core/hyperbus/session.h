@@ -74,6 +74,8 @@ class Session : private Streams {
   /// The owner answers a request of this class with `overloaded`: only counts it.
   void note_turned_away(StreamClass klass) { exchange_.note_turned_away(klass); }
   [[nodiscard]] ClassStatus class_status(StreamClass klass) const { return exchange_.status(klass); }
+  /// See Exchange.
+  [[nodiscard]] const obs::Histogram* credit_wait(StreamClass klass) const { return exchange_.credit_wait(klass); }
 
  protected:
   Session(Role role, std::shared_ptr<const SessionConfig> config);

@@ -5,9 +5,12 @@
 #include <cctype>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <sstream>
 #include <string>
+#include <string_view>
 
+#include "base/strings.h"
 #include "core/hyperbus/packet_endpoint.h"
 #include "core/hyperbus/record.h"
 #include "core/hyperbus/record_streams.h"
@@ -279,12 +282,65 @@ TEST(Specification, EveryLimitIsWhatTheCodeHas) {
   }
 }
 
-/// Each test that the document's threat model names is in the tree.
-TEST(Specification, EveryTestItNamesExists) {
+std::string text_of_document() {
   std::ifstream in(std::string(HOLO_SOURCE_DIR) + "/docs/hyperbus.md");
   std::stringstream text;
   text << in.rdbuf();
-  const std::string document = text.str();
+  return text.str();
+}
+
+/// As people write it: 17891328 is 17,891,328.
+std::string with_commas(std::uint64_t n) {
+  if (n < 1000) return str(n);
+  const std::uint64_t last = n % 1000;
+  return str(with_commas(n / 1000), ',', last / 100, last / 10 % 10, last % 10);
+}
+
+std::string grants_of(const ClassWindow& w, const char* requests) {
+  return str(with_commas(w.requests), requests, ", ", w.request_bytes >> 20, " MiB, ", w.reply_bytes >> 20, " MiB");
+}
+
+/// Numbers that stand in sentences, not in the table of limits.
+TEST(Specification, NumbersInTheTextAreWhatTheCodeHas) {
+  const std::string document = text_of_document();
+  const auto says = [&](const std::string& words) {
+    EXPECT_TRUE(document.contains(words)) << "docs/hyperbus.md does not say: " << words;
+  };
+  const SessionConfig plain{.handshake = std::make_shared<const HandshakeConfig>(testing::config_of(1))};
+  const auto quic = quic_config(plain);
+  says(str("| max_idle_timeout | ", with_commas(static_cast<std::uint64_t>(quic->idle_timeout.millis())), " ms |"));
+  says(str("| initial_max_data | ", with_commas(quic->connection_window), " (all windows"));
+  says(str("| initial_max_stream_data (all three) | ", with_commas(quic->stream_window), " (one message and 64 KiB)"));
+  says(str("| initial_max_streams_bidi | ", with_commas(quic->bidirectional_streams), " (twice the requests"));
+  says(str("Silence of ", plain.keep_alive.millis() / 1000, " s is ended with a ping, silence of ",
+           plain.idle_timeout.millis() / 1000, " s ends the connection"));
+  says(str("holo grants: control ", grants_of(plain.windows[0], " requests"), "; data ",
+           grants_of(plain.windows[1], ""), "; bulk ", grants_of(plain.windows[2], "")));
+
+  const std::map<std::string_view, std::size_t> labels = {
+      {"holo hyperbus initial salt v1", 20}, {"holo hyperbus retry key v1", 16}, {"holo hyperbus retry nonce v1", 12}};
+  for (const auto& [text, bytes] : labels) {
+    EXPECT_TRUE(document.contains(text)) << text;
+    says(str('`', hex(ByteSpan(crypto::sha256(as_bytes(text))).first(bytes)), '`'));
+  }
+  for (int code = 1; code <= static_cast<int>(Errc::internal); ++code) {
+    const std::string one = str(code, ' ', errc_name(static_cast<Errc>(code)));
+    EXPECT_TRUE(document.contains(str(one, ',')) || document.contains(str(one, '.'))) << one;
+  }
+  const std::map<RefusalKind, std::string_view> kinds = {{RefusalKind::wrong_key, "kind: 1 another cluster key"},
+                                                         {RefusalKind::wrong_version, "; 2 no protocol, version"},
+                                                         {RefusalKind::unknown_identity, "; 4 nobody vouches"},
+                                                         {RefusalKind::changed_key, "; 5 another key than the pinned"},
+                                                         {RefusalKind::revoked, "; 6 revoked"}};
+  for (const auto& [kind, words] : kinds) {
+    EXPECT_TRUE(words.contains(str(static_cast<int>(kind)))) << words;
+    says(std::string(words));
+  }
+}
+
+/// Each test that the document's threat model names is in the tree.
+TEST(Specification, EveryTestItNamesExists) {
+  const std::string document = text_of_document();
   std::map<std::string, std::string> files;
   std::size_t named = 0;
   // A reference is `path/to/file.cc: TestName` or `path/to/file.py: test_name`.

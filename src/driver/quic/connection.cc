@@ -180,6 +180,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   }
   bytes_received_ += datagram.size();
   ++packets_received_;
+  if (ecn == env::Ecn::ce) ++congestion_marks_;
   const ngtcp2_path arrival = arrival_.path();
   const ngtcp2_pkt_info info{.ecn = static_cast<std::uint32_t>(ecn)};
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
@@ -206,7 +207,10 @@ void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool f
 
 void Connection::on_stream_closed(env::QuicStreamId stream) {
   packets_lost_ += ngtcp2_conn_get_stream_loss_count(conn_, stream);
-  sending_.erase(stream);
+  if (const auto sent = sending_.find(stream); sent != sending_.end()) {
+    unacknowledged_ -= sent->second;
+    sending_.erase(sent);
+  }
   given_up_.erase(stream);
   if (ngtcp2_conn_is_local_stream(conn_, stream) == 0) {
     if (env::is_bidirectional(stream)) {
@@ -219,6 +223,12 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
 }
 
 void Connection::on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) {
+  if (const auto sent = sending_.find(stream); sent != sending_.end()) {
+    const std::uint64_t arrived = std::min(bytes, sent->second);
+    sent->second -= arrived;
+    unacknowledged_ -= arrived;
+    if (arrived != 0) unacknowledged_since_ = unacknowledged_ == 0 ? 0 : now_;
+  }
   if (bytes != 0 && alive(stream)) parts_.application->on_stream_acknowledged(stream, bytes);
 }
 
@@ -306,7 +316,9 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
                                                      stream ? write.stream : -1, parts.data(), stream ? count : 0, ts);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
-      sending_.insert(write.stream);
+      if (bytes != 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
+      sending_[write.stream] += bytes;
+      unacknowledged_ += bytes;
       parts_.application->on_written(write.stream, bytes, fin && bytes == total);
     }
     switch (n) {
@@ -363,6 +375,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
       break;
     bytes_sent_ += written.bytes;
     ++packets_sent_;
+    ecn_ = written.ecn == env::Ecn::ect0;
     if (burst.bytes == 0) {
       remote = written.remote;
       burst.path = path_to(remote);
@@ -546,6 +559,14 @@ bool Connection::finished() const {
 
 // ---- what is to be seen ----
 
+Instant Connection::unacknowledged_since() const {
+  return unacknowledged_since_ == 0 ? kNever : Instant{static_cast<std::int64_t>(unacknowledged_since_)};
+}
+
+std::uint64_t Connection::stream_losses(env::QuicStreamId stream) const {
+  return ngtcp2_conn_get_stream_loss_count(conn_, stream);
+}
+
 env::QuicConnectionStats Connection::stats() const {
   ngtcp2_conn_stat stat;
   ngtcp2_conn_get_conn_stat(conn_, &stat);
@@ -564,10 +585,12 @@ env::QuicConnectionStats Connection::stats() const {
   out.packets_sent = packets_sent_;
   out.packets_received = packets_received_;
   out.packets_lost = packets_lost_;
-  for (const env::QuicStreamId stream : sending_) {
+  for (const auto& [stream, unacknowledged] : sending_) {
     out.packets_lost += ngtcp2_conn_get_stream_loss_count(conn_, stream);
   }
   out.key_updates = sent_.generation;
+  out.ecn = ecn_;
+  out.congestion_marks = congestion_marks_;
   out.datagram_bytes = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
   sockaddr_in6 remote;
   std::memcpy(&remote, ngtcp2_conn_get_path(conn_)->remote.addr, sizeof remote);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -59,6 +60,8 @@ class Connection final : public env::QuicConnection {
   void close(Instant now, std::uint64_t code, std::string reason) override;
   void ping() override { ping_wanted_ = true; }
   [[nodiscard]] bool finished() const override;
+  [[nodiscard]] Instant unacknowledged_since() const override;
+  [[nodiscard]] std::uint64_t stream_losses(env::QuicStreamId stream) const override;
   [[nodiscard]] env::QuicConnectionStats stats() const override;
 
  private:
@@ -155,8 +158,11 @@ class Connection final : public env::QuicConnection {
   std::optional<env::QuicHandshake::Failure> failure_;
 
   std::vector<std::pair<env::QuicStreamId, std::uint64_t>> abandoned_;  // Takes effect between packets.
-  std::unordered_set<env::QuicStreamId> sending_;                       // Streams on which something was sent.
-  std::unordered_set<env::QuicStreamId> given_up_;                      // By either side; not closed yet.
+  // Streams on which something was sent, and how many bytes of it were not acknowledged.
+  std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
+  std::uint64_t unacknowledged_ = 0;                // of all of them
+  ngtcp2_tstamp unacknowledged_since_ = 0;          // see the port; 0: never
+  std::unordered_set<env::QuicStreamId> given_up_;  // By either side; not closed yet.
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
@@ -172,6 +178,8 @@ class Connection final : public env::QuicConnection {
   ngtcp2_tstamp lingers_until_ = 0, repeats_from_ = 0;
 
   std::uint64_t bytes_sent_ = 0, bytes_received_ = 0, packets_sent_ = 0, packets_received_ = 0, packets_lost_ = 0;
+  std::uint64_t congestion_marks_ = 0;
+  bool ecn_ = false;
   std::function<void(ByteSpan)> qlog_;
 };
 
