@@ -160,7 +160,7 @@ Result<CpuGroupParent> find_cpu_group_parent() {
   HOLO_ASSIGN(place, cpu_hierarchy(content("/proc/self/mountinfo"), content("/proc/self/cgroup")));
   std::optional<Error> first;
   for (auto folder = place.own;; folder = folder.substr(0, folder.rfind('/'))) {
-    const CpuGroupParent parent{.folder = folder, .version = place.version};
+    CpuGroupParent parent{.folder = folder, .version = place.version};
     const auto tried = try_cpu_group_parent(parent);
     if (tried) return parent;
     if (!first || tried.error().code == Errc::permission_denied) first = tried.error();
@@ -175,7 +175,7 @@ Result<std::string> make_cpu_group(const CpuGroupParent& parent, const std::stri
   auto folder = str(parent.folder, '/', name);
   if (::mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)
     return fail_errno(errno, "cannot make the cgroup " + folder);
-  const auto quota = std::max(std::llround(cpus * static_cast<double>(kCpuPeriod.ns / 1000)), kLeastQuota);
+  const auto quota = std::max(std::llround(cpus * static_cast<double>(kCpuPeriod.ns) / 1000), kLeastQuota);
   const auto period = std::llround(static_cast<double>(quota) / cpus);
   if (parent.version == CpuGroupVersion::v2) {
     HOLO_TRY(write_value(folder + "/cpu.max", str(quota, ' ', period)));
