@@ -22,6 +22,7 @@ namespace {
 constexpr int kFirstGiven = 3;
 constexpr int kLastGiven = 63;
 constexpr int kReadsPerEvent = 4;
+constexpr std::size_t kReadBytes = 16 << 10;
 constexpr Duration kDrain = milliseconds(500);  // For pipes that a grandchild keeps open after the child has ended.
 
 struct Pipe {
@@ -128,9 +129,11 @@ class LineReader {
     detached_ = true;
     watch_.reset();
   }
-  /// Reads what is there now; then no more.
+  /// Reads what is there now; then no more, as a descendant that left the group may write for ever.
   void finish() {
-    while (watch_ && read_once()) {
+    const int capacity = watch_ ? ::fcntl(watch_->fd(), F_GETPIPE_SZ) : 0;
+    for (std::size_t left = capacity > 0 ? static_cast<std::size_t>(capacity) / kReadBytes + 1 : 0; left > 0; --left) {
+      if (!watch_ || !read_once()) break;
     }
     end();
   }
@@ -142,7 +145,7 @@ class LineReader {
     }
   }
   bool read_once() {
-    std::array<char, 16 << 10> bytes;
+    std::array<char, kReadBytes> bytes;
     const ssize_t n = ::read(watch_->fd(), bytes.data(), bytes.size());
     if (n < 0 && errno == EINTR) return true;
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return false;

@@ -6,7 +6,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/strings.h"
 
@@ -147,6 +152,35 @@ TEST_F(ProcessTest, GrandchildrenEndWithTheGroup) {
   ASSERT_EQ(run.out.size(), 1U);
   const pid_t grandchild = std::stoi(run.out[0]);
   EXPECT_TRUE(loop_.run_until([&] { return !alive(grandchild); }, kLimit));
+}
+
+TEST_F(ProcessTest, ADescendantThatWritesForEverDoesNotHoldTheLoop) {
+  constexpr int kManyInARow = 1000;
+  pid_t writer = 0;
+  env::Fd pipe;
+  int in_a_row = 0, most_in_a_row = 0;  // Lines without a turn of the loop.
+  std::optional<ExitStatus> exit;
+  const auto another = [&] { EXPECT_EQ(::write(pipe.get(), "x\n", 2), 2); };
+  auto p = processes_.spawn(shell("setsid sh -c 'echo $$ >&2; exec sleep 1000' & wait"),
+                            {.on_line =
+                                 [&](OutputStream stream, std::string_view line) {
+                                   if (stream == OutputStream::err) writer = std::stoi(std::string(line));
+                                   if (stream == OutputStream::err) return;
+                                   if (in_a_row++ == 0) loop_.post([&] { in_a_row = 0; });
+                                   most_in_a_row = std::max(most_in_a_row, in_a_row);
+                                   if (in_a_row < kManyInARow) another();  // The pipe is never empty.
+                                 },
+                             .on_exit = [&](ExitStatus s) { exit = s; }});
+  ASSERT_TRUE(p) << p.error().to_string();
+  ASSERT_TRUE(loop_.run_until([&] { return writer != 0; }, kLimit));
+  pipe = env::Fd(::open(str("/proc/", writer, "/fd/1").c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+  ASSERT_TRUE(pipe);
+  another();
+  (*p)->stop(seconds(1));
+  EXPECT_TRUE(loop_.run_until([&] { return exit.has_value(); }, kLimit));
+  EXPECT_GT(most_in_a_row, 0);
+  EXPECT_LT(most_in_a_row, kManyInARow);
+  EXPECT_EQ(::kill(writer, SIGKILL), 0) << "it left the group, and nobody ended it";
 }
 
 TEST_F(ProcessTest, DestroyingEndsItSilently) {
