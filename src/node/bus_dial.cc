@@ -105,7 +105,7 @@ Task<void> Bus::Impl::race_packets(std::shared_ptr<Impl> self, RacePtr race, std
   auto resolving = self->options_.datagrams->resolve(address, dial_by);
   auto endpoints = co_await resolving;
   Error why = self->closed_ ? cancelled() : unavailable(str(address, " cannot be reached"));
-  if (!endpoints) why = std::move(endpoints).error();
+  if (!endpoints) why = endpoints.error();
   if (endpoints) *endpoints = interleaved(std::move(*endpoints));
   const std::size_t count = endpoints && !self->closed_ ? endpoints->size() : 0;
   for (std::size_t i = 0; i < count && !race->winner->is_set() && !self->closed_; ++i) {

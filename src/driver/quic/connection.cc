@@ -192,12 +192,12 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
 void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin) {
   if (alive(stream)) {
     if (const Status taken = parts_.application->on_stream_data(stream, bytes, fin); !taken && !ending()) {
-      std::string reason = taken.error().message;
+      const std::string& reason = taken.error().message;
       end_with({.cause = env::QuicEnd::Cause::protocol,
                 .application = true,
                 .code = env::kQuicProtocolViolation,
                 .reason = reason},
-               Farewell{.application = true, .code = env::kQuicProtocolViolation, .reason = std::move(reason)});
+               Farewell{.application = true, .code = env::kQuicProtocolViolation, .reason = reason});
     }
   }
   // The windows stand still: what was handed over makes room at once.
@@ -450,7 +450,7 @@ void Connection::close(Instant now, std::uint64_t code, std::string reason) {
   clock(now);
   if (ending()) return;
   end_with({.cause = env::QuicEnd::Cause::closed_here, .application = true, .code = code, .reason = reason},
-           Farewell{.application = true, .code = code, .reason = std::move(reason)});
+           Farewell{.application = true, .code = code, .reason = reason});
 }
 
 // ---- the end ----

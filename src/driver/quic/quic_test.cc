@@ -264,6 +264,7 @@ TEST(Quic, ClosesWithAReason) {
   const env::QuicEnd& here = *world.client.app.end;
   EXPECT_EQ(here.cause, Cause::closed_here);
   EXPECT_EQ(here.code, 1234U);
+  EXPECT_EQ(here.reason, "good night");
   EXPECT_TRUE(world.run_until([&] { return world.client.connection->finished(); }, seconds(2)));
   EXPECT_EQ(world.client.app.ends, 1);
   EXPECT_EQ(world.server.app.ends, 1);
@@ -323,6 +324,7 @@ TEST(Quic, AnApplicationThatRefusesDataEndsTheConnection) {
   EXPECT_EQ(world.client.app.end->code, env::kQuicProtocolViolation);
   EXPECT_EQ(world.client.app.end->reason, "what is that");
   EXPECT_EQ(world.server.app.end->cause, Cause::protocol);
+  EXPECT_EQ(world.server.app.end->reason, "what is that");
 }
 
 TEST(Quic, HandshakeFailuresReachThePeer) {
