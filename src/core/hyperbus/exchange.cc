@@ -29,15 +29,16 @@ std::uint64_t payload_size(const std::vector<Buffer>& parts) {
 
 // --- messages on their way in
 
-void Exchange::Incoming::expect(std::uint64_t header_bytes, std::uint64_t payload_bytes_in) {
+void Exchange::Incoming::expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in) {
   has_head = true;
+  header_bytes = header_bytes_in;
   header.resize(header_bytes);
   payload_bytes = payload_bytes_in;
   if (payload_bytes > 0) payload = std::make_shared_for_overwrite<std::byte[]>(payload_bytes);
 }
 
 void Exchange::Incoming::add(ByteSpan& bytes) {
-  const std::size_t for_header = std::min<std::size_t>(bytes.size(), header.size() - header_got);
+  const std::size_t for_header = std::min<std::size_t>(bytes.size(), header_bytes - header_got);
   if (for_header > 0) std::memcpy(header.data() + header_got, bytes.data(), for_header);
   header_got += for_header;
   bytes = bytes.subspan(for_header);
@@ -357,7 +358,7 @@ MutableByteSpan Exchange::target(StreamNumber number, std::size_t bytes) {
   Stream* stream = find(number);
   if (closed_ || stream == nullptr || stream->abandoned) return {};
   Incoming& in = stream->in;
-  const bool payload_only = in.has_head && in.header_got == in.header.size();
+  const bool payload_only = in.has_head && in.header_got == in.header_bytes;
   if (!payload_only || bytes == 0 || bytes > in.payload_bytes - in.payload_got) return {};
   return {in.payload.get() + in.payload_got, bytes};
 }

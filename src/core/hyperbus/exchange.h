@@ -126,14 +126,15 @@ class Exchange {
     bool has_head = false;
     std::string header;
     std::shared_ptr<std::byte[]> payload;
+    std::uint64_t header_bytes = 0;  // As announced: `header` itself is gone once the message was handed over.
     std::uint64_t payload_bytes = 0;
     std::uint64_t header_got = 0;
     std::uint64_t payload_got = 0;
 
-    void expect(std::uint64_t header_bytes, std::uint64_t payload_bytes_in);
-    [[nodiscard]] std::uint64_t size() const { return header.size() + payload_bytes; }
+    void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in);
+    [[nodiscard]] std::uint64_t size() const { return header_bytes + payload_bytes; }
     [[nodiscard]] bool complete() const {
-      return has_head && header_got == header.size() && payload_got == payload_bytes;
+      return has_head && header_got == header_bytes && payload_got == payload_bytes;
     }
     /// Takes what belongs to this message off `bytes`.
     void add(ByteSpan& bytes);

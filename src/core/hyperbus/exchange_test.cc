@@ -135,6 +135,28 @@ TEST(Exchange, SkipsWhatALaterReleaseMaySay) {
   EXPECT_FALSE(hand.written().empty());  // the grant arrived
 }
 
+TEST(Exchange, NothingComesAfterAWholeMessage) {
+  // Its header has been handed over by then: what comes must not be put where it was.
+  Hand hand;
+  ASSERT_TRUE(hand.say(1, request_bytes(20, 3, Bytes(23))));
+  ASSERT_EQ(hand.count<RequestArrived>(), 1U);
+  EXPECT_TRUE(hand.say(1, {}));
+  EXPECT_TRUE(hand.say(1, {}, true));  // The end alone may come later.
+  ASSERT_TRUE(hand.say(5, request_bytes(20, 0, Bytes(20))));
+  EXPECT_FALSE(hand.say(5, Bytes(40'000)));
+  Hand asks;
+  ASSERT_TRUE(asks.grant(1, 1000, 1000));
+  const auto call = asks.ask();
+  ASSERT_TRUE(call.has_value());
+  (void)asks.written();
+  Bytes reply(ReplyHead::kBytes);
+  write_head(reply.data(), ReplyHead{.header_bytes = 20});
+  reply.resize(reply.size() + 20);
+  ASSERT_TRUE(asks.say(0, reply));
+  ASSERT_EQ(asks.count<ReplyArrived>(), 1U);
+  EXPECT_FALSE(asks.say(0, Bytes(40'000)));
+}
+
 TEST(Exchange, RefusesWhatBreaksTheProtocol) {
   struct Case {
     const char* what;
