@@ -295,6 +295,8 @@ std::size_t Bus::half_open() const { return impl_->half_open(); }
 void Bus::set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session) {
   impl_->set_session_config(std::move(session));
 }
+bool Bus::speaks_quic() const { return impl_->speaks_quic(); }
+void Bus::set_qlog(env::QlogFactory qlog) { impl_->set_qlog(std::move(qlog)); }
 void Bus::own_addresses_changed() { impl_->own_addresses_changed(); }
 void Bus::close() { impl_->close(); }
 

@@ -133,6 +133,10 @@ class Bus final : public env::Transport {
   /// For connections made from now on (a changed key).
   void set_session_config(std::shared_ptr<const hyperbus::SessionConfig> session);
 
+  [[nodiscard]] bool speaks_quic() const;
+  /// For connections made from now on; and every peer that is connected over QUIC is connected anew, without a break.
+  void set_qlog(env::QlogFactory qlog);
+
   /// This machine has other addresses than before: peers that cannot follow by themselves are connected to anew.
   void own_addresses_changed();
 

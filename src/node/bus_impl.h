@@ -43,7 +43,9 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline);
   void disconnect(NodeId peer);
   env::RefusedCounters refused() const { return refused_; }
+  [[nodiscard]] bool speaks_quic() const { return endpoint_ != nullptr; }
   void own_addresses_changed();
+  void set_qlog(env::QlogFactory qlog);
   bool connected(NodeId peer) const;
   std::vector<LinkStatus> links() const;
   std::optional<LinkStatus> link(NodeId peer) const;
@@ -200,7 +202,6 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
                                 std::shared_ptr<Handler> handler, env::Request request);
 
   // Sockets of QUIC (bus_packets.cc)
-  [[nodiscard]] bool speaks_quic() const { return endpoint_ != nullptr; }
   [[nodiscard]] bool speaks_tcp() const { return options_.use != CarrierUse::quic; }
   Result<SocketPtr> bind(const std::string& address);
   Result<SocketPtr> socket_towards(const env::IpEndpoint& remote);

@@ -51,6 +51,17 @@ Bus::Impl::Impl(env::Loop& loop, env::Carrier& carrier, env::Entropy& entropy, B
   burst_.resize(env::DatagramSocket::kMaxBurst);
 }
 
+void Bus::Impl::set_qlog(env::QlogFactory qlog) {
+  if (!endpoint_) return;
+  options_.qlog = std::move(qlog);
+  endpoint_->set_quic(quic_config(options_));
+  std::vector<LinkPtr> served;
+  for (const auto& [id, peer] : peers_) {
+    if (peer.link && peer.link->over_packets != nullptr) served.push_back(peer.link);
+  }
+  for (const LinkPtr& link : served) begin_replacing(link->peer, link);
+}
+
 Result<std::string> Bus::Impl::listen(const std::string& address) {
   const auto on_accept = [this](std::unique_ptr<env::ByteStream> s) { accept(std::move(s)); };
   for (int attempt = 1;; ++attempt) {

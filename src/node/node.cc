@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "node/json.h"
 #include "node/ping.h"
 #include "node/status.h"
 
@@ -28,6 +29,14 @@ Task<Result<LocalReply>> json_reply(std::string json) {
   LocalReply reply;
   reply.header = message.SerializeAsString();
   co_return reply;
+}
+
+Task<Result<LocalReply>> qlog_reply(Result<std::string> folder) {
+  if (!folder) co_return std::unexpected(std::move(folder).error());
+  JsonWriter w;
+  w.object([&] { w.field("folder", *folder); });
+  auto reply = json_reply(w.text());
+  co_return co_await reply;
 }
 
 }  // namespace
@@ -136,6 +145,9 @@ void Node::serve_admin() {
   api_.serve(wire::PING, [this](std::shared_ptr<LocalSession>, LocalRequest request) {
     return ask_ping(&ports_.loop, bus_.get(), control_.get(), std::move(request));
   });
+  api_.serve(wire::QLOG, [this](std::shared_ptr<LocalSession>, LocalRequest request) -> Task<Result<LocalReply>> {
+    return qlog_reply(change_qlog(request));
+  });
   serve_ping(*bus_);
   api_.serve(wire::LEAVE, [this](std::shared_ptr<LocalSession>, LocalRequest) { return leave(); });
   api_.serve(wire::STOP, [this](std::shared_ptr<LocalSession>, LocalRequest) {
@@ -144,6 +156,27 @@ void Node::serve_admin() {
     });
     return json_reply("{}");
   });
+}
+
+/// The folder to which qlogs go now; empty: none are written.
+Result<std::string> Node::change_qlog(const LocalRequest& request) {
+  wire::QlogRequest ask;
+  if (!ask.ParseFromString(request.header)) return fail(Errc::malformed, "a request that does not decode");
+  if (ask.action() == wire::QlogRequest::SHOW) return config_.qlog;
+  if (!ports_.open_qlog || !bus_->speaks_quic()) {
+    return fail(Errc::unsupported, "this node does not speak QUIC: there is nothing to write a qlog of",
+                "its setting carrier is tcp");
+  }
+  env::QlogFactory qlog;
+  if (ask.action() == wire::QlogRequest::START) {
+    if (!ask.folder().starts_with('/')) return fail(Errc::invalid_argument, "the folder's path is not absolute");
+    HOLO_ASSIGN(opened, ports_.open_qlog(ask.folder()));
+    qlog = std::move(opened);
+  }
+  config_.qlog = ask.folder();
+  log_info("node", config_.qlog.empty() ? "qlogs are no longer written" : "qlogs go to ", config_.qlog);
+  bus_->set_qlog(std::move(qlog));
+  return config_.qlog;
 }
 
 wire::HelloReply Node::describe(const LocalSession& session) const {

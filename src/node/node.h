@@ -42,6 +42,7 @@ struct NodeConfig {
   std::string cluster_name = {};
   CarrierUse carrier = CarrierUse::automatic;
   std::size_t mtu = 0;                                     ///< See BusOptions.
+  std::string qlog;                                        ///< The folder of NodePorts::qlog, for people.
   std::shared_ptr<const hyperbus::SessionConfig> session;  ///< Trust adds keys, certificate and policy to it.
   TrustConfig trust;
   MemoryConfig memory;
@@ -54,7 +55,9 @@ struct NodePorts {
   env::Carrier& carrier;
   env::Datagrams* datagrams = nullptr;  ///< Null, or the next: nodes speak TCP only.
   env::QuicStack* quic = nullptr;
-  env::QlogFactory qlog = {};  ///< null: none
+  env::QlogFactory qlog = {};  ///< null: none, until one is asked for
+  /// Makes the folder if need be. Null: qlog cannot be asked for.
+  std::function<Result<env::QlogFactory>(const std::string& folder)> open_qlog = {};
   env::Entropy& entropy;
   env::KvStore& store;
   env::FrameStore& frames;
@@ -115,6 +118,7 @@ class Node {
 
  private:
   void build_services();
+  Result<std::string> change_qlog(const LocalRequest& request);
   void serve_admin();
   [[nodiscard]] wire::HelloReply describe(const LocalSession& session) const;
   /// The local socket opens, and the pages that were kept are read.

@@ -183,6 +183,8 @@ def test_nothing_of_a_clusters_life_is_seen_on_its_links(home, capture, carrier,
     net.run(PROBE, "put", REGION, "7", str(PUT), directory=two)
     assert net.run(PROBE, "get", REGION, "7", directory=one) == f"{PUT}\n"
     net.run(PROBE, "chatter", directory=one)
+    net.holo("kv", "put", "a/key-with-a-name", "a value that nobody else shall read", directory=two)
+    assert "nobody else" in net.holo("kv", "get", "a/key-with-a-name", directory=one)
     net.holo("ping", "second-node-of-it", "-c", "3", "-i", "0", "--size", "64KiB", directory=one)
     if trust == "psk":
         secrets.append(net.json("key", "add", "--all", directory=one)["secret"])
@@ -201,6 +203,7 @@ def test_nothing_of_a_clusters_life_is_seen_on_its_links(home, capture, carrier,
         "names": [REGION.encode(), b"a-cluster-with-a-name", b"first-node-of-it", b"second-node-of-it"],
         "addresses": [n["address"].encode() for n in nodes],
         "pages": [elements(i, 3) for i in range(1000, COUNT, 1000)] + [PUT.to_bytes(8, "little")],
+        "keys and values": [b"a/key-with-a-name", b"a value that nobody else"],
         "a program": pieces(program, 48, 200),
         "its output": [b"says hello"],
         "pings": [bytes((i * 131 + (i >> 8)) & 255 for i in range(64))],

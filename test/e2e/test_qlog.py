@@ -3,8 +3,9 @@
 import base64
 import json
 import re
+import time
 
-from holo_e2e import DONE, PROBE
+from holo_e2e import DONE, PROBE, USAGE, wait_until
 
 # What qvis needs of a JSON-SEQ file (qlog 0.3): the head of the first record, and of each event time, name and data.
 HEAD = {"qlog_format", "qlog_version", "trace"}
@@ -114,3 +115,46 @@ def test_the_folder_is_made_and_must_be_one(home):
     assert (home.root / "here").is_dir()
     shown = json.loads(home.ok("config", "show", "--json"))["settings"]
     assert next(s for s in shown if s["key"] == "qlog")["value"] == str(home.root / "here")
+
+
+def test_a_running_agent_starts_and_ends_its_qlog(home):
+    """Without a restart, and without a break for anybody."""
+    folder = home.root / "later"
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    pids = {n["name"]: n["pid"] for n in home.json("dev", "status")["nodes"]}
+    at = ("--node", "node1")
+    assert home.json("qlog", "show", *at) == {"folder": ""} and home.ok("qlog", "show", *at) == "none\n"
+    time.sleep(2.1)  # Connections that begin within 2 s of each other are one meeting: the later one would replace nothing.
+    assert home.ok("qlog", "start", "later", *at, cwd=home.root).strip() == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    wait_until(lambda: len(list(folder.glob("*.sqlog"))) >= 1, 10, "a connection to be written down")
+    for other in ("node2", "node3"):
+        assert home.json("ping", other, "-c", "5", "-i", "0", *at)["received"] == 5
+    assert home.json("qlog", "show", *at) == {"folder": str(folder)}
+    time.sleep(2.1)
+    home.ok("qlog", "stop", *at)
+    assert home.json("qlog", "show", *at) == {"folder": ""}
+
+    wait_until(lambda: len([c for c in counted(home, at) if c > 1]) >= 1, 10, "the connections to be made anew")
+    wait_until(lambda: not any(l["closing"] for l in home.status(*at)["this_node"]["links"]), 10, "the old connections to end")
+    files = {f: f.read_bytes() for f in folder.iterdir()}
+    assert files and all(check(f)["events"] >= {"transport:packet_sent", "transport:packet_received"} for f in files)
+    assert home.json("ping", "node2", "-c", "5", "-i", "0", *at)["received"] == 5
+    assert {f: f.read_bytes() for f in folder.iterdir()} == files, "it goes on"
+    assert {n["name"]: n["pid"] for n in home.json("dev", "status")["nodes"]} == pids
+    assert not any(" is dead" in log.read_text() for log in home.root.rglob("agent.log")), home.logs()
+
+
+def counted(home, at):
+    return [p["connections"] for p in home.status(*at)["this_node"]["peers"]]
+
+
+def test_qlog_refuses_in_one_line(home):
+    (home.root / "file").write_text("x")
+    home.ok("dev", "up", "-n", "1", "--memory", "64MiB")
+    assert str(home.root / "file") in home.refused("qlog", "start", home.root / "file")
+    home.refused("qlog", "start", code=USAGE)
+    home.refused("qlog", "begin", code=USAGE)
+    home.ok("dev", "down")
+    home.ok("dev", "up", "-n", "1", "--memory", "64MiB", env={"HOLO_CARRIER": "tcp"})
+    assert "QUIC" in home.refused("qlog", "start", home.root / "folder")

@@ -171,6 +171,10 @@ class Agent {
             .datagrams = &datagrams_,
             .quic = quic_.get(),
             .qlog = config_.qlog.empty() ? env::QlogFactory() : driver::quic::make_qlog_files(config_.qlog),
+            .open_qlog = [](const std::string& folder) -> Result<env::QlogFactory> {
+              HOLO_TRY(driver::make_private_directory(folder));
+              return driver::quic::make_qlog_files(folder);
+            },
             .entropy = entropy_,
             .store = *facts_,
             .frames = frames_,
@@ -209,6 +213,7 @@ class Agent {
     out.session = std::move(session);
     out.carrier = carrier_use(config_.carrier);
     out.mtu = config_.mtu;
+    out.qlog = config_.qlog;
     out.trust = {.store = std::make_shared<FileTrustStore>(config_.state_dir, membership_),
                  .book = std::move(book_),
                  .keys = membership_.keys,

@@ -40,6 +40,7 @@ void add_agent_commands(CommandLine& line);    // agent, version
 void add_cluster_commands(CommandLine& line);  // init, join, leave
 void add_status_command(CommandLine& line);    // status
 void add_ping_command(CommandLine& line);      // ping
+void add_qlog_commands(CommandLine& line);     // qlog ...
 void add_region_commands(CommandLine& line);   // alloc, regions, free
 void add_kv_commands(CommandLine& line);       // kv ...
 void add_run_command(CommandLine& line);       // run

@@ -43,6 +43,11 @@ PacketEndpoint::PacketEndpoint(env::QuicStack& stack, env::Entropy& entropy, Pac
       config_(std::move(config)),
       tokens_(kTokenCipher, random_secret<crypto::kAeadKeyBytes>(entropy)) {}
 
+void PacketEndpoint::set_quic(std::shared_ptr<const env::QuicConfig> quic) {
+  config_.quic = std::move(quic);
+  wide_ = nullptr;
+}
+
 PacketSession::Endpoint PacketEndpoint::parts(std::size_t known_payload) {
   std::shared_ptr<const env::QuicConfig> quic = config_.quic;
   if (known_payload != 0 && quic->datagram_bytes == 0) {

@@ -53,6 +53,9 @@ class PacketEndpoint final : private PacketSession::Routes {
                       Circumstances circumstances, MutableByteSpan out);
   static constexpr std::size_t kMaxAnswer = 512;
 
+  /// For connections made from now on.
+  void set_quic(std::shared_ptr<const env::QuicConfig> quic);
+
   /// Connection ids that are routed.
   [[nodiscard]] std::size_t routes() const { return sessions_.size(); }
 
