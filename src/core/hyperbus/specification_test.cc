@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cctype>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -336,6 +337,27 @@ TEST(Specification, NumbersInTheTextAreWhatTheCodeHas) {
     EXPECT_TRUE(words.contains(str(static_cast<int>(kind)))) << words;
     says(std::string(words));
   }
+}
+
+/// Each label under which something is derived or signed, as it stands in the sources.
+TEST(Specification, EveryLabelIsInTheText) {
+  const std::string document = text_of_document();
+  constexpr std::string_view kStart = "\"holo hyperbus ", kCommon = "\"holo hyperbus v1: ";
+  std::size_t found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(HOLO_SOURCE_DIR) + "/src/core/hyperbus")) {
+    const std::string path = entry.path().string();
+    if (!path.ends_with(".cc") || path.ends_with("_test.cc")) continue;
+    std::ifstream file(path);
+    for (std::string line; std::getline(file, line);) {
+      const std::size_t at = line.find(kStart);
+      if (at == std::string::npos) continue;
+      const std::string label = line.substr(at, line.find('"', at + 1) + 1 - at);
+      const std::string rest = label.starts_with(kCommon) ? str('"', label.substr(kCommon.size())) : label;
+      EXPECT_TRUE(document.contains(label) || document.contains(rest)) << label;
+      ++found;
+    }
+  }
+  EXPECT_GT(found, 10U);
 }
 
 /// Each test that the document's threat model names is in the tree.
