@@ -635,6 +635,21 @@ TEST(Quic, APeerThatMovesIsFollowed) {
   exchange(world, kMiB);
 }
 
+TEST(Quic, APeerThatMovesIsFollowedWhereTheMtuIsGiven) {
+  World::Options options;
+  options.config.datagram_bytes = 9000;
+  World world(options);
+  ASSERT_TRUE(world.establish());
+  for (const std::uint8_t host : {7, 8}) {
+    world.client.address = endpoint(host, 4711);
+    exchange(world, kMiB);
+    world.settle();
+    EXPECT_EQ(world.server.connection->stats().path.remote, world.client.address);
+    EXPECT_EQ(world.server.connection->stats().datagram_bytes, 9000U);
+  }
+  EXPECT_EQ(world.server.largest, 9000U);
+}
+
 TEST(Quic, AnAddressThatDoesNotAnswerIsNotFollowed) {
   World world;
   ASSERT_TRUE(world.establish());
