@@ -45,6 +45,12 @@ inline constexpr std::uint64_t kMaxKvHistoryBytes =
     64 << 20;  // of what is no longer the newest; above: the oldest is compacted
 inline constexpr std::size_t kMaxKvChanges = 100'000;  // that a watch can go back; above: the oldest are compacted
 inline constexpr std::size_t kMaxKvWatches = 4096;     // that wait at one agent; above: overloaded
+inline constexpr std::int64_t kMinLeaseMs = 1000;      // below: invalid_argument
+inline constexpr std::int64_t kMaxLeaseMs = 24 * 3600 * 1000;  // above: invalid_argument
+inline constexpr std::size_t kMaxLeases = 65536;               // above: over_limit
+inline constexpr std::size_t kMaxLeaseOwner = 256;             // bytes of text; above: invalid_argument
+inline constexpr std::size_t kMaxLocks = 65536;                // that are held; above: over_limit
+inline constexpr std::size_t kMaxLockQueue = 4096;             // of one lock; above: overloaded
 
 // Compute
 inline constexpr std::size_t kMaxCaptureBytes = 4096;        // above: compile-time error

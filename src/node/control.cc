@@ -286,6 +286,11 @@ Task<Status> barrier_of(std::shared_ptr<ControlService::Impl> me, Instant deadli
 }
 }  // namespace
 
+Task<Status> ControlService::wait_until(std::function<std::optional<Status>()> done, Instant deadline,
+                                        std::string what) {
+  return Impl::wait(impl_, std::move(done), deadline, std::move(what));
+}
+
 Task<Status> ControlService::barrier(Instant deadline) { return barrier_of(impl_, deadline); }
 
 // ---- Proposing

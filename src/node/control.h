@@ -104,6 +104,9 @@ class ControlService {
   /// Until `region` is at `version` or higher here. Errors: `not_found` (freed meanwhile), `deadline_exceeded`,
   /// `cancelled`.
   Task<Status> wait_version(RegionId region, Version version, Instant deadline);
+  /// Until `done` gives a status, which is then the result. It is asked at once and after each entry that is applied
+  /// here. Errors besides: `deadline_exceeded` (with `what` in it), `cancelled`.
+  Task<Status> wait_until(std::function<std::optional<Status>()> done, Instant deadline, std::string what);
   /// A linearizable read point: everything committed before the call is applied here. Errors: as CommandLog::barrier.
   Task<Status> barrier(Instant deadline);
 

@@ -40,6 +40,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   Status save_cluster(const std::vector<wire::NodeInfo>& nodes);
   [[nodiscard]] wire::NodeInfo info() const;
   [[nodiscard]] Instant now() const { return ports.loop->now(); }
+  [[nodiscard]] env::LogStatus log_status() const { return log ? log->status() : env::LogStatus{}; }
   [[nodiscard]] bool leads() const { return log && log->status().role == env::LogRole::leader; }
   static Task<Status> init(Self me, std::string name, Instant deadline);
   static Task<Status> stop(Self me);
@@ -75,6 +76,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<void> beat_loop(Self me);
   static Task<void> beat(Self me, NodeId to);
   static Task<void> lead_loop(Self me);
+  static void tend_leases(const Self& me);
+  static Task<void> propose_leases(Self me, std::uint64_t term, bool begun);
   static Task<void> declare_dead(Self me, membership::Death death);
   static Task<void> reconcile(Self me);
   static Task<Result<bool>> reconcile_once(Self me);
@@ -133,6 +136,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::map<RegionId, Version> floors;
   std::set<NodeId> admitting;           ///< Leader: a proposal about this node is under way.
   std::map<NodeId, bool> alive_before;  ///< As nodes_changed() saw them last.
+  bool tending_leases = false;
+  std::uint64_t leases_begun = 0;  ///< Leader: the term in which leases have their whole time again.
   bool reconciling = false;
   bool reconcile_again = false;  ///< Something changed since it last looked.
 };

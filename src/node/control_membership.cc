@@ -327,8 +327,40 @@ Task<void> ControlService::Impl::lead_loop(Self me) {
     for (const membership::Death& d : me->detector.tick(me->now())) {
       if (me->admitting.insert(d.node).second) me->ports.loop->spawn(declare_dead(me, d));
     }
+    tend_leases(me);
     co_await env::sleep_for(*me->ports.loop, kLeadTick);
   }
+}
+
+/// Leases end by the leader's clock. It may be ahead of the last leader's, and nobody could keep a lease while there
+/// was none: so each lease has its whole time again before this leader ends the first.
+void ControlService::Impl::tend_leases(const Self& me) {
+  const env::LogStatus log = me->log_status();
+  if (log.role != env::LogRole::leader || me->tending_leases) return;
+  const WallTime first = me->state.leases().next_deadline();
+  const bool begun = me->leases_begun == log.term;
+  if (first == control::Leases::kNoTime) {
+    me->leases_begun = log.term;
+    return;
+  }
+  if (begun && me->ports.loop->wall_now() < first) return;
+  me->tending_leases = true;
+  me->ports.loop->spawn(propose_leases(me, log.term, begun));
+}
+
+Task<void> ControlService::Impl::propose_leases(Self me, std::uint64_t term, bool begun) {
+  wire::CommandBody body;
+  if (begun) {
+    body.mutable_leases_expire();
+  } else {
+    body.mutable_leadership_begun();
+  }
+  const Instant deadline = me->now() + kPropose;
+  auto proposal = propose(me, std::move(body), deadline);
+  const auto done = co_await proposal;
+  me->tending_leases = false;
+  // Under a later leader it may have been applied too late to count for this term; then it is said again.
+  if (done && !begun && me->log_status().term == term) me->leases_begun = term;
 }
 
 Task<void> ControlService::Impl::declare_dead(Self me, membership::Death death) {

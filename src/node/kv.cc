@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/strings.h"
+#include "node/local_calls.h"
 
 namespace holo::node {
 namespace {
@@ -14,19 +15,11 @@ constexpr Duration kWrite = seconds(10);
 constexpr Duration kRead = seconds(10);
 constexpr std::uint32_t kLongestWatchMs = 60'000;  // Of one call; the watcher asks again.
 
-template <class Message>
-Result<LocalReply> reply_of(const Message& message) {
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  return reply;
-}
-
 }  // namespace
 
-struct KvService::Impl final : control::StateObserver, std::enable_shared_from_this<Impl> {
+struct KvService::Impl final : control::StateObserver {
   using Self = std::shared_ptr<Impl>;
   using Session = std::shared_ptr<LocalSession>;
-  using Answer = Task<Result<LocalReply>>;
 
   struct Waiter {
     SessionId session;
@@ -40,6 +33,7 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
   ControlService& control;
   bool stopped = false;
   std::list<Waiter> waiting;
+  std::uint64_t seen = 0;  ///< The newest revision whose changes have woken whom they had to.
 
   // ---- control::StateObserver
   void on_commit(RegionId, Version, TxnId, std::span<const control::PageRange>) override {}
@@ -48,12 +42,14 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
   void on_nodes_changed(Epoch, NodeId) override {}
   void on_placement_changed(RegionId) override {}
   void on_restored() override {
+    seen = keys().revision();
     wake([](const Waiter&) { return true; });
   }
   void on_keys_changed() override {
+    const std::uint64_t before = std::exchange(seen, keys().revision());
     if (waiting.empty()) return;
     std::vector<std::string_view> changed;
-    keys().for_each_newest([&](const std::string& key) { changed.push_back(key); });
+    keys().for_each_since(before, [&](const std::string& key) { changed.push_back(key); });
     wake([&](const Waiter& w) {
       return std::ranges::any_of(changed, [&](std::string_view key) { return control::in_range(w.range, key); });
     });
@@ -79,30 +75,15 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
     });
   }
 
-  template <class Ask>
-  void serve(LocalApi& api, wire::LocalMessage type, Answer (*how)(Self, Session, Ask)) {
-    api.serve(type, [me = shared_from_this(), how](Session session, LocalRequest request) {
-      return decode<Ask>(me, how, std::move(session), std::move(request));
-    });
-  }
-  template <class Ask>
-  static Answer decode(Self me, Answer (*how)(Self, Session, Ask), Session session, LocalRequest request) {
-    Ask ask;
-    if (!ask.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
-    if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
-    auto task = how(me, std::move(session), std::move(ask));
-    co_return co_await task;
-  }
-
-  static Answer txn(Self me, Session, wire::KvTxn ask) {
+  static LocalAnswer txn(Self me, Session, wire::KvTxn ask) {
     wire::CommandBody body;
     *body.mutable_kv() = std::move(ask);
     const Instant deadline = me->loop.now() + kWrite;
     HOLO_CO_ASSIGN(result, co_await me->control.propose(std::move(body), deadline));
-    co_return reply_of(result.kv());
+    co_return local_reply(result.kv());
   }
 
-  static Answer get(Self me, Session, wire::KvGet ask) {
+  static LocalAnswer get(Self me, Session, wire::KvGet ask) {
     // At a revision that this node has there is nothing newer to be learnt.
     if (!ask.stale() && (ask.revision() == 0 || ask.revision() > me->keys().revision())) {
       const Instant deadline = me->loop.now() + kRead;
@@ -110,15 +91,15 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
       if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
     }
     HOLO_CO_ASSIGN(page, me->keys().range(ask));
-    co_return reply_of(page);
+    co_return local_reply(page);
   }
 
-  static Answer watch(Self me, Session session, wire::KvWatch ask) {
+  static LocalAnswer watch(Self me, Session session, wire::KvWatch ask) {
     const Duration limit = milliseconds(static_cast<std::int64_t>(std::min(ask.wait_ms(), kLongestWatchMs)));
     const Instant deadline = me->loop.now() + limit;
     for (;;) {
       HOLO_CO_ASSIGN(events, me->keys().events(ask));
-      if (!events.events().empty() || me->loop.now() >= deadline) co_return reply_of(events);
+      if (!events.events().empty() || me->loop.now() >= deadline) co_return local_reply(events);
       ask.set_from(events.from());
       ask.set_skip(events.skip());
       if (me->waiting.size() >= limits::kMaxKvWatches) {
@@ -136,7 +117,7 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
     }
   }
 
-  static Answer compact(Self me, Session, wire::KvCompact ask) {
+  static LocalAnswer compact(Self me, Session, wire::KvCompact ask) {
     wire::CommandBody body;
     *body.mutable_kv_compact() = ask;
     const Instant deadline = me->loop.now() + kWrite;
@@ -144,7 +125,7 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
     co_return LocalReply{};
   }
 
-  static Answer state(Self me, Session, wire::Empty) {
+  static LocalAnswer state(Self me, Session, wire::Empty) {
     const Instant deadline = me->loop.now() + kRead;
     HOLO_CO_TRY(co_await me->control.barrier(deadline));
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
@@ -153,18 +134,18 @@ struct KvService::Impl final : control::StateObserver, std::enable_shared_from_t
     out.set_compacted(me->keys().compacted());
     out.set_keys(me->keys().keys());
     out.set_bytes(me->keys().bytes());
-    co_return reply_of(out);
+    co_return local_reply(out);
   }
 };
 
 KvService::KvService(env::Loop& loop, ControlService& control, LocalApi& api)
     : impl_(std::make_shared<Impl>(loop, control)) {
   control.add_observer(impl_.get());
-  impl_->serve(api, wire::KV_TXN, &Impl::txn);
-  impl_->serve(api, wire::KV_GET, &Impl::get);
-  impl_->serve(api, wire::KV_WATCH, &Impl::watch);
-  impl_->serve(api, wire::KV_COMPACT, &Impl::compact);
-  impl_->serve(api, wire::KV_STATE, &Impl::state);
+  serve_local(api, wire::KV_TXN, impl_, &Impl::txn);
+  serve_local(api, wire::KV_GET, impl_, &Impl::get);
+  serve_local(api, wire::KV_WATCH, impl_, &Impl::watch);
+  serve_local(api, wire::KV_COMPACT, impl_, &Impl::compact);
+  serve_local(api, wire::KV_STATE, impl_, &Impl::state);
   api.on_closed([me = impl_](LocalSession& session) {
     me->wake([&](const Impl::Waiter& w) { return w.session == session.id(); },
              fail(Errc::cancelled, "the process has gone"));

@@ -133,6 +133,7 @@ void Node::build_services() {
   control_->set_leave_check([this](Instant deadline) { return hand_over(deadline); });
   control_->register_local(api_);
   kv_ = std::make_unique<KvService>(ports_.loop, *control_, api_);
+  leases_ = std::make_unique<LeaseService>(ports_.loop, *control_, api_);
   memory_->serve_local(api_);
   compute_->serve_local(api_);
   trust_->start(*bus_, *control_, api_);

@@ -21,6 +21,7 @@
 #include "node/compute.h"
 #include "node/control.h"
 #include "node/kv.h"
+#include "node/leases.h"
 #include "node/local_gate.h"
 #include "node/memory.h"
 #include "node/memory_control.h"
@@ -140,6 +141,7 @@ class Node {
   std::unique_ptr<ComputeService> compute_;
   LocalApi api_;
   std::unique_ptr<KvService> kv_;
+  std::unique_ptr<LeaseService> leases_;
   std::unique_ptr<LocalGate> gate_;
   bool stopped_ = false;
   bool keeping_pages_ = false;

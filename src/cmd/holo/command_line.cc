@@ -97,16 +97,18 @@ Failure CommandLine::explain(const CLI::ParseError& error) {
   return {Error{.code = Errc::invalid_argument, .message = message, .hint = hint}, kUsage};
 }
 
+static bool starts_program(std::string_view command) { return command == "run" || command == "lock"; }
+
 int CommandLine::run(int argc, char** argv) {
   if (argc < 2) {
     std::cerr << root_.help();
     return kUsage;
   }
   if (auto known = check_commands(argc, argv); !known) return report(known.error());
-  // CLI11 gives "--" to nobody; the program that holo run starts may need it.
+  // CLI11 gives "--" to nobody; the program that holo run or holo lock starts may need it.
   std::vector<const char*> arguments(argv, argv + argc);
   for (const char*& argument : arguments) {
-    if (std::string_view(argv[1]) == "run" && std::string_view(argument) == "--") argument = kDashDash;
+    if (starts_program(argv[1]) && std::string_view(argument) == "--") argument = kDashDash;
   }
   try {
     root_.parse(argc, arguments.data());

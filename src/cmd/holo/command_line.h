@@ -10,7 +10,7 @@
 
 namespace holo::cmd {
 
-/// Stands for "--" among the arguments of `holo run`.
+/// Stands for "--" among the arguments of `holo run` and `holo lock`.
 inline constexpr const char* kDashDash = "\001--";
 
 class CommandLine {
@@ -43,6 +43,7 @@ void add_ping_command(CommandLine& line);      // ping
 void add_qlog_commands(CommandLine& line);     // qlog ...
 void add_region_commands(CommandLine& line);   // alloc, regions, free
 void add_kv_commands(CommandLine& line);       // kv ...
+void add_lock_commands(CommandLine& line);     // lock, locks, lease ...
 void add_run_command(CommandLine& line);       // run
 void add_dev_commands(CommandLine& line);      // dev ...
 void add_bench_commands(CommandLine& line);    // bench ...

@@ -11,6 +11,7 @@
 #include "cmd/holo/kv_text.h"
 #include "cmd/holo/table.h"
 #include "cmd/holo/units.h"
+#include "core/control/leases.h"
 
 namespace holo::cmd {
 namespace {
@@ -22,7 +23,8 @@ struct KvOptions {
   TargetOptions target;
   std::string key, end, value, file;
   bool prefix = false, stale = false, keys_only = false, json = false, absent = false, previous = false;
-  std::uint64_t revision = 0, from = 0, count = 0, limit = 0, if_revision = 0;
+  std::uint64_t revision = 0, from = 0, count = 0, limit = 0, if_revision = 0, lease = 0;
+  std::string fence;
   double timeout = 0;
 };
 
@@ -55,7 +57,33 @@ void add_condition(const KvOptions& o, wire::KvTxn& txn) {
   *txn.add_otherwise()->mutable_get()->mutable_range()->mutable_key() = o.key;
 }
 
+/// Only while the lock has that token: a holder that was paused too long changes nothing.
+Outcome<void> add_fence(const KvOptions& o, wire::KvTxn& txn) {
+  if (o.fence.empty()) return {};
+  const auto colon = o.fence.rfind(':');
+  const auto token = parse_count(colon == std::string::npos ? std::string() : o.fence.substr(colon + 1));
+  if (!token || *token == 0) {
+    return usage(str("--fence ", o.fence, " is not LOCK:TOKEN"), "--fence $HOLO_LOCK:$HOLO_LOCK_TOKEN under holo lock");
+  }
+  auto* compare = txn.add_compares();
+  compare->set_key(control::lock_key(o.fence.substr(0, colon)));
+  compare->set_target(wire::KvCompare::MODIFIED);
+  compare->set_number(*token);
+  if (txn.otherwise().empty()) *txn.add_otherwise()->mutable_get()->mutable_range()->mutable_key() = o.key;
+  *txn.add_otherwise()->mutable_get()->mutable_range()->mutable_key() = compare->key();
+  return {};
+}
+
 Failure condition_failed(const KvOptions& o, const wire::KvTxnResult& result) {
+  if (!o.fence.empty()) {
+    const auto& lock = result.results(1).pairs();
+    const auto now = lock.empty() ? 0 : lock[0].modified();
+    if (!o.fence.ends_with(":" + std::to_string(now))) {
+      return Error{.code = Errc::refused,
+                   .message = str("the token of ", o.fence, " is not valid any more"),
+                   .hint = now == 0 ? "nobody has the lock" : str("the lock has token ", now)};
+    }
+  }
   const bool there = result.results_size() > 0 && result.results(0).pairs_size() > 0;
   if (!there) return Error{.code = Errc::not_found, .message = str("there is no key ", o.key)};
   const auto now = result.results(0).pairs(0).modified();
@@ -74,6 +102,8 @@ Outcome<int> put(const KvOptions& o) {
   p->set_key(o.key);
   p->set_value(o.value);
   p->set_previous(o.previous);
+  p->set_lease(o.lease);
+  HOLO_TRY(add_fence(o, txn));
   if (!o.file.empty()) {
     HOLO_ASSIGN(bytes, read_all(o.file));
     p->set_value(std::move(bytes));
@@ -117,6 +147,7 @@ Outcome<int> erase(const KvOptions& o) {
   auto* d = txn.add_then()->mutable_delete_();
   *d->mutable_range() = std::move(range);
   d->set_previous(o.previous);
+  HOLO_TRY(add_fence(o, txn));
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
   HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, txn, kCall));
   if (!result.succeeded()) return std::unexpected(condition_failed(o, result));
@@ -262,13 +293,20 @@ void add_kv_commands(CommandLine& line) {
     app.add_flag("--previous", o.previous, "Print what was there before");
   };
 
+  const auto fence = [](CLI::App& app, KvOptions& o) {
+    app.add_option("--fence", o.fence, "LOCK:TOKEN: only while that is the lock's token");
+  };
+
   add("put", "Write a key", "holo kv put color green", put, [&](CLI::App& app, KvOptions& o) {
     key(app, o);
     app.add_option("VALUE", o.value, "Its value (default: empty)");
     app.add_option("--file", o.file,
                    str("The value is the file's bytes, at most ", limits::kMaxKvValueBytes, "; - for standard input"));
+    app.add_option("--lease", o.lease, "The key goes when that lease ends (holo lease grant)")
+        ->check(CLI::PositiveNumber);
     app.add_flag("--if-absent", o.absent, "Only if there is no such key");
     condition(app, o);
+    fence(app, o);
     previous(app, o);
     json(app, o, "One JSON object");
   });
@@ -283,6 +321,7 @@ void add_kv_commands(CommandLine& line) {
     app.add_option("END", o.end, "Delete from KEY on, up to this key but without it");
     prefix(app, o);
     condition(app, o);
+    fence(app, o);
     previous(app, o);
     json(app, o, "One JSON object");
   });

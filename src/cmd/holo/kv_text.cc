@@ -205,6 +205,7 @@ json kv_json(const wire::KvPair& pair) {
   out["created"] = pair.created();
   out["modified"] = pair.modified();
   out["version"] = pair.version();
+  if (pair.lease() != 0) out["lease"] = pair.lease();
   return out;
 }
 

@@ -38,6 +38,9 @@ Status check_op(const wire::KvOp& op) {
   switch (op.kind_case()) {
     case wire::KvOp::kPut: {
       HOLO_TRY(check_key(op.put().key()));
+      if (op.put().key().starts_with(kReservedKeys)) {
+        return fail(Errc::permission_denied, str("keys that begin with ", kReservedKeys, " are the cluster's own"));
+      }
       const std::size_t bytes = op.put().value().size();
       if (bytes <= limits::kMaxKvValueBytes) return {};
       return fail(Errc::over_limit, str("a value of ", bytes, " bytes"),
@@ -77,6 +80,11 @@ Status check_ops(const google::protobuf::RepeatedPtrField<wire::KvOp>& ops) {
   }
   if (twice) return fail(Errc::invalid_argument, "a transaction that changes one key twice");
   return {};
+}
+
+/// By whoever deletes a range.
+bool deletable(const auto& entry) {
+  return entry.second.newest.version != 0 && !entry.first.starts_with(kReservedKeys);
 }
 
 template <class T>
@@ -171,6 +179,7 @@ Result<wire::KvPage> KeySpace::range(const wire::KvGet& get) const {
     pair->set_created(record->created);
     pair->set_modified(record->revision);
     pair->set_version(record->version);
+    pair->set_lease(record->lease);
   }
   return page;
 }
@@ -210,6 +219,7 @@ Result<wire::KvEvents> KeySpace::events(const wire::KvWatch& watch) const {
     event->mutable_pair()->set_value(record.value);
     event->mutable_pair()->set_created(record.created);
     event->mutable_pair()->set_version(record.version);
+    event->mutable_pair()->set_lease(record.lease);
   }
   // A watch from a revision that has not been waits for it.
   out.set_from(std::max(from, revision_ + 1));
@@ -261,7 +271,7 @@ Result<wire::KvTxnResult> KeySpace::apply(const wire::KvTxn& txn) {
       added += kRecordCost + op.put().key().size() + op.put().value().size();
     } else if (op.has_delete_()) {
       auto [first, last] = span(op.delete_().range());
-      for (; first != last && deletes <= limits::kMaxKvDeletes; ++first) deletes += first->second.newest.version != 0;
+      for (; first != last && deletes <= limits::kMaxKvDeletes; ++first) deletes += deletable(*first);
     }
   }
   if (deletes > limits::kMaxKvDeletes) {
@@ -289,6 +299,7 @@ Result<wire::KvTxnResult> KeySpace::apply(const wire::KvTxn& txn) {
     pair->set_created(r.created);
     pair->set_modified(r.revision);
     pair->set_version(r.version);
+    pair->set_lease(r.lease);
     return true;
   };
   for (const wire::KvOp& op : ops) {
@@ -315,13 +326,14 @@ Result<wire::KvTxnResult> KeySpace::apply(const wire::KvTxn& txn) {
                  .created = there ? before.created : revision,
                  .version = there ? before.version + 1 : 1,
                  .order = order++,
+                 .lease = op.put().lease(),
                  .value = op.put().value()});
     } else {
       auto [it, last] = span(op.delete_().range());
       for (; it != last; ++it) {
-        if (it->second.newest.version == 0) continue;
+        if (!deletable(*it)) continue;
         if (op.delete_().previous()) tell(out, it->first, it->second.newest);
-        write(it, {.revision = revision, .created = 0, .version = 0, .order = order++, .value = {}});
+        write(it, {.revision = revision, .created = 0, .version = 0, .order = order++, .lease = 0, .value = {}});
         out->set_deleted(out->deleted() + 1);
       }
     }
@@ -353,6 +365,42 @@ void KeySpace::write(Keys::iterator key, Record record) {
     history_bytes_ += size;
   }
   changes_.push_back({chain.newest.revision, key});
+}
+
+std::uint64_t KeySpace::modified(std::string_view key) const {
+  const Record* r = live(key);
+  return r == nullptr ? 0 : r->revision;
+}
+
+void KeySpace::put_reserved(const std::string& key, const std::string& value, std::uint64_t lease) {
+  const std::uint64_t revision = ++revision_;
+  const auto it = keys_.try_emplace(key).first;
+  const Record& before = it->second.newest;
+  write(it, {.revision = revision,
+             .created = before.version == 0 ? revision : before.created,
+             .version = before.version + 1,
+             .order = 0,
+             .lease = lease,
+             .value = value});
+  trim();
+}
+
+void KeySpace::erase_reserved(const std::string& key) {
+  const auto it = keys_.find(key);
+  if (it == keys_.end() || it->second.newest.version == 0) return;
+  write(it, {.revision = ++revision_, .created = 0, .version = 0, .order = 0, .lease = 0, .value = {}});
+  trim();
+}
+
+void KeySpace::end_lease(std::uint64_t lease, const std::set<std::string>& keys) {
+  std::uint32_t order = 0;
+  for (const std::string& key : keys) {
+    const auto it = keys_.find(key);
+    if (it == keys_.end() || it->second.newest.version == 0 || it->second.newest.lease != lease) continue;
+    write(it, {.revision = revision_ + 1, .created = 0, .version = 0, .order = order++, .lease = 0, .value = {}});
+  }
+  if (order > 0) ++revision_;
+  trim();
 }
 
 void KeySpace::forget_until(std::uint64_t revision) {
@@ -412,6 +460,7 @@ void KeySpace::save(wire::SnapshotKv* out) const {
     record->set_version(r.version);
     record->set_order(r.order);
     record->set_value(r.value);
+    record->set_lease(r.lease);
   };
   for (const auto& [name, chain] : keys_) {
     auto* key = out->add_keys();
@@ -448,6 +497,7 @@ Status KeySpace::load(const wire::SnapshotKv& in) {
                  .created = r.created(),
                  .version = r.version(),
                  .order = r.order(),
+                 .lease = r.lease(),
                  .value = r.value()});
       if (r.revision() > in.compacted()) order.push_back({r.revision(), r.order(), it});
     }

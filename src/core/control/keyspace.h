@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,6 +16,9 @@
 #include "wire/kv.pb.h"
 
 namespace holo::control {
+
+/// Keys that begin so are the cluster's own: nobody else writes them, and a deletion of a range leaves them alone.
+inline constexpr std::string_view kReservedKeys = "holo/";
 
 /// True when `key` lies in `range` (see wire::KvRange).
 bool in_range(const wire::KvRange& range, std::string_view key);
@@ -39,6 +43,11 @@ class KeySpace {
   /// All of it or nothing. Errors, with nothing changed: `invalid_argument` (an empty or over-long key, one key changed
   /// twice, a get at an older revision), `over_limit` (sizes and numbers of limits.h; the store is full).
   Result<wire::KvTxnResult> apply(const wire::KvTxn& txn);
+  /// Writes, or deletes, one of the reserved keys, at a revision of its own.
+  void put_reserved(const std::string& key, const std::string& value, std::uint64_t lease);
+  void erase_reserved(const std::string& key);
+  /// Deletes those of `keys` that the lease wrote last, at one revision.
+  void end_lease(std::uint64_t lease, const std::set<std::string>& keys);
   /// Errors: `invalid_argument` (a revision that has not been), `snapshot_too_old` (compacted before).
   Status compact(std::uint64_t revision);
 
@@ -49,10 +58,19 @@ class KeySpace {
   /// O(changes since). Errors: `snapshot_too_old` with the first revision that can still be had.
   [[nodiscard]] Result<wire::KvEvents> events(const wire::KvWatch& watch) const;
 
-  /// Calls f(key) for each change of the newest revision.
+  /// The revision that wrote the key last; 0: there is no such key.
+  [[nodiscard]] std::uint64_t modified(std::string_view key) const;
+  /// Calls f(key) for each change after `revision`, the newest first.
   template <class F>
-  void for_each_newest(F f) const {
-    for (auto c = changes_.rbegin(); c != changes_.rend() && c->revision == revision_; ++c) f(c->key->first);
+  void for_each_since(std::uint64_t revision, F f) const {
+    for (auto c = changes_.rbegin(); c != changes_.rend() && c->revision > revision; ++c) f(c->key->first);
+  }
+  /// Calls f(key, lease) for each key that goes with a lease.
+  template <class F>
+  void for_each_leased(F f) const {
+    for (const auto& [key, chain] : keys_) {
+      if (chain.newest.version != 0 && chain.newest.lease != 0) f(key, chain.newest.lease);
+    }
   }
 
   void save(wire::SnapshotKv* out) const;
@@ -68,6 +86,7 @@ class KeySpace {
     std::uint64_t created = 0;
     std::uint64_t version = 0;  ///< 0: the key was deleted.
     std::uint32_t order = 0;    ///< Among the changes of its revision.
+    std::uint64_t lease = 0;
     std::string value;
   };
   struct Chain {

@@ -23,6 +23,11 @@ inline wire::CommandResult refusal(Errc code, std::string message, std::string h
   return refusal(Error{.code = code, .message = std::move(message), .hint = std::move(hint)});
 }
 
+/// Of a command that gives nothing but success or failure.
+inline wire::CommandResult done(const Status& status) {
+  return status ? wire::CommandResult() : refusal(status.error());
+}
+
 inline bool is_error(const wire::WireError& e) { return e.code() != 0; }
 
 /// The error as a value; success when the code is 0.

@@ -35,7 +35,7 @@ std::string quoted(std::string_view s) {
 
 }  // namespace
 
-bool valid_region_name(std::string_view name) {
+bool valid_name(std::string_view name) {
   if (name.empty() || name.size() > limits::kMaxRegionName) return false;
   return std::all_of(name.begin(), name.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
@@ -74,7 +74,7 @@ std::string human_bytes(std::uint64_t bytes) {
 }
 
 Result<RegionRecord> shape_of(const wire::RegionCreate& c, std::uint32_t owner_uid) {
-  if (!valid_region_name(c.name())) {
+  if (!valid_name(c.name())) {
     return fail(Errc::invalid_argument, str(quoted(c.name()), " is not a region name: 1 to ", limits::kMaxRegionName,
                                             " of A-Z a-z 0-9 . _ / -"));
   }

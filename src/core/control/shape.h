@@ -9,8 +9,8 @@
 
 namespace holo::control {
 
-/// 1 to limits::kMaxRegionName characters of [A-Za-z0-9._/-].
-bool valid_region_name(std::string_view name);
+/// Names of regions and locks: 1 to limits::kMaxRegionName characters of [A-Za-z0-9._/-].
+bool valid_name(std::string_view name);
 /// The bytes of one element of `type`; 0 when there is no such type.
 std::uint64_t bytes_of_type(std::string_view type);
 /// The record that `c` asks for, defaults filled in; id, placement and times are still empty.

@@ -43,7 +43,11 @@ wire::CommandResult State::apply(LogIndex index, WallTime when, ByteSpan command
   if (const auto it = session.results.find(c.sequence()); it != session.results.end()) return it->second;
   if (c.sequence() < session.floor) return refusal(Errc::refused, "the command was given up before it arrived");
 
+  const std::uint64_t keys_before = keys_.revision();
   wire::CommandResult result = dispatch(c);
+  if (keys_.revision() != keys_before) {
+    for (StateObserver* o : observers_) o->on_keys_changed();
+  }
   result.set_epoch(epoch_.value);
   if (!nodes_.contains(client)) {
     sessions_.erase(client);

@@ -23,6 +23,7 @@
 #include "base/time.h"
 #include "core/control/directory.h"
 #include "core/control/keyspace.h"
+#include "core/control/leases.h"
 #include "core/control/placement.h"
 #include "core/control/session.h"
 #include "wire/control.pb.h"
@@ -84,7 +85,7 @@ class StateObserver {
   virtual void on_nodes_changed(Epoch epoch, NodeId node) = 0;
   /// Shards got or lost in-sync nodes or targets to fill without a change of the epoch.
   virtual void on_placement_changed(RegionId region) = 0;
-  /// Keys of the key-value service were written or deleted, at the newest revision (KeySpace::for_each_newest).
+  /// Keys of the key-value service were written or deleted, those of locks included (KeySpace::for_each_since).
   virtual void on_keys_changed() {}
   /// The whole state was replaced (a snapshot): forget what was derived from it and look again.
   virtual void on_restored() = 0;
@@ -181,6 +182,7 @@ class State {
   // ---- The key-value service.
 
   [[nodiscard]] const KeySpace& keys() const { return keys_; }
+  [[nodiscard]] const Leases& leases() const { return leases_; }
 
  private:
   struct Region {
@@ -202,7 +204,8 @@ class State {
   wire::CommandResult commit(const wire::CommitTxns& c);
   wire::CommandResult shards_filled(const wire::ShardsFilled& c);
   wire::CommandResult kv_txn(const wire::KvTxn& c);
-  wire::CommandResult kv_compact(const wire::KvCompact& c);
+  wire::CommandResult lease_grant(const wire::LeaseGrant& c);
+  wire::CommandResult lock_acquire(const wire::LockAcquire& c);
   wire::TxnResult commit_one(const wire::TxnCommit& t);
 
   /// Live nodes that take new shards, ascending, with their free bytes.
@@ -242,6 +245,7 @@ class State {
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
   std::map<std::string, RegionId, std::less<>> names_;
   KeySpace keys_;
+  Leases leases_;
   std::map<NodeId, Session> sessions_;
   std::vector<StateObserver*> observers_;
 };

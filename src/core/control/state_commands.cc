@@ -71,7 +71,14 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kShardsFilled: return shards_filled(body.shards_filled());
     case wire::CommandBody::kNodeRevoke: return node_revoke(body.node_revoke());
     case wire::CommandBody::kKv: return kv_txn(body.kv());
-    case wire::CommandBody::kKvCompact: return kv_compact(body.kv_compact());
+    case wire::CommandBody::kKvCompact: return done(keys_.compact(body.kv_compact().revision()));
+    case wire::CommandBody::kLeaseGrant: return lease_grant(body.lease_grant());
+    case wire::CommandBody::kLeaseKeep: return done(leases_.keep(body.lease_keep().lease(), now_));
+    case wire::CommandBody::kLeaseEnd: return done(leases_.end(body.lease_end().lease(), keys_));
+    case wire::CommandBody::kLeasesExpire: leases_.expire(now_, keys_); return {};
+    case wire::CommandBody::kLeadershipBegun: leases_.extend(now_); return {};
+    case wire::CommandBody::kLockAcquire: return lock_acquire(body.lock_acquire());
+    case wire::CommandBody::kLockRelease: return done(leases_.release(body.lock_release(), keys_));
     case wire::CommandBody::KIND_NOT_SET: break;
   }
   return refusal(Errc::unsupported, "this version does not know the command");
@@ -371,7 +378,7 @@ wire::CommandResult State::free_region(const wire::FreeRegion& c) {
   const RegionRecord* record = region_by_name(c.name());
   if (record == nullptr) {
     return refusal(Errc::not_found,
-                   valid_region_name(c.name()) ? str("there is no region named ", c.name()) : "there is no such region",
+                   valid_name(c.name()) ? str("there is no region named ", c.name()) : "there is no such region",
                    "holo regions lists them");
   }
   if (c.uid() != 0 && c.uid() != record->owner_uid) {
@@ -517,20 +524,36 @@ wire::CommandResult State::shards_filled(const wire::ShardsFilled& c) {
 }
 
 wire::CommandResult State::kv_txn(const wire::KvTxn& c) {
-  const std::uint64_t before = keys_.revision();
+  for (const auto* ops : {&c.then(), &c.otherwise()}) {
+    for (const wire::KvOp& op : *ops) {
+      const std::uint64_t lease = op.put().lease();
+      if (lease != 0 && !leases_.exists(lease)) return refusal(Errc::not_found, str("there is no lease ", lease));
+    }
+  }
   auto done = keys_.apply(c);
   if (!done) return refusal(done.error());
-  if (keys_.revision() != before) {
-    for (StateObserver* o : observers_) o->on_keys_changed();
+  for (const wire::KvOp& op : done->succeeded() ? c.then() : c.otherwise()) {
+    if (op.put().lease() != 0) leases_.attach(op.put().lease(), op.put().key());
   }
   wire::CommandResult result;
   *result.mutable_kv() = std::move(*done);
   return result;
 }
 
-wire::CommandResult State::kv_compact(const wire::KvCompact& c) {
-  const Status done = keys_.compact(c.revision());
-  return done ? wire::CommandResult() : refusal(done.error());
+wire::CommandResult State::lease_grant(const wire::LeaseGrant& c) {
+  const auto lease = leases_.grant(c, now_);
+  if (!lease) return refusal(lease.error());
+  wire::CommandResult result;
+  result.set_lease(*lease);
+  return result;
+}
+
+wire::CommandResult State::lock_acquire(const wire::LockAcquire& c) {
+  auto place = leases_.acquire(c, keys_);
+  if (!place) return refusal(place.error());
+  wire::CommandResult result;
+  *result.mutable_lock() = std::move(*place);
+  return result;
 }
 
 }  // namespace holo::control

@@ -109,6 +109,7 @@ Bytes State::snapshot() const {
     r->set_since_ms(since.ms);
   }
   if (keys_.revision() != 0) keys_.save(out.mutable_kv());
+  if (leases_.used()) leases_.save(out.mutable_leases());
 
   Bytes bytes(out.ByteSizeLong());
   HOLO_ASSERT(out.SerializeToArray(bytes.data(), static_cast<int>(bytes.size())), "a snapshot of more than 2 GiB");
@@ -259,6 +260,8 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   }
   KeySpace keys;
   HOLO_TRY(keys.load(in.kv()));
+  Leases leases;
+  HOLO_TRY(leases.load(in.leases(), keys));
 
   cluster_ = ClusterId{in.cluster()};
   name_ = in.name();
@@ -272,6 +275,7 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   sessions_ = std::move(reader.sessions);
   revoked_ = std::move(revoked);
   keys_ = std::move(keys);
+  leases_ = std::move(leases);
   count_nodes();
   for (StateObserver* o : observers_) o->on_restored();
   return {};

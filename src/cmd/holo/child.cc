@@ -1,0 +1,97 @@
+#include "cmd/holo/child.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <string_view>
+
+#include "base/strings.h"
+#include "driver/posix/errno_text.h"
+#include "env/fd.h"
+
+namespace holo::cmd {
+namespace {
+
+volatile sig_atomic_t g_child = 0;
+
+/// What the terminal sends (Ctrl-C) reaches the program as well; what only we were sent is passed on.
+void pass_on(int signal, siginfo_t* info, void*) {
+  if (g_child > 0 && info->si_code <= 0) ::kill(static_cast<pid_t>(g_child), signal);
+}
+
+void pass_on_signals() {
+  struct sigaction action{};
+  action.sa_sigaction = pass_on;
+  action.sa_flags = SA_SIGINFO;
+  for (const int s : {SIGINT, SIGQUIT, SIGTERM, SIGHUP}) ::sigaction(s, &action, nullptr);
+}
+
+}  // namespace
+
+std::string find_program(const std::string& name) {
+  if (name.find('/') != std::string::npos) return name;
+  const char* path = std::getenv("PATH");
+  std::string_view rest = path ? path : "/usr/local/bin:/usr/bin:/bin";
+  while (!rest.empty()) {
+    const auto end = rest.find(':');
+    const std::string candidate = str(end == 0 ? "." : rest.substr(0, end), "/", name);
+    struct stat info{};
+    if (::stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode) && ::access(candidate.c_str(), X_OK) == 0)
+      return candidate;
+    rest = end == std::string_view::npos ? std::string_view{} : rest.substr(end + 1);
+  }
+  return name;
+}
+
+Outcome<int> run_child(const std::string& program, const std::vector<std::string>& arguments) {
+  std::vector<char*> argv;
+  for (const auto& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
+  argv.push_back(nullptr);
+  int report[2];
+  if (::pipe2(report, O_CLOEXEC) != 0)
+    return std::unexpected(Failure(driver::fail_errno(errno, "cannot make a pipe").error()));
+  env::Fd read_end(report[0]), write_end(report[1]);
+  const pid_t parent = ::getpid();
+  const pid_t child = ::fork();
+  if (child < 0) return std::unexpected(Failure(driver::fail_errno(errno, "cannot start " + program).error()));
+  if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // Killed with us: nothing is left behind, whatever ends holo run.
+    if (::getppid() == parent) ::execv(program.c_str(), argv.data());
+    const int error = errno;
+    if (::write(write_end.get(), &error, sizeof error) < 0) ::_exit(126);
+    ::_exit(127);
+  }
+  g_child = child;
+  pass_on_signals();
+  write_end.reset();
+  int error = 0;
+  ssize_t got = 0;
+  while ((got = ::read(read_end.get(), &error, sizeof error)) < 0 && errno == EINTR) {
+  }
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  g_child = 0;
+  if (got == sizeof error) return std::unexpected(Failure(driver::fail_errno(error, "cannot run " + program).error()));
+  if (WIFSIGNALED(status)) {
+    const int signal = WTERMSIG(status);
+    if (signal != SIGINT)
+      std::cerr << "holo: " << program << " was ended by signal " << signal << " (" << ::strsignal(signal) << ")\n";
+    return 128 + signal;
+  }
+  return WEXITSTATUS(status);
+}
+
+void signal_child(int signal) {
+  if (g_child > 0) ::kill(static_cast<pid_t>(g_child), signal);
+}
+
+}  // namespace holo::cmd
