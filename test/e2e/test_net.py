@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -287,6 +288,7 @@ def test_a_cluster_forms_where_udp_is_blocked(home):
     assert (one["udp"], two["udp"]) == ("blocked", "blocked")
     assert sorted(alive(home.status())) == ["node1", "node2"]
     assert [l["carrier"] for l in home.status()["this_node"]["links"]] == ["tcp"]
+    assert re.search(r"^linked over TCP, not QUIC: node[12]$", home.ok("status"), re.M)
     assert udp(one, two, 0.5) == "nothing"
     home.ok("dev", "allow-udp", "2")
     assert udp(one, two, 20) == "hello"

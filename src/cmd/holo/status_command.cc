@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <set>
 #include <thread>
 
 #include "base/strings.h"
@@ -99,6 +100,17 @@ std::string links_table(const nlohmann::json& status) {
   return table.text() + classes.text() + peers_table(status) + handshakes_line(status["this_node"]["handshakes"]);
 }
 
+/// Where UDP does not pass, or is not wanted; empty when there is no such link.
+std::string tcp_line(const nlohmann::json& status) {
+  std::set<std::string> peers;
+  for (const auto& l : status["this_node"]["links"]) {
+    if (l["carrier"] == "tcp" && !l["closing"]) peers.insert(l["peer"].get<std::string>());
+  }
+  std::string out;
+  for (const std::string& peer : peers) out += str(out.empty() ? "linked over TCP, not QUIC: " : ", ", peer);
+  return out.empty() ? out : out + '\n';
+}
+
 std::string render(const nlohmann::json& status, const StatusOptions& options) {
   const auto& c = status["cluster"];
   std::string out = str("cluster ", c["name"].get<std::string>(), " (", c["id"].get<std::string>(), "), epoch ",
@@ -123,6 +135,7 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
     if (n > 0) counted += str(counted.empty() ? "refused here: " : ", ", n, ' ', words);
   }
   if (!counted.empty()) out += counted + '\n';
+  out += tcp_line(status);
   if (options.links) out += links_table(status);
   return out;
 }
