@@ -113,8 +113,7 @@ void Exchange::end_call(std::uint64_t id, Result<env::Reply> result) {
     state.queued_bytes -= call.bytes;
   } else if (Stream* stream = find(call.stream)) {
     stream->call = 0;
-    release_request(*stream);
-    release_reply(*stream);
+    release_reply(*stream);  // It has arrived, or what is still to come is dropped. The rest see release_slot().
   }
   calls_.erase(found);
   events_->push_back(ReplyArrived{.stream = StreamId(id), .result = std::move(result)});
@@ -136,7 +135,9 @@ void Exchange::reply(StreamId id, Result<env::Reply> result) {
     HOLO_ASSERT(closed_, "a request is answered once");
     return;
   }
-  --state_of(running->second).serving;
+  ClassState& of = state_of(running->second.klass);
+  --of.serving;
+  of.serving_bytes -= running->second.bytes;
   running_.erase(running);
   Stream* stream = find(number);
   if (stream == nullptr || stream->abandoned) return;  // Nobody waits for it any more.
@@ -182,7 +183,7 @@ void Exchange::close(const Error& error) {
     state.waiting_requests.clear();
     state.waiting_replies.clear();
     state.active.clear();
-    state.serving = 0;
+    state.serving = state.serving_bytes = 0;
   }
   // open_ stays: what carries the streams may still look at their bytes.
 }
@@ -225,10 +226,15 @@ ClassStatus Exchange::status(StreamClass klass) const {
 
 // --- credit
 //
-// A stream holds credit of its class while it needs the other side's memory: a slot until it is closed (for us as the
-// one who answers: until the answer is out), request bytes until the answer begins, reply bytes until they have
-// arrived. Both sides count the same streams, and the side that grants always lets go first, so neither needs to tell
-// the other.
+// A stream holds credit of its class while it needs the other side's memory. Both sides count the same streams, and the
+// one that grants lets go first: before it sends that by which the other one lets go. So whatever is lost or overtaken
+// on the way, a sender that counts right is never over what its peer counts, and neither needs to tell the other.
+//
+//                    who grants lets go                         who is granted lets go
+//   a slot           its answer is written to the end,          the stream is closed: the end of the answer,
+//                    or the stream was given up                 or a reset, is here
+//   request bytes    the answer is handed in, or given up       the answer's head is here, or the stream is closed
+//   reply bytes      the answer is here, or given up            all of it is acknowledged, or the stream is closed
 
 Exchange::Stream* Exchange::find(StreamNumber number) {
   const auto found = open_.find(number);
@@ -299,11 +305,8 @@ Status Exchange::on_head(Stream& stream) {
   stream.klass = static_cast<StreamClass>(head.klass);
   ClassState& state = state_of(stream.klass);
   const std::uint64_t size = head.header_bytes + head.payload_bytes;
-  const std::uint64_t times = streams_->late_ends();
-  if (state.theirs.requests >= times * state.window.requests) return broken_protocol("more requests than granted");
-  if (size > times * state.window.request_bytes - state.theirs.request_bytes) {
-    return broken_protocol("more bytes than granted");
-  }
+  if (state.theirs.requests >= state.window.requests) return broken_protocol("more requests than granted");
+  if (size > state.window.request_bytes - state.theirs.request_bytes) return broken_protocol("more bytes than granted");
   ++state.theirs.requests;
   stream.slot = true;
   state.theirs.request_bytes += size;
@@ -335,9 +338,11 @@ Status Exchange::deliver_reply(Stream& stream) {
 
 Status Exchange::deliver_request(StreamNumber number, Stream& stream) {
   ClassState& state = state_of(stream.klass);
-  const bool room = state.serving < state.window.requests;
-  running_.emplace(number, stream.klass);
+  const std::uint64_t bytes = stream.in.size();
+  const bool room = state.serving < state.window.requests && bytes <= state.window.request_bytes - state.serving_bytes;
+  running_.emplace(number, Running{.klass = stream.klass, .bytes = room ? bytes : 0});
   ++state.serving;
+  if (room) state.serving_bytes += bytes;
   if (!room) {  // Cancelled requests whose handlers still run: cancelling must not let more work in than granted.
     ++state.turned_away;
     reply(StreamId(static_cast<std::uint64_t>(number)),

@@ -30,10 +30,6 @@ class Streams {
   /// Stops both directions of a stream, as far as they are not finished, and tells the peer. on_stream_closed()
   /// follows.
   virtual void abandon_stream(StreamNumber stream) = 0;
-  /// By how many times a peer that keeps to its grants may seem to exceed them. Where packets are lost, and the end of
-  /// a stream is told by an acknowledgement, the next request may come before it: then what has just ended counts
-  /// twice.
-  [[nodiscard]] virtual std::uint64_t late_ends() const { return 1; }
 };
 
 /// Bytes on their way out: kept until the carrier says that they arrived. A list, in order.
@@ -180,7 +176,8 @@ class Exchange {
     std::uint64_t calls = 0;
     std::uint64_t queued = 0;
     std::uint64_t queued_bytes = 0;
-    std::uint64_t serving = 0;  // handlers running, cancelled ones included
+    std::uint64_t serving = 0;        // handlers running, cancelled ones included
+    std::uint64_t serving_bytes = 0;  // of their requests
     // For people: what waiting_requests had to wait for. kNever: for nothing but its turn.
     Instant without_credit_since = kNever;
     std::uint64_t credit_waits = 0;
@@ -226,7 +223,12 @@ class Exchange {
   std::deque<Event>* events_;
   std::unordered_map<std::uint64_t, Call> calls_;
   std::unordered_map<StreamNumber, Stream> open_;
-  std::unordered_map<StreamNumber, StreamClass> running_;  // requests delivered and not yet answered
+  /// A request delivered and not yet answered.
+  struct Running {
+    StreamClass klass{};
+    std::uint64_t bytes = 0;
+  };
+  std::unordered_map<StreamNumber, Running> running_;
   std::vector<Due> due_;  // heap, earliest first; entries of ended calls are dropped when met
   std::uint64_t next_call_ = 1;
   StreamNumber control_number_ = -1;

@@ -366,6 +366,25 @@ TEST(Exchange, CancellingReturnsTheCreditOnceTheStreamIsClosed) {
   EXPECT_EQ(hand.count<ReplyArrived>(), 6U);
 }
 
+TEST(Exchange, CancelledBytesCountUntilTheStreamIsClosed) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 50'000, 1000));
+  const auto call = hand.ask(seconds(1), StreamClass::data, Bytes(30'000));
+  (void)hand.written();
+  hand.exchange.cancel(*call, {.code = Errc::cancelled});
+  EXPECT_EQ(hand.count<ReplyArrived>(), 1U);
+  EXPECT_LT(hand.exchange.status(StreamClass::data).byte_credit, 20'000U) << "the peer still holds them";
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(30'000)));
+  EXPECT_TRUE(hand.written().empty());
+  hand.exchange.on_stream_closed(0);
+  EXPECT_EQ(hand.written().size(), 1U);
+  hand.exchange.on_stream_abandoned(4);  // The same when the peer gives up.
+  EXPECT_EQ(hand.count<ReplyArrived>(), 2U);
+  EXPECT_LT(hand.exchange.status(StreamClass::data).byte_credit, 20'000U);
+  hand.exchange.on_stream_closed(4);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).byte_credit, 50'000U);
+}
+
 TEST(Exchange, APeerThatGivesARequestUpEndsIt) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 1000, 1000));
@@ -405,6 +424,23 @@ TEST(Exchange, CancelledRequestsWhoseHandlersRunCountAgainstNewOnes) {
   EXPECT_EQ(refusal->code, Errc::overloaded);
   EXPECT_EQ(refusal->hint, "try again in 50 ms") << "the hint travels too";
   EXPECT_EQ(hand.exchange.status(StreamClass::data).turned_away, 1U);
+}
+
+TEST(Exchange, BytesOfCancelledRequestsWhoseHandlersRunCountToo) {
+  std::array<ClassWindow, kStreamClasses> windows = SessionConfig{}.windows;
+  windows[1].request_bytes = 17 << 20;
+  Hand hand(windows);
+  ASSERT_TRUE(hand.grant(9, 1000, 10'000));
+  ASSERT_TRUE(hand.say(1, request_bytes(0, 16 << 20, Bytes(16 << 20)), true));
+  hand.exchange.on_stream_abandoned(1);
+  hand.exchange.on_stream_closed(1);
+  ASSERT_TRUE(hand.say(5, request_bytes(0, 2 << 20, Bytes(2 << 20)), true));
+  EXPECT_EQ(hand.count<RequestArrived>(), 1U);
+  EXPECT_EQ(hand.exchange.status(StreamClass::data).turned_away, 1U);
+  (void)hand.written();
+  hand.exchange.reply(id_of(1), env::Reply{});
+  ASSERT_TRUE(hand.say(9, request_bytes(0, 2 << 20, Bytes(2 << 20)), true));
+  EXPECT_EQ(hand.count<RequestArrived>(), 2U);
 }
 
 TEST(Exchange, BlockedStreamsLetOthersGo) {
@@ -454,6 +490,23 @@ TEST(Exchange, ReplyCreditComesBackWhenTheReplyHasArrived) {
   EXPECT_FALSE(hand.exchange.wants_to_write());
   hand.exchange.on_stream_closed(5);
   EXPECT_EQ(hand.written().begin()->first, 9);
+}
+
+/// What is not acknowledged is kept, so a peer's grant alone does not say how much that may be.
+TEST(Exchange, AGrantWithoutEndDoesNotKeepRepliesWithoutEnd) {
+  std::array<ClassWindow, kStreamClasses> windows = SessionConfig{}.windows;
+  windows[1].reply_bytes = 17 << 20;
+  Hand hand(windows);
+  ASSERT_TRUE(hand.grant(UINT64_MAX, UINT64_MAX, UINT64_MAX));
+  for (StreamNumber i = 1; i <= 5; i += 4) {
+    ASSERT_TRUE(hand.say(i, request_bytes(0, 0), true));
+    hand.exchange.reply(id_of(i), env::Reply{.payload = {Buffer(Bytes(10 << 20))}});
+  }
+  const auto first = hand.written();
+  ASSERT_EQ(first.size(), 1U);
+  EXPECT_EQ(first.begin()->first, 1);
+  hand.exchange.on_stream_acknowledged(1, first.begin()->second.size());
+  EXPECT_EQ(hand.written().begin()->first, 5);
 }
 
 TEST(Exchange, UnknownErrorCodesStillCarryTheirText) {

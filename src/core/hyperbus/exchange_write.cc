@@ -67,7 +67,9 @@ bool Exchange::request_may_start(const ClassState& state, const Call& call) cons
 }
 
 bool Exchange::reply_may_start(const ClassState& state, const Stream& stream) const {
-  return state.ours.reply_bytes + stream.out.unsent() <= state.limit.reply_bytes + ReplyHead::kBytes;
+  // However much the peer grants, what it has not acknowledged is kept here.
+  const std::uint64_t most = std::min(state.limit.reply_bytes, state.window.reply_bytes);
+  return state.ours.reply_bytes + stream.out.unsent() - ReplyHead::kBytes <= most;
 }
 
 bool Exchange::has_work(const ClassState& state) const {

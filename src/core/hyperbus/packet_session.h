@@ -64,7 +64,6 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   // Streams
   Result<StreamNumber> open_stream(bool bidirectional) override;
   void abandon_stream(StreamNumber stream) override;
-  [[nodiscard]] std::uint64_t late_ends() const override { return 2; }
   // env::QuicHandshake
   std::expected<Bytes, HandshakeAlert> start(ByteSpan parameters) override;
   std::expected<Step, HandshakeAlert> on_message(ByteSpan message, const ExchangeParameters& exchange) override;

@@ -64,12 +64,14 @@ struct Callbacks {
   }
 
   static int recv_stream_data(ngtcp2_conn*, std::uint32_t flags, std::int64_t stream, std::uint64_t,
-                              const std::uint8_t* data, std::size_t size, void* user_data, void*) {
+                              const std::uint8_t* data, std::size_t size, void* user_data, void* unheard) {
+    if (unheard != nullptr) self(user_data).on_heard_of(stream);
     self(user_data).on_stream_data(stream, span(data, size), (flags & NGTCP2_STREAM_DATA_FLAG_FIN) != 0);
     return 0;
   }
   static int acked_stream_data_offset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t size,
-                                      void* user_data, void*) {
+                                      void* user_data, void* unheard) {
+    if (unheard != nullptr) self(user_data).on_heard_of(stream);
     self(user_data).on_stream_acknowledged(stream, size);
     return 0;
   }
@@ -78,7 +80,8 @@ struct Callbacks {
     return 0;
   }
   static int stream_reset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t code, void* user_data,
-                          void*) {
+                          void* unheard) {
+    if (unheard != nullptr) self(user_data).on_heard_of(stream);
     self(user_data).on_stream_given_up(stream, code);
     return 0;
   }

@@ -31,6 +31,12 @@ constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
 
+/// The user data of a stream of ours: null when the peer knows of it, so that callbacks need not look that up.
+void* mark_unheard(bool unheard) {
+  static char mark;
+  return unheard ? &mark : nullptr;
+}
+
 }  // namespace
 
 ResetToken reset_token(const env::QuicConfig& config, ByteSpan connection_id) {
@@ -187,7 +193,19 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
                                       datagram.size(), ts);
   if (rv != 0) settle(rv);
+  tell_stopped();
   if (ending()) tell_end();
+}
+
+/// STOP_SENDING, which ngtcp2 0.12 answers with RESET_STREAM without a word. Before that is sent the application knows,
+/// so it has given up what the peer will see ended.
+void Connection::tell_stopped() {
+  if (stops_.empty()) return;
+  for (const StopSending& stop : std::exchange(stops_, {})) {
+    if (!open_now(stop.stream)) continue;
+    on_heard_of(stop.stream);
+    on_stream_given_up(stop.stream, stop.code);
+  }
 }
 
 void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin) {
@@ -213,6 +231,7 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
     sending_.erase(sent);
   }
   given_up_.erase(stream);
+  unheard_.erase(stream);
   if (ngtcp2_conn_is_local_stream(conn_, stream) == 0) {
     if (env::is_bidirectional(stream)) {
       ngtcp2_conn_extend_max_streams_bidi(conn_, 1);
@@ -240,10 +259,21 @@ void Connection::on_unblocked(env::QuicStreamId stream) {
 void Connection::on_stream_given_up(env::QuicStreamId stream, std::uint64_t code) {
   if (!alive(stream)) return;
   // One that was reset before anything else of it arrived has never existed for ngtcp2, which will not close it.
-  const bool known = ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) == 0;
+  const bool known = open_now(stream);
   if (known) abandon(stream, code);
   parts_.application->on_stream_abandoned(stream, code);
   if (!known && !ending()) parts_.application->on_stream_closed(stream);
+}
+
+bool Connection::open_now(env::QuicStreamId stream) {
+  return ngtcp2_conn_set_stream_user_data(conn_, stream, mark_unheard(unheard_.contains(stream))) == 0;
+}
+
+void Connection::on_heard_of(env::QuicStreamId stream) {
+  const auto unheard = unheard_.extract(stream);
+  if (unheard.empty()) return;
+  ngtcp2_conn_set_stream_user_data(conn_, stream, mark_unheard(false));
+  if (unheard.mapped()) abandoned_.push_back({.stream = stream, .code = *unheard.mapped(), .whole = true});
 }
 
 // ---- sending ----
@@ -251,8 +281,10 @@ void Connection::on_stream_given_up(env::QuicStreamId stream, std::uint64_t code
 void Connection::apply_deferred(ngtcp2_tstamp ts) {
   if (!abandoned_.empty()) {
     const auto given_up = std::exchange(abandoned_, {});
-    for (const auto& [stream, code] : given_up) {
-      if (const int rv = ngtcp2_conn_shutdown_stream(conn_, stream, code); rv != 0) settle(rv);
+    for (const Abandoned& a : given_up) {
+      const int rv = a.whole ? ngtcp2_conn_shutdown_stream(conn_, a.stream, a.code)
+                             : ngtcp2_conn_shutdown_stream_read(conn_, a.stream, a.code);
+      if (rv != 0) settle(rv);
     }
   }
   update_keys_when_due(ts);
@@ -433,9 +465,12 @@ void Connection::on_timer(Instant now) {
 Result<env::QuicStreamId> Connection::open(bool bidirectional) {
   if (!established_ || ending()) return fail(Errc::unavailable, "the connection is not open");
   std::int64_t stream = -1;
-  const int rv = bidirectional ? ngtcp2_conn_open_bidi_stream(conn_, &stream, nullptr)
+  const int rv = bidirectional ? ngtcp2_conn_open_bidi_stream(conn_, &stream, mark_unheard(true))
                                : ngtcp2_conn_open_uni_stream(conn_, &stream, nullptr);
-  if (rv == 0) return stream;
+  if (rv == 0) {
+    if (bidirectional) unheard_.emplace(stream, std::nullopt);
+    return stream;
+  }
   if (rv != NGTCP2_ERR_STREAM_ID_BLOCKED) return fail(Errc::unavailable, ngtcp2_strerror(rv));
   streams_wanted_ = true;
   return fail(Errc::overloaded, "the peer allows no more streams");
@@ -443,8 +478,11 @@ Result<env::QuicStreamId> Connection::open(bool bidirectional) {
 
 void Connection::abandon(env::QuicStreamId stream, std::uint64_t code) {
   // Not now: a packet may be half written, and ngtcp2 would take the frames for sent with it.
-  if (ending() || ngtcp2_conn_set_stream_user_data(conn_, stream, nullptr) != 0) return;  // It is over already.
-  if (given_up_.insert(stream).second) abandoned_.emplace_back(stream, code);
+  if (ending() || !open_now(stream)) return;  // It is over already.
+  if (!given_up_.insert(stream).second) return;
+  const auto unheard = unheard_.find(stream);
+  if (unheard != unheard_.end()) unheard->second = code;
+  abandoned_.push_back({.stream = stream, .code = code, .whole = unheard == unheard_.end()});
 }
 
 void Connection::close(Instant now, std::uint64_t code, std::string reason) {

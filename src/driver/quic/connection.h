@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "driver/quic/addresses.h"
+#include "driver/quic/frames.h"
 #include "driver/quic/keys.h"
 #include "driver/quic/memory.h"
 #include "env/quic.h"
@@ -110,6 +111,10 @@ class Connection final : public env::QuicConnection {
   void on_stream_closed(env::QuicStreamId stream);
   void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes);
   void on_stream_given_up(env::QuicStreamId stream, std::uint64_t code);
+  void on_heard_of(env::QuicStreamId stream);
+  void tell_stopped();
+  /// ngtcp2 has it, and has not closed it.
+  [[nodiscard]] bool open_now(env::QuicStreamId stream);
   void on_unblocked(env::QuicStreamId stream);
   /// The application still wants to hear of it.
   [[nodiscard]] bool alive(env::QuicStreamId stream) const {
@@ -157,7 +162,17 @@ class Connection final : public env::QuicConnection {
   KeyUse sent_, received_;
   std::optional<env::QuicHandshake::Failure> failure_;
 
-  std::vector<std::pair<env::QuicStreamId, std::uint64_t>> abandoned_;  // Takes effect between packets.
+  /// A stream that was abandoned.
+  struct Abandoned {
+    env::QuicStreamId stream;
+    std::uint64_t code;
+    bool whole;  // RESET_STREAM too
+  };
+  std::vector<Abandoned> abandoned_;  // Takes effect between packets.
+  /// Streams of ours of which the peer may not know yet: nothing was acknowledged and nothing came back. With the code,
+  /// if they were abandoned: RESET_STREAM must wait until it does. See README.md.
+  std::unordered_map<env::QuicStreamId, std::optional<std::uint64_t>> unheard_;
+  std::vector<StopSending> stops_;  // In the packets opened last.
   // Streams on which something was sent, and how many bytes of it were not acknowledged.
   std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
   std::uint64_t unacknowledged_ = 0;                // of all of them

@@ -13,6 +13,7 @@ struct Handle {
   crypto::PacketKey key;
   KeyUse* use;
   std::uint64_t generation;
+  std::vector<StopSending>* stops;
 };
 
 const crypto::Aead& retry_cipher() {
@@ -38,8 +39,8 @@ std::uint64_t packet_number_of(const std::uint8_t* nonce, std::size_t bytes) {
 }  // namespace
 
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
-                                       KeyUse* use, std::uint64_t generation) {
-  return {new Handle{crypto::PacketKey(algorithm, secret), use, generation}};
+                                       KeyUse* use, std::uint64_t generation, std::vector<StopSending>* stops) {
+  return {new Handle{crypto::PacketKey(algorithm, secret), use, generation, stops}};
 }
 
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret) {
@@ -91,11 +92,12 @@ int open_packet(std::uint8_t* out, const ngtcp2_crypto_aead*, const ngtcp2_crypt
                 std::size_t nonce_bytes, const std::uint8_t* header, std::size_t header_bytes) {
   if (sealed_bytes < crypto::kAeadTagBytes) return NGTCP2_ERR_DECRYPT;
   const auto& handle = *static_cast<const Handle*>(key->native_handle);
-  const bool authentic =
-      handle.key.open(packet_number_of(nonce, nonce_bytes), bytes_of(header, header_bytes),
-                      bytes_of(sealed, sealed_bytes), bytes_of(out, sealed_bytes - crypto::kAeadTagBytes));
+  const MutableByteSpan plain = bytes_of(out, sealed_bytes - crypto::kAeadTagBytes);
+  const bool authentic = handle.key.open(packet_number_of(nonce, nonce_bytes), bytes_of(header, header_bytes),
+                                         bytes_of(sealed, sealed_bytes), plain);
   if (!authentic) return NGTCP2_ERR_DECRYPT;
   if (handle.use != nullptr) handle.use->count(handle.generation);
+  if (handle.stops != nullptr) find_stop_sending(plain, *handle.stops);
   return 0;
 }
 

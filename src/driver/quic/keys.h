@@ -5,9 +5,11 @@
 #include <ngtcp2/ngtcp2.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "base/bytes.h"
 #include "crypto/packet_protection.h"
+#include "driver/quic/frames.h"
 
 namespace holo::driver::quic {
 
@@ -24,10 +26,12 @@ struct KeyUse {
   }
 };
 
-/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null. Goes to ngtcp2, which
-/// gives it back to delete_packet_key(). `use` outlives it.
+/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null; `stops`: where to note
+/// the STOP_SENDING frames of packets that are opened, or null. Goes to ngtcp2, which gives it back to
+/// delete_packet_key(). `use` and `stops` outlive it.
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
-                                       KeyUse* use = nullptr, std::uint64_t generation = 0);
+                                       KeyUse* use = nullptr, std::uint64_t generation = 0,
+                                       std::vector<StopSending>* stops = nullptr);
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret);
 void delete_packet_key(ngtcp2_crypto_aead_ctx& handle);
 void delete_header_key(ngtcp2_crypto_cipher_ctx& handle);

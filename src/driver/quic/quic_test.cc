@@ -236,6 +236,90 @@ TEST(Quic, TheReaderGivesUpAfterItsOwnEnd) {
   EXPECT_LT(world.server.app.in.at(stream).bytes, 16 * kMiB);
 }
 
+/// Whoever works on an answer hears at once that nobody wants it, though it writes nothing yet.
+TEST(Quic, StopSendingIsToldAtOnce) {
+  World world;
+  ASSERT_TRUE(world.establish());
+  world.server.app.answer_fin = false;
+  const auto stream = open(world.client);
+  world.client.app.send(stream, 5000);
+  ASSERT_TRUE(world.run_until([&] { return world.server.app.in[stream].fin; }));
+  world.settle();  // All of it is acknowledged: there is nothing left that RESET_STREAM could reset.
+  world.client.connection->abandon(stream, 81);
+  EXPECT_TRUE(world.run_until([&] { return world.server.app.abandoned.contains(stream); }, seconds(1)));
+  EXPECT_EQ(world.server.app.abandoned.at(stream), 81U);
+  EXPECT_TRUE(world.run_until(
+      [&] { return world.client.app.closed.contains(stream) && world.server.app.closed.contains(stream); }));
+}
+
+TEST(Quic, AbandonedBeforeAnythingWasSentEndsOnBothSides) {
+  World world;
+  ASSERT_TRUE(world.establish());
+  std::set<env::QuicStreamId> all;
+  for (int i = 0; i < 300; ++i) {  // Three times as many as may be open at once.
+    const auto stream = open(world.client);
+    all.insert(stream);
+    world.client.connection->abandon(stream, 82);
+    world.client.app.give_up(stream);
+    ASSERT_TRUE(world.run_until([&] { return world.client.app.closed.contains(stream); }, seconds(1))) << i;
+  }
+  world.settle();
+  for (const auto stream : all) EXPECT_TRUE(world.server.app.closed.contains(stream)) << stream;
+  EXPECT_FALSE(world.client.app.end || world.server.app.end);
+  exchange(world, 1000);
+}
+
+/// What tells the peer of the stream is lost, what gives it up is not; and the other way round.
+TEST(Quic, AbandonedWhileItsFirstBytesAreLostEndsOnBothSides) {
+  for (int lost = 1; lost <= 4; ++lost) {
+    World world;
+    ASSERT_TRUE(world.establish());
+    world.server.app.answer_fin = false;
+    world.settle();
+    int from_client = 0;
+    world.on_wire = [&](const env::IpEndpoint& from, ByteSpan) {
+      return from != world.client.address || ++from_client > lost;
+    };
+    const auto stream = open(world.client);
+    world.client.app.send(stream, 500);
+    world.flush(world.client);
+    world.client.connection->abandon(stream, 83);
+    world.client.app.give_up(stream);
+    EXPECT_TRUE(world.run_until([&] {
+      return world.client.app.closed.contains(stream) && world.server.app.closed.contains(stream);
+    })) << lost;
+  }
+}
+
+TEST(Quic, WhateverIsLostAbandonedStreamsEndOnBothSides) {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    World world({.seed = seed, .faults = {.jitter = milliseconds(2), .loss = 100, .repeat = 50}});
+    ASSERT_TRUE(world.establish());
+    world.server.app.answer_fin = false;
+    std::set<env::QuicStreamId> all;
+    for (int i = 0; i < 60; ++i) {
+      const auto stream = open(world.client);
+      all.insert(stream);
+      world.client.app.send(stream, world.random.below(20'000), world.random.chance(1, 2));
+      world.settle(microseconds(static_cast<std::int64_t>(world.random.below(3'000))));
+      if (world.random.chance(1, 4) && world.server.app.in.contains(stream)) {
+        world.server.connection->abandon(stream, 84);
+        world.server.app.give_up(stream);
+      } else {
+        world.client.connection->abandon(stream, 85);
+        world.client.app.give_up(stream);
+      }
+    }
+    EXPECT_TRUE(world.run_until([&] {
+      return std::ranges::all_of(all, [&](auto s) {
+        return world.client.app.closed.contains(s) &&
+               (world.server.app.closed.contains(s) || !world.server.app.in.contains(s));
+      });
+    })) << seed;
+    EXPECT_FALSE(world.client.app.end || world.server.app.end) << seed;
+  }
+}
+
 TEST(Quic, AbandoningWhatIsUnknownOrOverIsHarmless) {
   World world;
   ASSERT_TRUE(world.establish());
