@@ -47,17 +47,48 @@ if(HOLO_TESTS)
   endforeach()
 endif()
 
+# Fuzz targets: one program per file, and for those that say so (NAME in `stubbed`) a second one, NAME without _fuzz plus
+# _stub_fuzz, whose crypto module is fuzz/stub. An archive's member is linked only where a symbol is missing: the stub
+# defines all of the module's, so nothing of it comes in, and two definitions do not link.
 add_custom_target(fuzzers)
+file(GLOB fuzz_files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/fuzz/*_fuzz.cc")
+set(stubbed hyperbus_codec_fuzz packet_session_fuzz stream_session_fuzz)
 if(HOLO_FUZZ)
-  file(GLOB fuzz_files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/fuzz/*_fuzz.cc")
-  foreach(file IN LISTS fuzz_files)
-    cmake_path(GET file STEM name)
-    add_executable(${name} "${file}")
+  function(holo_fuzz_program name)
+    add_executable(${name} ${ARGN})
     set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/fuzz")
-    target_link_libraries(${name} PRIVATE ${HOLO_MODULES} holo_flags)
+    target_include_directories(${name} PRIVATE "${CMAKE_SOURCE_DIR}/fuzz")
+    # Those of the hyperbus are built without everything above it, as they are built most often.
+    set(modules ${HOLO_MODULES})
+    if(name MATCHES "^(hyperbus|handshake|session|packet_session|stream_session)_")
+      set(modules holo_core_hyperbus holo_driver_quic holo_obs holo_crypto holo_env holo_base)
+    endif()
+    target_link_libraries(${name} PRIVATE ${modules} holo_flags)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
     add_dependencies(fuzzers ${name})
+  endfunction()
+  foreach(file IN LISTS fuzz_files)
+    cmake_path(GET file STEM name)
+    holo_fuzz_program(${name} "${file}")
+    if(name IN_LIST stubbed)
+      string(REGEX REPLACE "_fuzz$" "_stub_fuzz" stub_name ${name})
+      holo_fuzz_program(${stub_name} "${file}" "${CMAKE_SOURCE_DIR}/fuzz/stub/crypto.cc")
+      target_compile_definitions(${stub_name} PRIVATE HOLO_FUZZ_STUB)
+    endif()
   endforeach()
+elseif(HOLO_TESTS)
+  # The same targets in one test, over the inputs that are kept.
+  set(targets "")
+  foreach(file IN LISTS fuzz_files)
+    cmake_path(GET file STEM name)
+    string(APPEND targets "TARGET(${name})\n")
+    set_source_files_properties("${file}" PROPERTIES SKIP_PRECOMPILE_HEADERS ON COMPILE_DEFINITIONS
+      "LLVMFuzzerTestOneInput=holo_${name};LLVMFuzzerInitialize=holo_initialize_${name}"
+      COMPILE_OPTIONS -Wno-error)  # The fuzz preset holds them to the warnings.
+  endforeach()
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/generated/fuzz_targets.inc" CONTENT "${targets}")
+  holo_test_program(holo_fuzz_replay_test "${CMAKE_SOURCE_DIR}/fuzz/replay_test.cc;${fuzz_files}" ${HOLO_MODULES})
+  target_include_directories(holo_fuzz_replay_test PRIVATE "${CMAKE_SOURCE_DIR}/fuzz" "${HOLO_GENERATED}")
 endif()
 
 set(test_files ${HOLO_TEST_PROGRAMS})
