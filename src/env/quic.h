@@ -131,6 +131,7 @@ struct QuicConnectionStats {
   std::size_t datagram_bytes = 0;      ///< the path MTU found so far, as UDP payload
   bool ecn = false;                    ///< the last datagram was sent as ECT(0): nothing has shown yet that this fails
   std::uint64_t congestion_marks = 0;  ///< datagrams that came with CE
+  std::size_t memory_bytes = 0;        ///< what the engine keeps for it
   DatagramPath path;
 };
 

@@ -2,137 +2,12 @@
 // whatever he wants.
 #include <gtest/gtest.h>
 
-#include <functional>
-
-#include "base/strings.h"
-#include "driver/quic/quic.h"
-#include "env/entropy_testing.h"
-#include "sim/datagrams.h"
-#include "sim/packet_host.h"
+#include "sim/attack_testing.h"
 
 namespace holo::sim {
 namespace {
 
-using env::QuicHandshake;
-using hyperbus::RefusalKind;
-
-/// The real stack, with somebody between a connection and its handshake.
-class AlteringStack final : public env::QuicStack {
- public:
-  /// Sees handshake message `number` (1 to 3) as it arrives.
-  std::function<void(int number, Bytes& message)> alter;
-
-  std::unique_ptr<env::QuicConnection> connect(std::shared_ptr<const env::QuicConfig> config, Instant now,
-                                               const env::DatagramPath& path, QuicHandshake& handshake,
-                                               env::QuicApplication& application, env::Entropy& entropy) override {
-    return real_->connect(std::move(config), now, path, between(handshake, 2), application, entropy);
-  }
-  Result<std::unique_ptr<env::QuicConnection>> accept(std::shared_ptr<const env::QuicConfig> config, Instant now,
-                                                      const env::DatagramPath& path, const env::QuicPacketHeader& first,
-                                                      ByteSpan retried_from, QuicHandshake& handshake,
-                                                      env::QuicApplication& application,
-                                                      env::Entropy& entropy) override {
-    return real_->accept(std::move(config), now, path, first, retried_from, between(handshake, 1), application,
-                         entropy);
-  }
-  [[nodiscard]] env::QuicPacketHeader classify(ByteSpan datagram) const override { return real_->classify(datagram); }
-  std::size_t write_version_negotiation(const env::QuicPacketHeader& header, env::Entropy& entropy,
-                                        MutableByteSpan out) const override {
-    return real_->write_version_negotiation(header, entropy, out);
-  }
-  std::size_t write_retry(const env::QuicPacketHeader& header, ByteSpan id, ByteSpan token,
-                          MutableByteSpan out) const override {
-    return real_->write_retry(header, id, token, out);
-  }
-  std::size_t write_stateless_reset(const env::QuicConfig& config, const env::QuicPacketHeader& header,
-                                    std::size_t bytes, env::Entropy& entropy, MutableByteSpan out) const override {
-    return real_->write_stateless_reset(config, header, bytes, entropy, out);
-  }
-
- private:
-  struct Between final : QuicHandshake {
-    AlteringStack* stack;
-    QuicHandshake* real;
-    int next;
-    Between(AlteringStack* s, QuicHandshake* r, int n) : stack(s), real(r), next(n) {}
-    std::expected<Bytes, Failure> start(ByteSpan parameters) override { return real->start(parameters); }
-    std::expected<Step, Failure> on_message(ByteSpan message, const ExchangeParameters& exchange) override {
-      Bytes copy(message.begin(), message.end());
-      if (stack->alter) stack->alter(next, copy);
-      next += 2;
-      return real->on_message(copy, exchange);
-    }
-  };
-  QuicHandshake& between(QuicHandshake& real, int first) {
-    return *betweens_.emplace_back(std::make_unique<Between>(this, &real, first));
-  }
-  std::unique_ptr<env::QuicStack> real_ = driver::quic::make_stack();
-  std::vector<std::unique_ptr<Between>> betweens_;
-};
-
-std::shared_ptr<const hyperbus::SessionConfig> session_of(std::uint8_t who, std::uint8_t key = 77,
-                                                          std::uint64_t packets_per_key = 1ULL << 23) {
-  const auto secret = [](std::uint8_t byte) {
-    std::array<std::byte, 32> bytes{};
-    bytes.fill(std::byte{byte});
-    return crypto::Secret<32>(bytes);
-  };
-  auto out = std::make_shared<hyperbus::SessionConfig>();
-  out->handshake = std::make_shared<const hyperbus::HandshakeConfig>(hyperbus::HandshakeConfig{
-      .identity = hyperbus::Identity::from_seed(secret(who)), .keys = {hyperbus::ClusterKey(secret(key))}});
-  out->records_per_key = packets_per_key;
-  return out;
-}
-
-env::IpEndpoint at(std::uint8_t host, std::uint16_t port = 7000) { return env::IpEndpoint::v4(10 << 24 | host, port); }
-
-struct Machine {
-  SimLoop loop;
-  env::testing::SeededEntropy entropy;
-  std::unique_ptr<env::Datagrams> datagrams;
-  PacketHost host;
-  std::uint64_t served = 0, answered = 0, failed = 0;
-  bool wrong = false;
-
-  Machine(World& world, DatagramNetwork& network, env::QuicStack& stack, std::uint8_t who,
-          std::shared_ptr<const hyperbus::SessionConfig> session)
-      : loop(world),
-        entropy(who),
-        datagrams(network.attach(str("m", int{who}), loop, {str("10.0.0.", int{who})})),
-        host(loop, *datagrams, stack, entropy, {.session = session, .quic = quic_config(*session)}) {
-    host.on_event = [this](const PacketHost::LinkPtr& link, hyperbus::Event event) {
-      if (auto* arrived = std::get_if<hyperbus::RequestArrived>(&event)) {
-        ++served;
-        wrong |= arrived->request.header != "hello";
-        link->session->reply(arrived->stream, env::Reply{.header = "hello"});
-      } else if (auto* reply = std::get_if<hyperbus::ReplyArrived>(&event)) {
-        ++(reply->result ? answered : failed);
-        wrong |= reply->result && reply->result->header != "hello";
-      }
-    };
-  }
-  ~Machine() { loop.kill(); }
-};
-
-struct Scene {
-  World world;
-  DatagramNetwork network{world, 1};
-  AlteringStack stack;
-  Machine dialler, listener;
-  explicit Scene(std::shared_ptr<const hyperbus::SessionConfig> a = session_of(1),
-                 std::shared_ptr<const hyperbus::SessionConfig> b = session_of(2))
-      : dialler(world, network, stack, 1, std::move(a)), listener(world, network, stack, 2, std::move(b)) {}
-
-  PacketHost::LinkPtr dial() { return dialler.host.dial(at(2)); }
-  void ask(const PacketHost::LinkPtr& link, Duration patience = seconds(6)) {
-    (void)dialler.host.request(link, env::StreamClass::data, env::Request{.type = 1, .header = "hello"},
-                               dialler.loop.now() + patience);
-  }
-  void run(Duration time) { world.run_until(world.now() + time); }
-  bool run_until(const std::function<bool()>& done, Duration patience) {
-    return world.run_while_not(done, world.now() + patience);
-  }
-};
+using namespace attack;
 
 // Promise 2.12.
 TEST(PacketAttack, EachAlteredByteOfEachMessageIsRefused) {
@@ -304,22 +179,6 @@ struct Junk final : QuicHandshake {
     return std::unexpected(Failure{.alert = 80, .reason = {}});
   }
 };
-struct Nobody final : env::QuicApplication {
-  void on_established() override {}
-  Status on_stream_data(env::QuicStreamId, ByteSpan, bool) override { return {}; }
-  void on_stream_acknowledged(env::QuicStreamId, std::uint64_t) override {}
-  void on_stream_abandoned(env::QuicStreamId, std::uint64_t) override {}
-  void on_stream_closed(env::QuicStreamId) override {}
-  void on_streams_available() override {}
-  bool next_write(env::QuicWrite&) override { return false; }
-  void on_written(env::QuicStreamId, std::size_t, bool) override {}
-  void on_blocked(env::QuicStreamId) override {}
-  void on_unblocked(env::QuicStreamId) override {}
-  void on_connection_id(ByteSpan) override {}
-  void on_connection_id_retired(ByteSpan) override {}
-  void on_end(const env::QuicEnd&) override {}
-};
-
 /// The first datagram of a connection that nobody means.
 Bytes first_datagram(Instant now, env::Entropy& entropy, const std::shared_ptr<const env::QuicConfig>& config) {
   static const auto stack = driver::quic::make_stack();

@@ -88,6 +88,7 @@ struct LinkFigures {
   std::size_t datagram_bytes = 0;      ///< the path MTU found, as UDP payload; 0 over TCP
   bool ecn = false;                    ///< what this side sends is marked ECT(0), and the path lets that pass
   std::uint64_t congestion_marks = 0;  ///< datagrams that came marked "congestion experienced"
+  std::size_t memory_bytes = 0;        ///< what the QUIC engine keeps for it; 0 over TCP
 };
 
 }  // namespace holo::hyperbus

@@ -100,7 +100,8 @@ LinkFigures PacketSession::figures() const {
           .key_updates = stats.key_updates,
           .datagram_bytes = stats.datagram_bytes,
           .ecn = stats.ecn,
-          .congestion_marks = stats.congestion_marks};
+          .congestion_marks = stats.congestion_marks,
+          .memory_bytes = stats.memory_bytes};
 }
 
 // --- Streams

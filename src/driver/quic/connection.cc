@@ -28,6 +28,8 @@ constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
 constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
+/// What ngtcp2 may keep for one connection. Flow control bounds bytes; gaps between them cost more than they do.
+constexpr std::size_t kMaxMemory = 64 << 20;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
 
@@ -193,6 +195,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
                                       datagram.size(), ts);
   if (rv != 0) settle(rv);
+  if (memory_.bytes() > kMaxMemory) give_up(NGTCP2_INTERNAL_ERROR, "too much waits for what is missing before it");
   tell_stopped();
   if (ending()) tell_end();
 }
@@ -318,8 +321,20 @@ void Connection::end_when_stalled(ngtcp2_tstamp ts) {
   if (stalled_until_ == 0) {
     stalled_until_ = ts + std::max<ngtcp2_duration>(3 * ngtcp2_conn_get_pto(conn_), kMinStall);
   } else if (ts >= stalled_until_) {
-    end_with({.cause = env::QuicEnd::Cause::internal, .code = NGTCP2_INTERNAL_ERROR, .reason = "stalled"},
-             Farewell{.application = false, .code = NGTCP2_INTERNAL_ERROR, .reason = "stalled"});
+    give_up(NGTCP2_INTERNAL_ERROR, "stalled");
+  }
+}
+
+/// A peer that sends, so that it is not idle, and acknowledges nothing would hold what it was sent for ever.
+void Connection::end_when_unacknowledged(ngtcp2_tstamp ts) {
+  ngtcp2_conn_stat stat;
+  ngtcp2_conn_get_conn_stat(conn_, &stat);
+  if (stat.pto_count == 0) {
+    probing_since_ = 0;
+  } else if (probing_since_ == 0) {
+    probing_since_ = ts;
+  } else if (ts - probing_since_ >= static_cast<ngtcp2_duration>(parts_.config->idle_timeout.ns)) {
+    give_up(NGTCP2_INTERNAL_ERROR, "nothing is acknowledged");
   }
 }
 
@@ -457,6 +472,7 @@ void Connection::on_timer(Instant now) {
   }
   announce_ids();
   if (const int rv = ngtcp2_conn_handle_expiry(conn_, ts); rv != 0) settle(rv);
+  if (established_ && !ending()) end_when_unacknowledged(ts);
   if (ending()) tell_end();
 }
 
@@ -493,6 +509,11 @@ void Connection::close(Instant now, std::uint64_t code, std::string reason) {
 }
 
 // ---- the end ----
+
+void Connection::give_up(std::uint64_t code, const char* reason) {
+  end_with({.cause = env::QuicEnd::Cause::internal, .code = code, .reason = reason},
+           Farewell{.application = false, .code = code, .reason = reason});
+}
 
 void Connection::end_with(env::QuicEnd end, std::optional<Farewell> farewell) {
   if (ending()) return;
@@ -627,6 +648,7 @@ env::QuicConnectionStats Connection::stats() const {
   for (const auto& [stream, unacknowledged] : sending_) {
     out.packets_lost += ngtcp2_conn_get_stream_loss_count(conn_, stream);
   }
+  out.memory_bytes = memory_.bytes();
   out.key_updates = sent_.generation;
   out.ecn = ecn_;
   out.congestion_marks = congestion_marks_;

@@ -125,6 +125,7 @@ class Connection final : public env::QuicConnection {
   void apply_deferred(ngtcp2_tstamp ts);
   void update_keys_when_due(ngtcp2_tstamp ts);
   void end_when_stalled(ngtcp2_tstamp ts);
+  void end_when_unacknowledged(ngtcp2_tstamp ts);
   bool write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written);
   std::optional<Burst> send_stash(MutableByteSpan out);
   std::optional<Burst> send_farewell(ngtcp2_tstamp ts, MutableByteSpan out);
@@ -134,6 +135,7 @@ class Connection final : public env::QuicConnection {
   void settle(int rv);
   void end(env::QuicEnd::Cause cause, std::string reason, std::uint64_t code = 0);
   void end_with(env::QuicEnd end, std::optional<Farewell> farewell);
+  void give_up(std::uint64_t code, const char* reason);
   void tell_end();
   [[nodiscard]] bool ending() const { return end_.has_value(); }
 
@@ -183,6 +185,7 @@ class Connection final : public env::QuicConnection {
   std::optional<Stash> stash_;
 
   ngtcp2_tstamp stalled_until_ = 0;  // 0: it is not
+  ngtcp2_tstamp probing_since_ = 0;  // without an answer; 0: it is not
 
   std::optional<env::QuicEnd> end_;
   bool end_told_ = false;
