@@ -18,6 +18,7 @@
 #include "driver/posix/address_watch.h"
 #include "driver/posix/agent_registry.h"
 #include "driver/posix/asio_loop.h"
+#include "driver/posix/cpu_group.h"
 #include "driver/posix/local_socket.h"
 #include "driver/posix/os_entropy.h"
 #include "driver/posix/process.h"
@@ -74,6 +75,13 @@ std::vector<std::string> advertise(const AgentConfig& config) {
   std::vector<std::string> out = own_addresses(listen->host == "::");
   for (std::string& address : out) address += ":0";  // The port that will be bound.
   return out;
+}
+
+/// About what a wake-up costs on a machine that has a core to spare for looking.
+Duration poll_for(const AgentConfig& config) {
+  constexpr Duration kWakeUp = microseconds(50);
+  if (config.poll) return *config.poll;
+  return core_count() > 1 && !driver::has_cpu_quota() ? kWakeUp : Duration{};
 }
 
 node::CarrierUse carrier_use(std::string_view name) {
@@ -139,6 +147,7 @@ class Agent {
         state_(std::move(state)),
         membership_(std::move(membership)),
         book_(std::move(book)),
+        loop_(driver::AsioLoop::Options{.poll_for = poll_for(config_)}),
         facts_(std::move(stores.facts)),
         log_(std::move(stores.log)),
         carrier_(loop_),

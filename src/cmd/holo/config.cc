@@ -22,6 +22,7 @@ namespace {
 
 using Origin = Setting::Origin;
 constexpr std::size_t kMaxConfigBytes = 1 << 20;
+constexpr std::uint64_t kMaxPollMicros = 1000;
 // IP packets: from what QUIC needs at least, to what UDP can carry; less the headers of IPv6 and UDP.
 constexpr std::uint64_t kMinMtu = 1280, kMaxMtu = 65'535, kUdpHeaders = 48;
 
@@ -42,6 +43,7 @@ std::string default_value(std::string_view key) {
   if (key == "userfaultfd") return "auto";
   if (key == "carrier") return "auto";
   if (key == "mtu") return "0";
+  if (key == "poll") return "auto";
   if (key == "trust") return std::string(hyperbus::trust_mode_name(hyperbus::TrustMode::psk));
   if (key == "classical_only") return "false";
   if (key == "log_level") return "info";
@@ -131,6 +133,14 @@ Status apply(const Setting& s, AgentConfig& c) {
                   "0 lets the nodes find out");
     }
     c.mtu = bytes == 0 ? 0 : bytes - kUdpHeaders;
+  } else if (s.key == "poll") {
+    if (s.value == "auto") return {};
+    const auto micros = at(s, parse_count(s.value));
+    if (!micros || *micros > kMaxPollMicros) {
+      return fail(Errc::invalid_argument,
+                  str(s.where, ": poll: ", s.value, " is neither \"auto\" nor between 0 and ", kMaxPollMicros));
+    }
+    c.poll = microseconds(static_cast<std::int64_t>(*micros));
   } else if (s.key == "trust") {
     HOLO_ASSIGN(mode, at(s, hyperbus::parse_trust_mode(s.value)));
     c.trust = mode;
@@ -224,6 +234,8 @@ const std::vector<SettingInfo>& setting_table() {
        "Between nodes: auto (QUIC, and TCP where UDP does not pass), quic or tcp"},
       {"mtu", "--mtu", "HOLO_MTU",
        "Size of IP packets that every path between nodes carries, if known; 0: found out (loopback's is known)"},
+      {"poll", "--poll", "HOLO_POLL",
+       "Microseconds to look for more before sleeping, where more mostly comes soon; auto: 50, and 0 with a CPU quota"},
       {"trust", "--trust", "HOLO_TRUST",
        "Whom to let in: psk (the cluster key), tofu (first key seen) or roots (signed)"},
       {"classical_only", "--classical-only", "HOLO_CLASSICAL_ONLY",

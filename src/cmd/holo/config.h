@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/time.h"
 #include "cmd/holo/outcome.h"
 #include "core/hyperbus/trust.h"
 
@@ -25,6 +27,9 @@ struct AgentConfig {
   std::string userfaultfd;  ///< "auto", "user" or "off".
   std::string carrier;      ///< "auto", "quic" or "tcp".
   std::size_t mtu = 0;      ///< UDP payload that passes on every path; 0: discovered.
+  /// How long the event loop looks for more before it sleeps, where more mostly comes soon; none: as the machine
+  /// allows.
+  std::optional<Duration> poll;
   hyperbus::TrustMode trust = hyperbus::TrustMode::psk;
   hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
   std::string log_level;  ///< "debug", "info", "warn" or "error".

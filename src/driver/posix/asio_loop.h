@@ -14,8 +14,8 @@ class AsioLoop final : public env::Loop {
  public:
   struct Options {
     unsigned helper_threads = 3;  ///< For offload().
-    /// After anything happened, so long it is looked for more before the thread sleeps; 0: not at all. Costs that much
-    /// processor time per event at most, and none while nothing happens.
+    /// Before it sleeps, the thread looks so long for what may come next, when that has mostly come soon of late (see
+    /// adaptive_polling.h). About what one wake-up costs; 0: never.
     Duration poll_for{};
   };
   AsioLoop();

@@ -171,6 +171,17 @@ Result<CpuGroupParent> find_cpu_group_parent() {
   return std::unexpected(*first);
 }
 
+bool has_cpu_quota() {
+  const auto place = cpu_hierarchy(content("/proc/self/mountinfo"), content("/proc/self/cgroup"));
+  if (!place) return false;
+  const bool v2 = place->version == CpuGroupVersion::v2;
+  for (auto folder = place->own;; folder = folder.substr(0, folder.rfind('/'))) {
+    const auto quota = content(folder + (v2 ? "/cpu.max" : "/cpu.cfs_quota_us"));  // The root of version 2 has none.
+    if (!quota.empty() && !quota.starts_with(v2 ? "max" : "-1")) return true;
+    if (folder.size() <= place->top.size()) return false;
+  }
+}
+
 Result<std::string> make_cpu_group(const CpuGroupParent& parent, const std::string& name, double cpus) {
   auto folder = str(parent.folder, '/', name);
   if (::mkdir(folder.c_str(), 0755) != 0 && errno != EEXIST)

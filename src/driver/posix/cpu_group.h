@@ -40,6 +40,9 @@ Status try_cpu_group_parent(const CpuGroupParent& parent);
 /// its groups too. Errors: `unsupported`, `permission_denied` (none of them can be written).
 Result<CpuGroupParent> find_cpu_group_parent();
 
+/// Whether the caller's group, or one above it that can be seen, may use only part of the processor time that there is.
+bool has_cpu_quota();
+
 /// A group of at most `cpus` cores (0.001 or more; 1.5: one and a half). Fine when it exists.
 /// Errors: `permission_denied`, `invalid_argument` (the parent has less), `io_error`.
 Result<std::string> make_cpu_group(const CpuGroupParent& parent, const std::string& name, double cpus);
