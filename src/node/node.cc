@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "node/json.h"
+#include "node/link_bench.h"
 #include "node/ping.h"
 #include "node/status.h"
 
@@ -150,6 +151,10 @@ void Node::serve_admin() {
     return qlog_reply(change_qlog(request));
   });
   serve_ping(*bus_);
+  api_.serve(wire::LINK_BENCH, [this](std::shared_ptr<LocalSession>, LocalRequest request) {
+    return ask_link_bench(&ports_.loop, bus_.get(), control_.get(), std::move(request));
+  });
+  serve_link_bench(*bus_);
   api_.serve(wire::LEAVE, [this](std::shared_ptr<LocalSession>, LocalRequest) { return leave(); });
   api_.serve(wire::STOP, [this](std::shared_ptr<LocalSession>, LocalRequest) {
     ports_.loop.post([this] {  // After the answer has been queued.

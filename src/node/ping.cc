@@ -46,28 +46,6 @@ std::optional<NodeId> parse_id(const std::string& text) {
   return id;
 }
 
-/// The living first: a name can be used again.
-Result<NodeId> target(const control::State& state, NodeId self, const std::string& text) {
-  const auto id = parse_id(text);
-  NodeId found;
-  for (const auto& [node, record] : state.nodes()) {
-    if (record.name != text && !(id && node == *id)) continue;
-    if (!found || record.state == control::NodeState::alive) found = node;
-  }
-  if (!found) return fail(Errc::not_found, str("there is no node ", text), "holo status lists them");
-  if (found == self) {
-    return fail(Errc::invalid_argument, str(text, " is this node itself: there is no link to measure"),
-                "holo status lists the others");
-  }
-  const control::NodeState is = state.node(found)->state;
-  if (is == control::NodeState::left) return fail(Errc::unavailable, str("node ", text, " has left the cluster"));
-  if (is == control::NodeState::dead) {
-    return fail(Errc::unavailable, str("node ", text, " is dead: a majority of the voters could not reach it"),
-                "holo status tells when it is back");
-  }
-  return found;
-}
-
 Task<Result<env::Reply>> round_trip(Bus* bus, NodeId peer, Bytes bytes, Instant deadline) {
   env::Request request{.type = kPing, .header = {}, .payload = {}};
   if (!bytes.empty()) request.payload.emplace_back(std::move(bytes));
@@ -88,6 +66,30 @@ LocalReply json_reply(std::string json) {
 
 void serve_ping(Bus& bus) { bus.serve(kPing, echo); }
 
+/// The living first: a name can be used again.
+Result<NodeId> find_other_node(const ControlService& control, const std::string& text) {
+  const control::State& state = control.state();
+  const NodeId self = control.self();
+  const auto id = parse_id(text);
+  NodeId found;
+  for (const auto& [node, record] : state.nodes()) {
+    if (record.name != text && !(id && node == *id)) continue;
+    if (!found || record.state == control::NodeState::alive) found = node;
+  }
+  if (!found) return fail(Errc::not_found, str("there is no node ", text), "holo status lists them");
+  if (found == self) {
+    return fail(Errc::invalid_argument, str(text, " is this node itself: there is no link to measure"),
+                "holo status lists the others");
+  }
+  const control::NodeState is = state.node(found)->state;
+  if (is == control::NodeState::left) return fail(Errc::unavailable, str("node ", text, " has left the cluster"));
+  if (is == control::NodeState::dead) {
+    return fail(Errc::unavailable, str("node ", text, " is dead: a majority of the voters could not reach it"),
+                "holo status tells when it is back");
+  }
+  return found;
+}
+
 std::uint64_t path_mtu(const LinkStatus& link) {
   if (link.figures.datagram_bytes == 0) return 0;
   return link.figures.datagram_bytes + kUdpHeader + (link.address.starts_with('[') ? kIpv6Header : kIpv4Header);
@@ -99,7 +101,7 @@ Task<Result<LocalReply>> ask_ping(env::Loop* loop, Bus* bus, const ControlServic
   if (ask.bytes() > kMaxPingBytes) {
     co_return fail(Errc::invalid_argument, str("a ping carries at most ", kMaxPingBytes, " bytes"));
   }
-  HOLO_CO_ASSIGN(peer, target(control->state(), control->self(), ask.node()));
+  HOLO_CO_ASSIGN(peer, find_other_node(*control, ask.node()));
   const std::string name = control->state().node(peer)->name;
   const Bytes sent = pattern(ask.bytes());
   const Instant deadline =

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "env/loop.h"
 #include "node/bus.h"
@@ -21,6 +22,10 @@ void serve_ping(Bus& bus);
 /// that is not measured first. Errors, when no ping could be sent: `not_found`, `invalid_argument` (this node itself,
 /// too many bytes), `unavailable` (dead or left). All pointers outlive the task. Thread: loop.
 Task<Result<LocalReply>> ask_ping(env::Loop* loop, Bus* bus, const ControlService* control, LocalRequest request);
+
+/// Another node of the cluster, by name or id; of several the living. Errors: `not_found`, `invalid_argument` (this
+/// node itself), `unavailable` (dead or left).
+Result<NodeId> find_other_node(const ControlService& control, const std::string& text);
 
 /// The size of IP packets that the link's path was found to carry; 0 where the carrier does not know (TCP).
 std::uint64_t path_mtu(const LinkStatus& link);

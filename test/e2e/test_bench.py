@@ -4,8 +4,9 @@ import pytest
 
 LINK = {
     "rtt_64k_p50": "us", "rtt_64k_p99": "us", "rtt_64k_polling_p50": "us", "throughput": "GB/s", "throughput_jumbo": "GB/s",
-    "handshake_p50": "ms", "heartbeat_p99_under_bulk": "us", "conn_memory": "KiB",
+    "handshake_p50": "ms", "heartbeat_p99_under_bulk": "us", "conn_memory": "KiB", "conn_memory_tcp": "KiB", "conn_idle_cpu": "%",
 }
+ALONE = {"conn_memory_tcp", "conn_idle_cpu"}  # There is nothing to set beside them.
 
 
 def check(report, bench, units):
@@ -13,6 +14,9 @@ def check(report, bench, units):
     assert report["seconds"] > 0 and report["nodes"] == 2
     assert {r["name"]: r["unit"] for r in report["results"]} == units
     for r in report["results"]:
+        if r["name"] in ALONE:
+            assert r["ours"] >= 0 and r["reference"] is None and r["ratio"] is None, r
+            continue
         assert r["ours"] > 0, r
         assert r["reference"] > 0 and r["reference_is"], r
         assert r["ratio"] == pytest.approx(r["ours"] / r["reference"]), r
@@ -27,6 +31,21 @@ def test_link(home):
     assert "polling" in polling["layout"]
     home.refused("bench", "link", "--mtu", "100", code=2)
     home.refused("bench", "link", "--layout", "moon", code=2)
+    assert home.processes() == []
+
+
+def test_link_between_agents(home):
+    names = {"rtt_64k_p50": "us", "rtt_64k_p99": "us", "throughput": "GB/s", "heartbeat_p99_under_bulk": "us"}
+    home.refused("bench", "link", "--cluster")
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    report = home.json("bench", "link", "--cluster", "--quick", "--node", "node1")
+    check(report, "link", names)
+    assert report["layout"].startswith("node1 to node2, quic")
+    report = home.json("bench", "link", "--cluster", "dev", "--quick", "--node", "node3", "--to", "node1")
+    assert report["layout"].startswith("node3 to node1, quic")
+    assert "node9" in home.refused("bench", "link", "--cluster", "--node", "node1", "--to", "node9")
+    home.refused("bench", "link", "--to", "node1", code=2)
+    home.ok("dev", "down")
     assert home.processes() == []
 
 

@@ -17,6 +17,8 @@ namespace holo::cmd {
 
 struct BenchOptions {
   TargetOptions target;  ///< --cluster: that cluster; without, one of its own that is stopped again.
+  bool joined = false;   ///< On a cluster that is there; target says which, if there are several.
+  std::string to;        ///< The far end of link's; empty: some other node.
   unsigned nodes = 4;
   unsigned repetitions = 5;
   std::string count = "1e8";
@@ -73,6 +75,8 @@ double median(std::vector<double> values);
 
 Outcome<BenchReport> bench_main(const BenchOptions& options);
 Outcome<BenchReport> bench_link(const BenchOptions& options);
+/// The same between two agents of a cluster that is there, through their own connection.
+Outcome<BenchReport> bench_link_of_agents(const BenchOptions& options);
 Outcome<BenchReport> bench_fetch(const BenchOptions& options);
 Outcome<BenchReport> bench_fault(const BenchOptions& options);
 Outcome<BenchReport> bench_idle(const BenchOptions& options);

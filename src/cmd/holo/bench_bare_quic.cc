@@ -24,7 +24,7 @@ namespace {
 namespace quic = driver::quic;
 
 constexpr std::size_t kIdBytes = 8;
-constexpr std::size_t kMessages = 8, kMessageBytes = 64 << 10;  // of one recvmmsg()
+constexpr std::size_t kMessages = 4, kMessageBytes = 64 << 10;  // of one recvmmsg()
 constexpr std::size_t kMaxBurst = 65'507, kMaxSegments = 64;
 constexpr int kSocketBuffer = 8 << 20;
 constexpr std::uint64_t kWindow = 256 << 20;
@@ -411,7 +411,11 @@ void Connection::flush() {
     if (bytes == 0) break;
     endpoint_.send(remote_, ByteSpan(endpoint_.burst_).first(bytes), segment);
   }
-  if (established_) ngtcp2_conn_update_pkt_tx_time(conn_, now_);
+  if (!established_ || failed_) return;
+  ngtcp2_conn_update_pkt_tx_time(conn_, now_);
+  // Pacing by less than this is not done by ngtcp2, but asks for a timer.
+  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
+  if (next > now_ && next <= now_ + NGTCP2_MILLISECONDS && ngtcp2_conn_handle_expiry(conn_, now_) != 0) failed_ = true;
 }
 
 void Connection::receive(ByteSpan datagram) {

@@ -36,7 +36,7 @@ void print_report(const BenchReport& r, bool json) {
       results.push_back({{"name", x.name},
                          {"unit", x.unit},
                          {"ours", x.ours},
-                         {"reference", x.reference},
+                         {"reference", x.reference > 0 ? nlohmann::json(x.reference) : nlohmann::json()},
                          {"reference_is", x.reference_is},
                          {"ratio", x.reference > 0 ? nlohmann::json(x.ours / x.reference) : nlohmann::json()}});
     }
@@ -48,8 +48,8 @@ void print_report(const BenchReport& r, bool json) {
   }
   Table table({"RESULT", "UNIT", "OURS", "REFERENCE", "RATIO"});
   for (const auto& x : r.results) {
-    table.row(
-        {x.name, x.unit, number(x.ours), number(x.reference), x.reference > 0 ? number(x.ours / x.reference) : "-"});
+    table.row({x.name, x.unit, number(x.ours), x.reference > 0 ? number(x.reference) : "none",
+               x.reference > 0 ? number(x.ours / x.reference) : "-"});
   }
   std::cout << str(r.bench, ": ", r.nodes, " nodes, ", r.layout, ", ", build_kind(), " build ", build_commit(), "\n")
             << table.text();
@@ -101,6 +101,20 @@ void add_bench_commands(CommandLine& line) {
                        "holo bench link --json", bench_link);
   layout(link_app);
   link_app.remove_option(link_app.get_option("--nodes"));  // It has two ends.
+  // Without a name: the one that runs here.
+  const auto joined = [o](const std::vector<std::string>& names) {
+    o->joined = true;
+    o->target.cluster = names.empty() ? "" : names.front();
+    return true;
+  };
+  auto* cluster_option = link_app
+                             .add_option("--cluster", joined,
+                                         "Between agents of this cluster (default: the one here), over their own link")
+                             ->expected(0, 1)
+                             ->excludes("--layout");
+  link_app.add_option("--node", o->target.node, "With --cluster: the agent that asks")->needs(cluster_option);
+  link_app.add_option("--to", o->to, "With --cluster: the node that it asks (default: some other)")
+      ->needs(cluster_option);
   link_app.add_flag("--poll", o->poll, "Event loops look for more for 70 us before they sleep");
   link_app.add_option("--mtu", o->mtu, "Bytes of an IP packet (throughput_jumbo: always 9000)")
       ->check(CLI::Range(std::uint64_t{1280}, std::uint64_t{65'535}));
@@ -135,7 +149,7 @@ void add_bench_commands(CommandLine& line) {
   auto peer = std::make_shared<LinkPeerOptions>();
   auto& peer_app = line.add(bench, "link-peer", "One end of link's connection",
                             "holo bench link-peer --listen 127.0.0.1:0", [peer] { return run_link_peer(*peer); });
-  peer_app.add_option("--engine", peer->engine, "holo or bare");
+  peer_app.add_option("--engine", peer->engine, "holo, tcp or bare");
   peer_app.add_option("--listen", peer->listen, "As a server");
   peer_app.add_option("--server", peer->server, "As a client");
   peer_app.add_option("--mtu", peer->mtu, "Bytes of an IP packet");

@@ -61,7 +61,7 @@ class TwoNodes {
     bare.engine = "bare";
     bare.mtu = packet_bytes(*out->own_);
     bare.page = *page;
-    HOLO_ASSIGN(pair, Pair::start(Ends::beside(*out->own_), bare));
+    HOLO_ASSIGN(pair, Pair::start(Ends::beside(out->own_->dev()), bare));
     out->bare_ = std::move(pair);
     return out;
   }

@@ -11,13 +11,15 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr const char* kIdleLink = "the idle link";
+constexpr const char* kNoPeer = "none";
 constexpr std::uint64_t kPacket = 1500, kJumboPacket = 9000;
 constexpr unsigned kSamples = 10'000;  // of a p99
 constexpr unsigned kPages = 16'384;    // 1 GiB of 64 KiB
 constexpr unsigned kNetPages = 1'024;  // 64 MiB: half a second of 1 Gbit/s
 constexpr unsigned kHandshakes = 100;
-constexpr unsigned kIdle = 1'000;   // connections
-constexpr unsigned kQuickly = 100;  // times fewer of everything
+constexpr unsigned kIdle = 1'000;                    // connections
+constexpr unsigned kSettle = 3'000, kRest = 15'000;  // ms
+constexpr unsigned kQuickly = 100;                   // times fewer of everything
 
 struct Both {
   Pair ours, bare;
@@ -64,7 +66,9 @@ class LinkBench {
                                       .ours = percentile(beside_bulk_, 0.99),
                                       .reference = percentile(alone_, 0.99),
                                       .reference_is = kIdleLink},
-                                     memory_.result("conn_memory", "KiB", kBareLoop)};
+                                     memory_.result("conn_memory", "KiB", kBareLoop),
+                                     tcp_memory_.result("conn_memory_tcp", "KiB", kNoPeer),
+                                     idle_.result("conn_idle_cpu", "%", kNoPeer)};
     if (wide) results.insert(results.begin() + 4, jumbo_.result("throughput_jumbo", "GB/s", kBareLoop));
     return results;
   }
@@ -118,11 +122,11 @@ class LinkBench {
     return {};
   }
 
-  /// What a server grows by for each connection of a thousand.
+  /// What a server grows by for each connection of a thousand, and how much of a core all of them take.
   Outcome<void> memory() {
     const unsigned count = scaled(kIdle);
     for (unsigned i = 0; i < (o_.quick ? 1U : 2U); ++i) {
-      for (const char* engine : {"holo", "bare"}) {
+      for (const char* engine : {"holo", "bare", "tcp"}) {
         LinkPeerOptions o = options(packet());
         o.engine = engine;
         HOLO_ASSIGN(pair, Pair::start(ends_, o));
@@ -130,7 +134,14 @@ class LinkBench {
         const std::uint64_t before = pair.server->resident();
         HOLO_TRY(pair.client->order(str("keep_idle ", count)));
         const double each = static_cast<double>(pair.server->resident() - before) / 1024 / count;
-        (o.engine == "bare" ? memory_.reference : memory_.ours).push_back(each);
+        if (o.engine == "bare") memory_.reference.push_back(each);
+        if (o.engine == "tcp") tcp_memory_.ours.push_back(each);
+        if (o.engine != "holo") continue;
+        memory_.ours.push_back(each);
+        HOLO_TRY(pair.client->order(str("rest ", scaled(kSettle))));
+        const Duration used = pair.server->used();
+        HOLO_TRY(pair.client->order(str("rest ", scaled(kRest))));
+        idle_.ours.push_back(static_cast<double>((pair.server->used() - used).ns) / scaled(kRest) / 1e4);
       }
     }
     return {};
@@ -146,13 +157,14 @@ class LinkBench {
 
   const BenchOptions& o_;
   const Ends& ends_;
-  Series p50_, p99_, polling_, throughput_, jumbo_, handshake_, memory_;
+  Series p50_, p99_, polling_, throughput_, jumbo_, handshake_, memory_, tcp_memory_, idle_;
   std::vector<double> beside_bulk_, alone_;
 };
 
 }  // namespace
 
 Outcome<BenchReport> bench_link(const BenchOptions& o) {
+  if (o.joined) return bench_link_of_agents(o);
   const auto began = Clock::now();
   std::unique_ptr<OwnCluster> own;
   if (o.layout == "net") {  // Its agents have nothing to do; the peers live beside them, in the same namespaces.
@@ -161,7 +173,7 @@ Outcome<BenchReport> bench_link(const BenchOptions& o) {
     HOLO_ASSIGN(started, OwnCluster::start(two, 64 << 20));
     own = std::move(started);
   }
-  const Ends ends = own ? Ends::beside(*own) : Ends::on_two_cores();
+  const Ends ends = own ? Ends::beside(own->dev()) : Ends::on_two_cores();
   LinkBench bench(o, ends);
   HOLO_ASSIGN(results, bench.run());
   std::vector<std::string> notes;

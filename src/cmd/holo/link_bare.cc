@@ -230,7 +230,10 @@ class BareClient final : public LinkClient {
 
   Outcome<void> keep_idle(unsigned count) override {
     for (unsigned i = 0; i < count; ++i) HOLO_TRY(dial());
-    (void)endpoint_->run([] { return false; }, 300);
+    return rest(300);
+  }
+  Outcome<void> rest(unsigned milliseconds) override {
+    (void)endpoint_->run([] { return false; }, static_cast<int>(milliseconds));
     return {};
   }
 

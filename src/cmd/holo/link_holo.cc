@@ -54,7 +54,7 @@ struct Drivers {
     session->handshake = std::make_shared<const hyperbus::HandshakeConfig>(
         hyperbus::HandshakeConfig{.identity = std::move(identity), .keys = {hyperbus::ClusterKey(key)}});
     node::BusOptions options{.session = std::move(session),
-                             .use = node::CarrierUse::quic,
+                             .use = o.engine == "tcp" ? node::CarrierUse::tcp : node::CarrierUse::quic,
                              .datagrams = &datagrams,
                              .quic = stack.get(),
                              .mtu = datagram_bytes(o.mtu)};
@@ -125,7 +125,10 @@ class HoloClient final : public LinkClient {
       HOLO_TRY(dial());
       kept_.push_back(std::move(bus_));
     }
-    drivers_.loop.run_until([] { return false; }, milliseconds(300));
+    return rest(300);
+  }
+  Outcome<void> rest(unsigned ms) override {
+    drivers_.loop.run_until([] { return false; }, milliseconds(ms));
     return {};
   }
 
@@ -185,6 +188,8 @@ class HoloClient final : public LinkClient {
   /// A node of its own, so that nothing of an earlier one is left. Returns microseconds.
   Outcome<double> dial() {
     bus_ = drivers_.make_bus(options_, key_);
+    // As agents do, which dial from the socket that they listen on.
+    if (options_.engine != "tcp") HOLO_TRY(bus_->listen("0.0.0.0:0"));
     Dialled dialled;
     const auto start = Clock::now();
     drivers_.loop.spawn(connect(this, &dialled));

@@ -44,9 +44,9 @@ Ends Ends::on_two_cores() {
   return out;
 }
 
-Ends Ends::beside(const OwnCluster& cluster) {
+Ends Ends::beside(const DevCluster& cluster) {
   Ends out;
-  if (cluster.dev().net() != nullptr) out.dev_ = &cluster.dev();
+  if (cluster.net() != nullptr) out.dev_ = &cluster;
   return out;
 }
 

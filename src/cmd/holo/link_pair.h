@@ -22,7 +22,7 @@ class Ends {
   /// ... each on a core of its own, where there are two.
   static Ends on_two_cores();
   /// With the first two nodes of this cluster: in their namespaces and shares when it has such. It outlives this.
-  static Ends beside(const OwnCluster& cluster);
+  static Ends beside(const DevCluster& cluster);
 
   [[nodiscard]] bool pinned() const { return !cores_.empty(); }
   [[nodiscard]] bool shaped() const { return dev_ != nullptr; }

@@ -69,6 +69,10 @@ Outcome<std::vector<double>> obey(LinkClient& client, const std::string& what, u
     HOLO_TRY(client.keep_idle(count));
     return std::vector<double>{};
   }
+  if (what == "rest") {
+    HOLO_TRY(client.rest(count));
+    return std::vector<double>{};
+  }
   return usage(str("\"", what, "\" is nothing that can be measured"));
 }
 
@@ -191,6 +195,13 @@ std::uint64_t LinkPeer::resident() const {
   std::uint64_t size = 0, resident = 0;
   file >> size >> resident;
   return resident * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+Duration LinkPeer::used() const {
+  std::ifstream file(str("/proc/", pid_, "/schedstat"));
+  std::int64_t ns = 0;
+  file >> ns;
+  return nanoseconds(ns);
 }
 
 }  // namespace holo::cmd

@@ -24,7 +24,7 @@ inline constexpr std::uint64_t kLinkPage = 64 << 10;
 inline constexpr std::uint64_t kMaxLinkReply = 1 << 20;
 
 struct LinkPeerOptions {
-  std::string engine = "holo";     ///< Or "bare".
+  std::string engine = "holo";     ///< Or "tcp" (the same over that carrier), or "bare".
   std::string listen;              ///< "address:port" of a server; empty: a client.
   std::string server;              ///< Where a client dials.
   std::uint64_t mtu = 0;           ///< Of IP packets.
@@ -57,6 +57,8 @@ class LinkClient {
   virtual Outcome<std::vector<double>> faulted_upgrades(unsigned count) = 0;
   /// Makes so many connections and keeps them until standard input ends or has the next line.
   virtual Outcome<void> keep_idle(unsigned count) = 0;
+  /// For so long does only what the connections want.
+  virtual Outcome<void> rest(unsigned milliseconds) = 0;
 };
 
 using LinkKey = crypto::Secret<32>;
@@ -85,6 +87,8 @@ class LinkPeer {
   Outcome<std::vector<double>> order(const std::string& text);
   /// Bytes.
   [[nodiscard]] std::uint64_t resident() const;
+  /// Processor time used so far.
+  [[nodiscard]] Duration used() const;
 
  private:
   LinkPeer() = default;
