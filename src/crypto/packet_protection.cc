@@ -4,6 +4,8 @@
 #include <openssl/chacha.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 
 #include "base/assert.h"
 #include "crypto/awslc.h"
@@ -35,8 +37,11 @@ PacketKey::PacketKey(AeadAlgorithm algorithm, const TrafficSecret& secret)
 
 std::span<const std::byte> PacketKey::nonce(std::uint64_t packet_number,
                                             std::array<std::byte, kMaxAeadNonceBytes>& out) const {
-  std::ranges::copy(iv_.span(), out.begin());
-  for (std::size_t i = 0; i < 8; ++i) out[iv_bytes_ - 1 - i] ^= static_cast<std::byte>(packet_number >> (8 * i));
+  std::memcpy(out.data(), iv_.span().data(), out.size());
+  std::uint64_t end;
+  std::memcpy(&end, &out[iv_bytes_ - sizeof end], sizeof end);
+  end ^= std::endian::native == std::endian::little ? std::byteswap(packet_number) : packet_number;
+  std::memcpy(&out[iv_bytes_ - sizeof end], &end, sizeof end);
   return std::span(out).first(iv_bytes_);
 }
 

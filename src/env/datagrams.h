@@ -61,7 +61,7 @@ class DatagramSocket {
     /// After send() returned false: there may be room now.
     std::function<void()> on_writable;
   };
-  static constexpr std::size_t kMaxBatch = 64;
+  static constexpr std::size_t kMaxBatch = 256;
   /// Most bytes of one send().
   static constexpr std::size_t kMaxBurst = 64 << 10;
 

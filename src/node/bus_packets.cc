@@ -127,6 +127,7 @@ void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datag
   const auto self = shared_from_this();
   const Instant now = loop_.now();
   std::vector<LinkPtr> touched;
+  Link* last = nullptr;  // One of them: datagrams come in trains.
   std::array<std::byte, PacketEndpoint::kMaxAnswer> answer;
   for (const env::Datagram& datagram : datagrams) {
     PacketEndpoint::Arrival arrival = endpoint_->on_datagram(
@@ -147,11 +148,13 @@ void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datag
           add_packet_link(Role::responder, std::move(arrival.fresh), socket, env::to_string(datagram.path.remote)));
     }
     if (arrival.session == nullptr) continue;
-    const auto found = by_session_.find(arrival.session);
-    if (found == by_session_.end()) continue;  // It is over; somebody still holds it.
-    const LinkPtr link = found->second;
-    link->heard = link->over_packets->heard();
-    if (std::ranges::find(touched, link) == touched.end()) touched.push_back(link);
+    if (last == nullptr || last->over_packets != arrival.session) {
+      const auto found = by_session_.find(arrival.session);
+      if (found == by_session_.end()) continue;  // It is over; somebody still holds it.
+      last = found->second.get();
+      if (std::ranges::find(touched, found->second) == touched.end()) touched.push_back(found->second);
+    }
+    last->heard = last->over_packets->heard();
   }
   for (const LinkPtr& link : touched) pump(link);
 }

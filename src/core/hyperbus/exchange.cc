@@ -237,8 +237,21 @@ ClassStatus Exchange::status(StreamClass klass) const {
 //   reply bytes      the answer is here, or given up            all of it is acknowledged, or the stream is closed
 
 Exchange::Stream* Exchange::find(StreamNumber number) {
+  if (last_.first == number) return last_.second;
   const auto found = open_.find(number);
-  return found == open_.end() ? nullptr : &found->second;
+  if (found == open_.end()) return nullptr;
+  last_ = {number, &found->second};
+  return last_.second;
+}
+
+Exchange::Stream& Exchange::find_or_open(StreamNumber number) {
+  Stream* known = find(number);
+  return known != nullptr ? *known : open_[number];
+}
+
+void Exchange::forget(StreamNumber number) {
+  last_ = {-1, nullptr};
+  open_.erase(number);
 }
 
 void Exchange::release_request(Stream& stream) {
@@ -261,7 +274,7 @@ void Exchange::release_slot(Stream& stream) {
 Status Exchange::on_stream_data(StreamNumber number, ByteSpan bytes, bool fin) {
   if (closed_) return {};
   if (!env::is_bidirectional(number)) return on_control_data(number, bytes);
-  Stream& stream = open_[number];  // Unknown ones are new, and the peer's: the carrier sees to that.
+  Stream& stream = find_or_open(number);  // Unknown ones are new, and the peer's: the carrier sees to that.
   if (stream.abandoned) return {};
   return on_message_data(number, stream, bytes, fin);
 }
@@ -379,6 +392,7 @@ void Exchange::on_stream_acknowledged(StreamNumber number, std::uint64_t bytes) 
   if (number == control_number_) return control_.on_acknowledged(bytes);
   Stream* stream = find(number);
   if (stream == nullptr) return;
+  if (stream->klass == StreamClass::bulk) bulk_under_way_ -= bytes;
   stream->out.on_acknowledged(bytes);
   if (!stream->ours && stream->out.arrived()) release_reply(*stream);
 }
@@ -415,9 +429,9 @@ void Exchange::note_lost(StreamNumber number, std::uint64_t packets) {
 
 void Exchange::on_stream_closed(StreamNumber number) {
   if (number == control_number_) return;
-  const auto found = open_.find(number);
-  if (found == open_.end()) return;
-  Stream& stream = found->second;
+  Stream* known = find(number);
+  if (known == nullptr) return;
+  Stream& stream = *known;
   if (!closed_) {
     if (stream.call != 0) end_call(stream.call, fail(Errc::unavailable, "the other node gave the request up"));
     if (stream.in_turn) leave_turn(number, stream);
@@ -426,7 +440,8 @@ void Exchange::on_stream_closed(StreamNumber number) {
   release_slot(stream);
   release_request(stream);
   release_reply(stream);
-  open_.erase(found);
+  if (stream.klass == StreamClass::bulk) bulk_under_way_ -= stream.out.under_way();
+  forget(number);
 }
 
 // --- the peer's control stream
@@ -434,10 +449,9 @@ void Exchange::on_stream_closed(StreamNumber number) {
 Status Exchange::on_control_data(StreamNumber number, ByteSpan bytes) {
   if (bytes.empty()) return {};
   if (number != peer_control_) {
-    const auto [place, fresh] = open_.try_emplace(number);
-    if (!fresh) return {};  // Of a kind that a later release knows.
+    if (!open_.try_emplace(number).second) return {};  // Of a kind that a later release knows.
     if (std::to_integer<std::uint8_t>(bytes[0]) != kControlStream) return {};
-    open_.erase(place);
+    forget(number);
     if (peer_control_ >= 0) return broken_protocol("a second control stream");
     peer_control_ = number;
     bytes = bytes.subspan(1);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "core/hyperbus/events.h"
@@ -30,6 +31,8 @@ class Streams {
   /// Stops both directions of a stream, as far as they are not finished, and tells the peer. on_stream_closed()
   /// follows.
   virtual void abandon_stream(StreamNumber stream) = 0;
+  /// Whether bulk may be written while so many bytes of it are written and have not arrived.
+  virtual bool room_for_bulk(std::uint64_t /*under_way*/) { return true; }
 };
 
 /// Bytes on their way out: kept until the carrier says that they arrived. A list, in order.
@@ -45,6 +48,8 @@ class Outgoing {
   [[nodiscard]] bool arrived() const { return written() && parts_.empty(); }
   /// The next unsent parts; `stream` is not touched.
   void next(env::QuicWrite& write) const;
+  /// Written, and not arrived.
+  [[nodiscard]] std::uint64_t under_way() const { return sent_ - acknowledged_; }
   void on_written(std::size_t bytes);
   void on_acknowledged(std::uint64_t bytes);
 
@@ -56,6 +61,7 @@ class Outgoing {
   std::size_t kept_offset_ = 0;
   std::uint64_t size_ = 0;
   std::uint64_t sent_ = 0;
+  std::uint64_t acknowledged_ = 0;
   bool fin_ = false;
 };
 
@@ -193,6 +199,8 @@ class Exchange {
   };
   ClassState& state_of(StreamClass klass) { return classes_[static_cast<std::size_t>(klass)]; }
   Stream* find(StreamNumber stream);
+  Stream& find_or_open(StreamNumber stream);
+  void forget(StreamNumber stream);
 
   Status on_message_data(StreamNumber number, Stream& stream, ByteSpan bytes, bool fin);
   Status on_head(Stream& stream);
@@ -223,6 +231,7 @@ class Exchange {
   std::deque<Event>* events_;
   std::unordered_map<std::uint64_t, Call> calls_;
   std::unordered_map<StreamNumber, Stream> open_;
+  std::pair<StreamNumber, Stream*> last_{-1, nullptr};  // Of open_, the one looked for last: packets come in trains.
   /// A request delivered and not yet answered.
   struct Running {
     StreamClass klass{};
@@ -235,7 +244,8 @@ class Exchange {
   Outgoing control_;
   StreamNumber peer_control_ = -1;
   Bytes peer_control_partial_;
-  std::uint64_t unsent_ = 0;  // of all outgoing messages
+  std::uint64_t unsent_ = 0;          // of all outgoing messages
+  std::uint64_t bulk_under_way_ = 0;  // written and not arrived
   bool streams_full_ = false;
   bool closed_ = false;
   bool data_turn_ = true;  // whose turn it is among data and bulk

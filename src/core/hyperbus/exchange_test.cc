@@ -26,6 +26,8 @@ struct FakeStreams final : Streams {
     return std::exchange(next, next + 4);
   }
   void abandon_stream(StreamNumber stream) override { abandoned.push_back(stream); }
+  std::uint64_t most_bulk = UINT64_MAX;
+  bool room_for_bulk(std::uint64_t under_way) override { return under_way < most_bulk; }
 };
 
 /// An exchange of an initiator, and what a peer would send it, written by hand. The peer's streams are 1, 5, 9, ...
@@ -507,6 +509,30 @@ TEST(Exchange, AGrantWithoutEndDoesNotKeepRepliesWithoutEnd) {
   EXPECT_EQ(first.begin()->first, 1);
   hand.exchange.on_stream_acknowledged(1, first.begin()->second.size());
   EXPECT_EQ(hand.written().begin()->first, 5);
+}
+
+TEST(Exchange, BulkWaitsForRoomAndNothingElseDoes) {
+  Hand hand;
+  constexpr std::uint8_t kControl = 0, kBulk = 2;
+  for (const std::uint8_t klass : {kControl, std::uint8_t{1}, kBulk}) {
+    ASSERT_TRUE(hand.grant(9, 100'000, 100'000, klass));
+  }
+  hand.streams.most_bulk = 5000;
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::bulk, Bytes(9000)));
+  std::size_t bulk = hand.written(5000)[0].size();
+  EXPECT_EQ(bulk, 5000U);
+  EXPECT_TRUE(hand.written().empty());
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::control));
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(9000)));
+  EXPECT_EQ(hand.written().size(), 2U);
+  EXPECT_TRUE(hand.written().empty());
+  hand.exchange.on_stream_acknowledged(0, 1);
+  bulk += hand.written()[0].size();
+  EXPECT_GT(bulk, 9000U);
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::bulk));
+  EXPECT_TRUE(hand.written().empty());
+  hand.exchange.on_stream_closed(0);  // Whatever had not arrived is under way no more.
+  EXPECT_FALSE(hand.written().empty());
 }
 
 TEST(Exchange, UnknownErrorCodesStillCarryTheirText) {

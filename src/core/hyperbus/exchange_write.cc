@@ -49,6 +49,7 @@ void Outgoing::on_written(std::size_t bytes) {
 }
 
 void Outgoing::on_acknowledged(std::uint64_t bytes) {
+  acknowledged_ += bytes;
   kept_offset_ += bytes;
   while (kept_ < at_ && kept_offset_ >= parts_[kept_].size()) {
     kept_offset_ -= parts_[kept_].size();
@@ -179,6 +180,10 @@ bool Exchange::start_request(Instant now, ClassState& state, std::uint64_t id, C
 /// Moves waiting messages of one class among those that take turns, as far as credit goes. True when one may be
 /// written.
 bool Exchange::admit(Instant now, ClassState& state) {
+  if (state.waiting_replies.empty() && state.waiting_requests.empty()) {
+    state.without_credit_since = kNever;
+    return !state.active.empty();
+  }
   while (state.active.size() < kMaxActive && !state.waiting_replies.empty()) {
     const StreamNumber number = state.waiting_replies.front();
     Stream* stream = find(number);
@@ -223,8 +228,9 @@ bool Exchange::next_write(Instant now, env::QuicWrite& write) {
   for (const StreamClass klass : order) {
     ClassState& state = state_of(klass);
     if (!admit(now, state)) continue;
+    if (klass == StreamClass::bulk && !streams_->room_for_bulk(bulk_under_way_)) continue;
     write.stream = state.active.front();
-    open_.at(write.stream).out.next(write);
+    find(write.stream)->out.next(write);
     return true;
   }
   return false;
@@ -232,10 +238,11 @@ bool Exchange::next_write(Instant now, env::QuicWrite& write) {
 
 void Exchange::on_written(StreamNumber number, std::size_t bytes, bool fin) {
   if (number == control_number_) return control_.on_written(bytes);
-  Stream& stream = open_.at(number);
+  Stream& stream = *find(number);
   ClassState& state = state_of(stream.klass);
   stream.out.on_written(bytes);
   unsent_ -= bytes;
+  if (stream.klass == StreamClass::bulk) bulk_under_way_ += bytes;
   if (stream.klass != StreamClass::control) data_turn_ = stream.klass == StreamClass::bulk;
   HOLO_ASSERT(fin == stream.out.written());
   if (fin) {

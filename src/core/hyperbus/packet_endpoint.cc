@@ -61,8 +61,21 @@ PacketSession::Endpoint PacketEndpoint::parts(std::size_t known_payload) {
   return {.stack = stack_, .quic = std::move(quic), .entropy = entropy_, .routes = this};
 }
 
-void PacketEndpoint::add(ByteSpan id, PacketSession& session) { sessions_[key_of(id)] = &session; }
-void PacketEndpoint::remove(ByteSpan id) { sessions_.erase(key_of(id)); }
+void PacketEndpoint::add(ByteSpan id, PacketSession& session) {
+  last_ = nullptr;
+  sessions_[key_of(id)] = &session;
+}
+void PacketEndpoint::remove(ByteSpan id) {
+  last_ = nullptr;
+  sessions_.erase(key_of(id));
+}
+PacketSession* PacketEndpoint::find(ByteSpan id) {
+  if (last_ != nullptr && last_id_ == as_text(id)) return last_;
+  const auto found = sessions_.find(key_of(id));
+  if (found == sessions_.end()) return nullptr;
+  last_id_ = found->first;
+  return last_ = found->second;
+}
 void PacketEndpoint::forget(PacketSession& session) {
   std::erase_if(by_remote_, [&session](const auto& entry) { return entry.second == &session; });
 }
@@ -81,8 +94,8 @@ PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Data
   Arrival arrival;
   const env::QuicPacketHeader header = stack_->classify(datagram.bytes);
   if (header.kind != Kind::malformed) {
-    if (const auto found = sessions_.find(key_of(header.destination)); found != sessions_.end()) {
-      arrival.session = found->second;
+    arrival.session = find(header.destination);
+    if (arrival.session != nullptr) {
       arrival.session->receive(now, datagram);
       return arrival;
     }

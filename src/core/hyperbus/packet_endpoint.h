@@ -66,6 +66,7 @@ class PacketEndpoint final : private PacketSession::Routes {
   void remove(ByteSpan connection_id) override;
   void forget(PacketSession& session) override;
   /// A stateless reset names no connection that we know: whoever talks to that address may have been meant.
+  [[nodiscard]] PacketSession* find(ByteSpan connection_id);
   PacketSession* reset_by(Instant now, const env::Datagram& datagram);
   [[nodiscard]] PacketSession::Endpoint parts(std::size_t known_payload);
   void on_initial(Instant now, const env::Datagram& datagram, const env::QuicPacketHeader& header,
@@ -83,6 +84,8 @@ class PacketEndpoint final : private PacketSession::Routes {
   std::shared_ptr<const env::QuicConfig> wide_;  // with the payload last known to pass
   crypto::Aead tokens_;                          // XChaCha20-Poly1305: its nonces are large enough to be drawn
   std::unordered_map<std::string, PacketSession*> sessions_;
+  std::string last_id_;  // Datagrams come in trains: whom the last one was for.
+  PacketSession* last_ = nullptr;
   std::multimap<env::IpEndpoint, PacketSession*> by_remote_;  // as first seen
   Instant resets_since_;
   std::uint64_t resets_ = 0;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/hyperbus/bulk_window.h"
 #include "core/hyperbus/session.h"
 #include "env/quic.h"
 
@@ -64,6 +65,7 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   // Streams
   Result<StreamNumber> open_stream(bool bidirectional) override;
   void abandon_stream(StreamNumber stream) override;
+  bool room_for_bulk(std::uint64_t under_way) override;
   // env::QuicHandshake
   std::expected<Bytes, HandshakeAlert> start(ByteSpan parameters) override;
   std::expected<Step, HandshakeAlert> on_message(ByteSpan message, const ExchangeParameters& exchange) override;
@@ -91,6 +93,7 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   std::vector<Bytes> ids_;
   Instant now_;  // of the call that is under way
   bool heard_ = false;
+  BulkWindow bulk_;
   std::unique_ptr<env::QuicConnection> connection_;  // last: it looks at what stands above
 };
 

@@ -29,10 +29,10 @@ using env::DatagramSocket;
 using env::Ecn;
 using env::IpEndpoint;
 
-constexpr std::size_t kMessages = 16;             // of one recvmmsg(); each may hold 64 datagrams
+constexpr std::size_t kMessages = 4;              // of one recvmmsg(); more would not stay in the cache
 constexpr std::size_t kMessageBytes = 64 << 10;   // the most that GRO joins
-constexpr int kReceivesPerEvent = 2;              // Then timers and other sockets get their turn.
 constexpr std::size_t kMaxPayload = 65'535 - 28;  // of one message, GSO or not: an IPv4 packet holds no more
+constexpr std::size_t kSendMessages = 64;         // of one sendmmsg(), where there is no GSO
 constexpr std::size_t kMaxSegments = 64;          // of one GSO message: the least that any kernel with GSO allows
 constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while the loop does something else
 constexpr int kSendBuffer = 4 << 20;
@@ -268,13 +268,10 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
 
   void on_readable() {
     const auto self = shared_from_this();
-    for (int i = 0; i < kReceivesPerEvent && watch_; ++i) {
-      prepare();
-      const int n = ::recvmmsg(watch_->fd(), shared_->messages.data(), kMessages, MSG_DONTWAIT, nullptr);
-      if (n < 0) return;  // Nothing there, or an error about something sent: both are over now.
-      deliver(static_cast<std::size_t>(n));
-      if (static_cast<std::size_t>(n) < kMessages) return;
-    }
+    prepare();
+    // Once: then timers and other sockets get their turn.
+    const int n = ::recvmmsg(watch_->fd(), shared_->messages.data(), kMessages, MSG_DONTWAIT, nullptr);
+    if (n > 0) deliver(static_cast<std::size_t>(n));  // Else: nothing there, or an error about something sent.
   }
 
   void prepare() {
@@ -376,8 +373,8 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
 
   int send_some(bool cut, std::size_t segment, std::size_t message_bytes, ByteSpan bytes) {
     envelope_.set_segment(cut ? std::optional(static_cast<std::uint16_t>(segment)) : std::nullopt);
-    std::array<mmsghdr, DatagramSocket::kMaxBatch> messages;
-    std::array<iovec, DatagramSocket::kMaxBatch> parts;
+    std::array<mmsghdr, kSendMessages> messages;
+    std::array<iovec, kSendMessages> parts;
     unsigned count = 0;
     for (; count < messages.size() && !bytes.empty(); ++count) {
       const ByteSpan part = bytes.first(std::min(message_bytes, bytes.size()));

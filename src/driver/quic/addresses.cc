@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 
+#include <array>
 #include <cstring>
 
 namespace holo::driver::quic {
@@ -24,8 +25,10 @@ env::IpEndpoint to_endpoint(const sockaddr_in6& address) {
 }
 
 bool same_address(const sockaddr_in6& a, const sockaddr_in6& b) {
-  return a.sin6_port == b.sin6_port && a.sin6_scope_id == b.sin6_scope_id &&
-         std::memcmp(&a.sin6_addr, &b.sin6_addr, sizeof a.sin6_addr) == 0;
+  std::array<std::uint64_t, 2> x, y;
+  std::memcpy(x.data(), &a.sin6_addr, sizeof x);
+  std::memcpy(y.data(), &b.sin6_addr, sizeof y);
+  return x == y && a.sin6_port == b.sin6_port && a.sin6_scope_id == b.sin6_scope_id;
 }
 
 SocketPath::SocketPath(const env::IpEndpoint& local_end, const env::IpEndpoint& remote_end)

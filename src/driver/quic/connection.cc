@@ -27,9 +27,19 @@ constexpr int kMaxWritesPerPacket = 64;
 constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
+/// The first burst to a peer that is at rest: it wakes up and reads it while the next one is being encrypted.
+constexpr std::size_t kFirstBurst = 16 << 10;
 constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
 /// What ngtcp2 may keep for one connection. Flow control bounds bytes; gaps between them cost more than they do.
 constexpr std::size_t kMaxMemory = 64 << 20;
+/// ngtcp2 0.12 sends what pacing would delay by less than this at once, but asks to be called at that time all the
+/// same.
+constexpr ngtcp2_duration kPacingSlack = NGTCP2_MILLISECONDS;
+/// ngtcp2 0.12 acknowledges a lone packet after an eighth of the round trip: on a LAN a wake-up on both sides for
+/// nearly every small message. It may wait for the next message, or for a moment that all connections of a machine
+/// share; well below the 25 ms that peers allow for (RFC 9000, max_ack_delay).
+constexpr ngtcp2_tstamp kLoneAckEvery = 16 * NGTCP2_MILLISECONDS;
+constexpr ngtcp2_duration kLanRtt = 8 * NGTCP2_MILLISECONDS;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
 
@@ -187,6 +197,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
     arrival_.remote = to_socket_address(path.remote);
     arrival_remote_ = path.remote;
   }
+  last_received_ = ts;
   bytes_received_ += datagram.size();
   ++packets_received_;
   if (ecn == env::Ecn::ce) ++congestion_marks_;
@@ -232,6 +243,7 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
   if (const auto sent = sending_.find(stream); sent != sending_.end()) {
     unacknowledged_ -= sent->second;
     sending_.erase(sent);
+    last_sending_ = {-1, nullptr};
   }
   given_up_.erase(stream);
   unheard_.erase(stream);
@@ -338,9 +350,24 @@ void Connection::end_when_unacknowledged(ngtcp2_tstamp ts) {
   }
 }
 
+/// Nothing is left to send now: a timer for the next packet a few microseconds on would only cost its setting.
+void Connection::forget_idle_pacing(ngtcp2_tstamp ts) {
+  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
+  if (!established_ || next <= ts || next > ts + kPacingSlack) return;
+  if (const int rv = ngtcp2_conn_handle_expiry(conn_, ts); rv != 0) settle(rv);
+}
+
+std::size_t Connection::next_train() {
+  if (train_ == 0) {
+    ngtcp2_conn_stat stat;
+    ngtcp2_conn_get_conn_stat(conn_, &stat);
+    train_ = stat.bytes_in_flight == 0 ? kFirstBurst : kMaxBurst;
+  }
+  return std::exchange(train_, std::min(2 * train_, kMaxBurst));
+}
+
 bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written) {
-  ngtcp2_path_storage storage;
-  ngtcp2_path_storage_zero(&storage);
+  ngtcp2_path path = departure_.path();  // Where ngtcp2 writes what it chose.
   ngtcp2_pkt_info info{};
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
   for (int writes = 0;; ++writes) {
@@ -360,12 +387,13 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
     const bool stream = total != 0 || fin;
     ngtcp2_ssize taken = -1;
     const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &storage.path, &info, dest, out.size(), &taken, flags,
+    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags,
                                                      stream ? write.stream : -1, parts.data(), stream ? count : 0, ts);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
       if (bytes != 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
-      sending_[write.stream] += bytes;
+      if (last_sending_.first != write.stream) last_sending_ = {write.stream, &sending_[write.stream]};
+      *last_sending_.second += bytes;
       unacknowledged_ += bytes;
       parts_.application->on_written(write.stream, bytes, fin && bytes == total);
     }
@@ -384,8 +412,8 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
       settle(static_cast<int>(n));
       return false;
     }
+    held_back_ = n == 0 && stream;
     written.bytes = static_cast<std::size_t>(n);
-    written.remote = storage.remote_addrbuf.in6;
     written.ecn = static_cast<env::Ecn>(info.ecn);
     return n > 0;
   }
@@ -412,7 +440,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
     if (ts == last_sent_) ts = ++now_;
     ngtcp2_conn_set_keep_alive_timeout(conn_, 1);
   }
-  const std::size_t limit = std::min({out.size(), kMaxBurst, ngtcp2_conn_get_send_quantum(conn_)});
+  const std::size_t limit = std::min({out.size(), next_train(), ngtcp2_conn_get_send_quantum(conn_)});
   Burst burst;
   sockaddr_in6 remote{};
   while (burst.bytes == 0 || burst.bytes + max_datagram_ <= limit) {
@@ -425,13 +453,14 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
     ++packets_sent_;
     ecn_ = written.ecn == env::Ecn::ect0;
     if (burst.bytes == 0) {
-      remote = written.remote;
+      remote = departure_.remote;
       burst.path = path_to(remote);
       burst.ecn = written.ecn;
       burst.segment = written.bytes;
-    } else if (written.bytes > burst.segment || written.ecn != burst.ecn || !same_address(written.remote, remote)) {
+    } else if (written.bytes > burst.segment || written.ecn != burst.ecn || !same_address(departure_.remote, remote)) {
       const ByteSpan packet = out.subspan(burst.bytes, written.bytes);
-      stash_ = Stash{.bytes = Bytes(packet.begin(), packet.end()), .path = path_to(written.remote), .ecn = written.ecn};
+      stash_ =
+          Stash{.bytes = Bytes(packet.begin(), packet.end()), .path = path_to(departure_.remote), .ecn = written.ecn};
       break;
     }
     burst.bytes += written.bytes;
@@ -447,7 +476,11 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   // Pacing follows the measured round trip; before there is one it would only hold the handshake up.
   if (established_) ngtcp2_conn_update_pkt_tx_time(conn_, ts);
   if (burst.bytes != 0) return burst;
-  if (!ending()) end_when_stalled(ts);
+  train_ = 0;
+  if (!ending()) {
+    forget_idle_pacing(ts);
+    end_when_stalled(ts);
+  }
   if (ending()) return send_farewell(ts, out);
   return std::nullopt;
 }
@@ -460,7 +493,17 @@ Instant Connection::next_timer() const {
   };
   if (stash_ || farewell_ || goodbye_wanted_ || (ending() && !end_told_)) return instant(now_);
   if (ending()) return lingers_until_ != 0 ? instant(lingers_until_) : kNever;
-  return instant(std::min(ngtcp2_conn_get_expiry(conn_), stalled_until_ != 0 ? stalled_until_ : UINT64_MAX));
+  return instant(std::min(next_expiry(), stalled_until_ != 0 ? stalled_until_ : UINT64_MAX));
+}
+
+ngtcp2_tstamp Connection::next_expiry() const {
+  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
+  if (!established_ || held_back_ || next > last_received_ + kLanRtt / 8) return next;
+  ngtcp2_conn_stat stat;
+  ngtcp2_conn_get_conn_stat(conn_, &stat);
+  const bool lone_ack = next <= last_received_ + stat.smoothed_rtt / 8 && next < stat.loss_detection_timer;
+  if (!lone_ack) return next;
+  return std::min((next / kLoneAckEvery + 1) * kLoneAckEvery, stat.loss_detection_timer);
 }
 
 void Connection::on_timer(Instant now) {

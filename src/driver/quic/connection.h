@@ -80,10 +80,9 @@ class Connection final : public env::QuicConnection {
     env::DatagramPath path;
     env::Ecn ecn = env::Ecn::not_ect;
   };
-  /// Where and how ngtcp2 wants a packet sent.
+  /// How ngtcp2 wants a packet sent; departure_ says where.
   struct Written {
     std::size_t bytes = 0;  ///< 0: nothing to send now
-    sockaddr_in6 remote{};
     env::Ecn ecn = env::Ecn::not_ect;
   };
 
@@ -126,6 +125,9 @@ class Connection final : public env::QuicConnection {
   void update_keys_when_due(ngtcp2_tstamp ts);
   void end_when_stalled(ngtcp2_tstamp ts);
   void end_when_unacknowledged(ngtcp2_tstamp ts);
+  void forget_idle_pacing(ngtcp2_tstamp ts);
+  std::size_t next_train();
+  [[nodiscard]] ngtcp2_tstamp next_expiry() const;
   bool write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written);
   std::optional<Burst> send_stash(MutableByteSpan out);
   std::optional<Burst> send_farewell(ngtcp2_tstamp ts, MutableByteSpan out);
@@ -144,9 +146,10 @@ class Connection final : public env::QuicConnection {
   env::IpEndpoint local_;  // As the first path said; see SocketPath.
   SocketPath arrival_;     // Of the last datagram, so that it is converted once.
   env::IpEndpoint arrival_remote_;
+  SocketPath departure_;  // Of the last packet.
   ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
-  ngtcp2_tstamp now_ = 1, last_sent_ = 0;
+  ngtcp2_tstamp now_ = 1, last_sent_ = 0, last_received_ = 0;
   bool ids_announced_ = false;
   ngtcp2_cid own_id_{};
   std::optional<ngtcp2_cid> original_id_;  // of a client's first packets, at the server
@@ -177,12 +180,15 @@ class Connection final : public env::QuicConnection {
   std::vector<StopSending> stops_;  // In the packets opened last.
   // Streams on which something was sent, and how many bytes of it were not acknowledged.
   std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
-  std::uint64_t unacknowledged_ = 0;                // of all of them
-  ngtcp2_tstamp unacknowledged_since_ = 0;          // see the port; 0: never
-  std::unordered_set<env::QuicStreamId> given_up_;  // By either side; not closed yet.
+  std::pair<env::QuicStreamId, std::uint64_t*> last_sending_{-1, nullptr};  // One of them: packets come in trains.
+  std::uint64_t unacknowledged_ = 0;                                        // of all of them
+  ngtcp2_tstamp unacknowledged_since_ = 0;                                  // see the port; 0: never
+  std::unordered_set<env::QuicStreamId> given_up_;                          // By either side; not closed yet.
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
+  bool held_back_ = false;  // What the application wants to send has to wait.
+  std::size_t train_ = 0;   // Bytes of the next burst at most; 0: at the beginning of a flush.
 
   ngtcp2_tstamp stalled_until_ = 0;  // 0: it is not
   ngtcp2_tstamp probing_since_ = 0;  // without an answer; 0: it is not
