@@ -13,6 +13,8 @@
 namespace holo::hyperbus {
 namespace {
 
+/// A keep-alive may be late by two of so many parts of its time.
+constexpr std::int64_t kKeepAliveParts = 8;
 constexpr std::size_t kMaxRefusalBytes = 64;
 /// Sealed bytes made at once: four pages of 64 KiB and what announces them.
 constexpr std::size_t kBlockBytes = 272 << 10;
@@ -331,8 +333,11 @@ Instant StreamSession::next_timer() {
   if (impl.state == Impl::State::over) return kNever;
   const Instant deadline = exchange_.next_deadline();
   if (impl.state != Impl::State::running) return std::min(deadline, impl.handshake_until);
-  const Duration silence = impl.streams.ping_under_way() ? config_->idle_timeout : config_->keep_alive;
-  return std::min(deadline, impl.last_received + silence);
+  if (impl.streams.ping_under_way()) return std::min(deadline, impl.last_received + config_->idle_timeout);
+  // All sessions look after silent peers at the same moments; responders a little later, when it was not in vain.
+  const std::int64_t every = std::max<std::int64_t>(config_->keep_alive.ns / kKeepAliveParts, 1);
+  const std::int64_t parts = (impl.last_received + config_->keep_alive).ns / every + (role_ == Role::responder ? 2 : 1);
+  return std::min(deadline, Instant{parts * every});
 }
 
 void StreamSession::on_timer(Instant now) {

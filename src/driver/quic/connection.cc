@@ -39,6 +39,8 @@ constexpr ngtcp2_duration kPacingSlack = NGTCP2_MILLISECONDS;
 /// nearly every small message. It may wait for the next message, or for a moment that all connections of a machine
 /// share; well below the 25 ms that peers allow for (RFC 9000, max_ack_delay).
 constexpr ngtcp2_tstamp kLoneAckEvery = 16 * NGTCP2_MILLISECONDS;
+/// A keep-alive may be late by two of so many parts of its time.
+constexpr ngtcp2_duration kKeepAliveParts = 8;
 constexpr ngtcp2_duration kLanRtt = 8 * NGTCP2_MILLISECONDS;
 /// RFC 9001, section 6.6: AES-GCM's limit, less what a slow update may still need.
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
@@ -498,7 +500,14 @@ Instant Connection::next_timer() const {
 
 ngtcp2_tstamp Connection::next_expiry() const {
   const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
-  if (!established_ || held_back_ || next > last_received_ + kLanRtt / 8) return next;
+  if (!established_) return next;
+  const auto keep_alive = static_cast<ngtcp2_duration>(parts_.config->keep_alive.ns);
+  if (next >= std::max(last_sent_, last_received_) + keep_alive) {
+    // Silence, which all connections end at the same moments; servers a little later, when it was not in vain.
+    const ngtcp2_duration every = std::max<ngtcp2_duration>(keep_alive / kKeepAliveParts, 1);
+    return (next / every + (server_ ? 2 : 1)) * every;
+  }
+  if (held_back_ || next > last_received_ + kLanRtt / 8) return next;
   ngtcp2_conn_stat stat;
   ngtcp2_conn_get_conn_stat(conn_, &stat);
   const bool lone_ack = next <= last_received_ + stat.smoothed_rtt / 8 && next < stat.loss_detection_timer;
