@@ -132,10 +132,10 @@ void first_packet(ByteSpan data) {
 }
 
 void stop_sending(ByteSpan data) {
-  std::vector<driver::quic::StopSending> found;
-  driver::quic::find_stop_sending(data, found);
-  expect(3 * found.size() <= data.size());  // Each takes three bytes at least.
-  for (const auto& frame : found) expect(frame.stream >= 0);
+  driver::quic::FoundFrames found;
+  driver::quic::find_frames(data, found);
+  expect(3 * found.stops.size() <= data.size());  // Each takes three bytes at least.
+  for (const auto& frame : found.stops) expect(frame.stream >= 0);
 }
 
 using Decoder = void (*)(ByteSpan);

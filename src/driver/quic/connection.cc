@@ -208,6 +208,11 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
                                       datagram.size(), ts);
   if (rv != 0) settle(rv);
+  if (found_.retires_ids) {
+    constexpr const char* kReason = "no node has connection ids retired";
+    end_with({.cause = env::QuicEnd::Cause::protocol, .code = NGTCP2_PROTOCOL_VIOLATION, .reason = kReason},
+             Farewell{.application = false, .code = NGTCP2_PROTOCOL_VIOLATION, .reason = kReason});
+  }
   if (memory_.bytes() > kMaxMemory) give_up(NGTCP2_INTERNAL_ERROR, "too much waits for what is missing before it");
   tell_stopped();
   if (ending()) tell_end();
@@ -216,8 +221,8 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
 /// STOP_SENDING, which ngtcp2 0.12 answers with RESET_STREAM without a word. Before that is sent the application knows,
 /// so it has given up what the peer will see ended.
 void Connection::tell_stopped() {
-  if (stops_.empty()) return;
-  for (const StopSending& stop : std::exchange(stops_, {})) {
+  if (found_.stops.empty()) return;
+  for (const StopSending& stop : std::exchange(found_.stops, {})) {
     if (!open_now(stop.stream)) continue;
     on_heard_of(stop.stream);
     on_stream_given_up(stop.stream, stop.code);

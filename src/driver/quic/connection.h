@@ -177,7 +177,7 @@ class Connection final : public env::QuicConnection {
   /// Streams of ours of which the peer may not know yet: nothing was acknowledged and nothing came back. With the code,
   /// if they were abandoned: RESET_STREAM must wait until it does. See README.md.
   std::unordered_map<env::QuicStreamId, std::optional<std::uint64_t>> unheard_;
-  std::vector<StopSending> stops_;  // In the packets opened last.
+  FoundFrames found_;
   // Streams on which something was sent, and how many bytes of it were not acknowledged.
   std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
   std::pair<env::QuicStreamId, std::uint64_t*> last_sending_{-1, nullptr};  // One of them: packets come in trains.

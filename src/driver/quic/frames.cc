@@ -72,11 +72,6 @@ void skip_ack(Walk& walk, bool with_ecn) {
   if (with_ecn) walk.numbers(3);
 }
 
-void skip_connection_id(Walk& walk) {
-  walk.numbers(2);
-  walk.skip(std::min<std::size_t>(walk.byte(), kConnectionIdLimit) + kResetTokenBytes);
-}
-
 void skip_close(Walk& walk, bool of_transport) {
   walk.numbers(of_transport ? 2 : 1);
   walk.skip(walk.number());
@@ -102,7 +97,6 @@ void skip_body(Walk& walk, std::uint8_t type) {
     case 0x19: return walk.numbers(1);  // MAX_DATA, MAX_STREAMS, DATA_BLOCKED, STREAMS_BLOCKED, RETIRE_...
     case 0x11:
     case 0x15: return walk.numbers(2);  // MAX_STREAM_DATA, STREAM_DATA_BLOCKED
-    case 0x18: return skip_connection_id(walk);
     case 0x1a:
     case 0x1b: return walk.skip(kPathDataBytes);
     case 0x1c: return skip_close(walk, true);
@@ -113,14 +107,18 @@ void skip_body(Walk& walk, std::uint8_t type) {
 
 }  // namespace
 
-void find_stop_sending(ByteSpan payload, std::vector<StopSending>& out) {
+void find_frames(ByteSpan payload, FoundFrames& out) {
   Walk walk(payload);
   while (!walk.at_end()) {
     const std::uint8_t type = walk.byte();  // All types of RFC 9000 have one byte.
     if (type == 0x05) {
       const std::uint64_t stream = walk.number();
       const std::uint64_t code = walk.number();
-      if (walk.ok()) out.push_back({static_cast<env::QuicStreamId>(stream), code});
+      if (walk.ok()) out.stops.push_back({static_cast<env::QuicStreamId>(stream), code});
+    } else if (type == 0x18) {  // NEW_CONNECTION_ID
+      walk.number();
+      out.retires_ids |= walk.number() > 0;
+      walk.skip(std::min<std::size_t>(walk.byte(), kConnectionIdLimit) + kResetTokenBytes);
     } else if (type >= 0x08 && type <= 0x0f) {
       skip_stream(walk, type);
     } else {

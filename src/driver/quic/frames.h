@@ -16,9 +16,17 @@ struct StopSending {
   friend bool operator==(const StopSending&, const StopSending&) = default;
 };
 
-/// Appends the STOP_SENDING frames of a packet's payload to `out`, in order. What is malformed, or of no kind of RFC
+/// What was found in the packets opened last.
+struct FoundFrames {
+  std::vector<StopSending> stops;  ///< In order.
+  /// A NEW_CONNECTION_ID demands that ids are retired, which no node does. ngtcp2 0.12 ends the process when such a frame
+  /// comes twice.
+  bool retires_ids = false;
+};
+
+/// Adds what is in a packet's payload to `out`. What is malformed, or of no kind of RFC
 /// 9000's, ends the search: ngtcp2 ends the connection for it. Cost: a step for each frame, one for each byte of
 /// padding; nothing is looked at but lengths.
-void find_stop_sending(ByteSpan payload, std::vector<StopSending>& out);
+void find_frames(ByteSpan payload, FoundFrames& out);
 
 }  // namespace holo::driver::quic

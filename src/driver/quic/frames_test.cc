@@ -16,9 +16,9 @@ Bytes bytes(std::initializer_list<int> values) {
 const Bytes kStop = bytes({0x05, 0x40, 0x44, 0x80, 0x00, 0x01, 0x00});  // stream 68, code 256
 
 std::vector<StopSending> found_in(ByteSpan payload) {
-  std::vector<StopSending> out;
-  find_stop_sending(payload, out);
-  return out;
+  FoundFrames out;
+  find_frames(payload, out);
+  return out.stops;
 }
 
 /// One of every kind in RFC 9000, section 19, but for STREAM without a length, which is always the last.
@@ -42,7 +42,7 @@ TEST(Frames, StopSendingIsFoundBehindAllOthers) {
       bytes({0x15, 0x05, 0x05}),                                            // STREAM_DATA_BLOCKED
       bytes({0x16, 0x05}),                                                  // STREAMS_BLOCKED
       bytes({0x17, 0x05}),                                                  //
-      bytes({0x18, 0x05, 0x05, 0x02, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5}),  // NEW_CONNECTION_ID
+      bytes({0x18, 0x05, 0x00, 0x02, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5}),  // NEW_CONNECTION_ID
       bytes({0x19, 0x05}),                                                                    // RETIRE_CONNECTION_ID
       bytes({0x1a, 5, 5, 5, 5, 5, 5, 5, 5}),                                                  // PATH_CHALLENGE
       bytes({0x1b, 5, 5, 5, 5, 5, 5, 5, 5}),                                                  // PATH_RESPONSE
@@ -68,6 +68,16 @@ TEST(Frames, ContentIsNotTakenForFrames) {
   EXPECT_TRUE(found_in(bytes({0x05, 0x05})).empty());                          // cut short
   EXPECT_TRUE(found_in(bytes({0x07, 0x41})).empty());
   EXPECT_TRUE(found_in({}).empty());
+}
+
+TEST(Frames, ADemandToRetireIdsIsSeen) {
+  Bytes frame = bytes({0x01, 0x18, 0x05, 0x00, 0x02, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 0x01});
+  for (const int retire_prior_to : {0, 1, 5, 63}) {
+    frame[3] = static_cast<std::byte>(retire_prior_to);
+    FoundFrames found;
+    find_frames(frame, found);
+    EXPECT_EQ(found.retires_ids, retire_prior_to > 0) << retire_prior_to;
+  }
 }
 
 TEST(Frames, RubbishIsWalkedThrough) {

@@ -161,7 +161,7 @@ int Connection::install_application_keys(const env::QuicSecrets& secrets) {
     const auto& secret = sending ? send_secret_ : receive_secret_;
     const auto install = sending ? ngtcp2_conn_install_tx_key : ngtcp2_conn_install_rx_key;
     ngtcp2_crypto_aead_ctx key =
-        make_packet_key(cipher_, secret, sending ? &sent_ : &received_, 0, sending ? nullptr : &stops_);
+        make_packet_key(cipher_, secret, sending ? &sent_ : &received_, 0, sending ? nullptr : &found_);
     ngtcp2_crypto_cipher_ctx header = make_header_key(cipher_, secret);
     if (const int rv = install(conn_, nullptr, 0, &key, kBareIv, kBareIvBytes, &header); rv != 0) {
       delete_packet_key(key);
@@ -198,7 +198,7 @@ void Connection::update_keys(ngtcp2_crypto_aead_ctx& receive, ngtcp2_crypto_aead
   receive_secret_ = crypto::next_traffic_secret(receive_secret_);
   ++generations_;
   send = make_packet_key(cipher_, send_secret_, &sent_, generations_);
-  receive = make_packet_key(cipher_, receive_secret_, &received_, generations_, &stops_);
+  receive = make_packet_key(cipher_, receive_secret_, &received_, generations_, &found_);
 }
 
 }  // namespace holo::driver::quic

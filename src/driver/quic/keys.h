@@ -26,12 +26,12 @@ struct KeyUse {
   }
 };
 
-/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null; `stops`: where to note
-/// the STOP_SENDING frames of packets that are opened, or null. Goes to ngtcp2, which gives it back to
-/// delete_packet_key(). `use` and `stops` outlive it.
+/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null; `found`: where to
+/// note what is in packets that are opened, or null. Goes to ngtcp2, which gives it back to delete_packet_key(). `use`
+/// and `found` outlive it.
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
                                        KeyUse* use = nullptr, std::uint64_t generation = 0,
-                                       std::vector<StopSending>* stops = nullptr);
+                                       FoundFrames* found = nullptr);
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret);
 void delete_packet_key(ngtcp2_crypto_aead_ctx& handle);
 void delete_header_key(ngtcp2_crypto_cipher_ctx& handle);
