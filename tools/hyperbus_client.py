@@ -397,8 +397,9 @@ def decode_reply(data):
         raise Failed("a reply that is not as long as it says")
     if status == 0:
         return {"status": "ok", "payload": payload}
-    code, retryable, message_bytes, _, node = struct.unpack_from("<HBxHHQ", header)
-    return {"status": ERRORS[code - 1] if 1 <= code <= len(ERRORS) else str(code), "retryable": bool(retryable & 1),
+    code, flags, message_bytes, hint_bytes, node = struct.unpack_from("<HBxHHQ", header)
+    after = struct.unpack_from("<I", header, 16 + message_bytes + hint_bytes)[0] if flags & 2 else None
+    return {"status": ERRORS[code - 1] if 1 <= code <= len(ERRORS) else str(code), "retryable": bool(flags & 1), "retry_after_ms": after,
             "message": header[16 : 16 + message_bytes].decode(errors="replace"), "node": f"{node:016x}"}  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 // Errors are values: every fallible call returns holo::Result<T>.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <expected>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -50,9 +52,17 @@ struct Error {
   std::string hint;        ///< What the user can do; may be empty.
   std::uint64_t node = 0;  ///< The node it happened on; 0 when not tied to one.
   bool retryable = false;  ///< True when the same call may succeed later.
+  /// Of a retryable one: before this, trying again is hardly of use. `overloaded` always says it.
+  std::optional<std::chrono::milliseconds> retry_after = std::nullopt;
 
-  /// "message (hint)" on one line, as the command line prints it.
-  [[nodiscard]] std::string to_string() const { return hint.empty() ? message : message + " (" + hint + ")"; }
+  /// "message (hint; try again in 50 ms)" on one line, as the command line prints it.
+  [[nodiscard]] std::string to_string() const {
+    std::string advice = hint;
+    if (retry_after) {
+      advice += (advice.empty() ? "try again in " : "; try again in ") + std::to_string(retry_after->count()) + " ms";
+    }
+    return advice.empty() ? message : message + " (" + advice + ")";
+  }
   friend bool operator==(const Error&, const Error&) = default;
 };
 

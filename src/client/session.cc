@@ -9,6 +9,7 @@
 #include "base/limits.h"
 #include "base/strings.h"
 #include "client/region.h"
+#include "wire/errors.h"
 #include "wire/local_frame.h"
 
 namespace holo::client {
@@ -52,13 +53,7 @@ class JobHandle final : public detail::Job {
   std::shared_ptr<JobState> state_;
 };
 
-Error from_wire(const wire::WireError& e) {
-  return {.code = static_cast<Errc>(e.code()),
-          .message = e.message(),
-          .hint = e.hint(),
-          .node = e.node(),
-          .retryable = e.retryable()};
-}
+Error from_wire(const wire::WireError& e) { return wire::error_of(e); }
 
 void print_line(const std::string& line) {
   std::size_t at = 0;

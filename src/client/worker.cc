@@ -26,6 +26,7 @@
 #include "client/session.h"
 #include "client/view.h"
 #include "node/compute.h"
+#include "wire/errors.h"
 #include "wire/local_frame.h"
 
 namespace holo::client {
@@ -140,12 +141,7 @@ class Worker {
   /// A task that runs on the view cannot go on: it is answered here, because its own thread may sleep in the fault. A
   /// view that no task uses is just forgotten.
   void on_view_failed(const wire::ViewFailed& failed) {
-    const auto& e = failed.error();
-    Error error{.code = static_cast<Errc>(e.code()),
-                .message = e.message(),
-                .hint = e.hint(),
-                .node = e.node(),
-                .retryable = e.retryable()};
+    Error error = wire::error_of(failed.error());
     const std::lock_guard views_lock(views_mutex_);
     const bool in_use = running_view_ == failed.view();
     for (const auto& [region, view] : views_) {

@@ -23,8 +23,10 @@ inline Error unavailable(std::string message) {
 }
 inline Error cancelled() { return Error{.code = Errc::cancelled, .message = "this node is stopping"}; }
 inline Error overloaded(std::string message) {
-  return Error{
-      .code = Errc::overloaded, .message = std::move(message), .hint = "try again in 50 ms", .retryable = true};
+  return Error{.code = Errc::overloaded,
+               .message = std::move(message),
+               .retryable = true,
+               .retry_after = std::chrono::milliseconds(50)};
 }
 
 using ReplyShot = std::shared_ptr<OneShot<Result<env::Reply>>>;

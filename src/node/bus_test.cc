@@ -559,7 +559,7 @@ TEST_P(BusTest, HandlersAreBounded) {
   const auto third = call(a, b.id(), {.type = kEcho});
   EXPECT_EQ(third.error().code, Errc::overloaded);
   EXPECT_TRUE(third.error().retryable);
-  EXPECT_EQ(third.error().hint, "try again in 50 ms");
+  EXPECT_EQ(third.error().retry_after, std::chrono::milliseconds(50)) << "over the wire, too";
   EXPECT_EQ(b.bus->link(a.id())->classes[0].turned_away, 1U);
 }
 

@@ -8,25 +8,16 @@
 #include "base/result.h"
 #include "node/memory.h"
 #include "wire/compute.pb.h"
+#include "wire/errors.h"
 
 namespace holo::node {
 
 inline wire::WireError error_to_wire(const Error& e) {
   wire::WireError out;
-  out.set_code(static_cast<std::uint32_t>(e.code));
-  out.set_message(e.message);
-  out.set_hint(e.hint);
-  out.set_node(e.node);
-  out.set_retryable(e.retryable);
+  wire::put_error(e, out);
   return out;
 }
-inline Error error_from_wire(const wire::WireError& e) {
-  return {.code = static_cast<Errc>(e.code()),
-          .message = e.message(),
-          .hint = e.hint(),
-          .node = e.node(),
-          .retryable = e.retryable()};
-}
+inline Error error_from_wire(const wire::WireError& e) { return wire::error_of(e); }
 
 inline wire::Txn txn_to_wire(const TxnId& t) {
   wire::Txn out;

@@ -4,17 +4,12 @@
 
 #include "base/strings.h"
 #include "node/control.h"
+#include "wire/errors.h"
 
 namespace holo::node {
 namespace {
 
-Error from_wire(const wire::WireError& e) {
-  return Error{.code = static_cast<Errc>(e.code()),
-               .message = e.message(),
-               .hint = e.hint(),
-               .node = e.node(),
-               .retryable = e.retryable()};
-}
+Error from_wire(const wire::WireError& e) { return wire::error_of(e); }
 
 void to_wire(std::span<const PageSpan> pages, wire::RegionPages& out) {
   for (const auto& span : pages) {

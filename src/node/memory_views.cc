@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "node/memory_impl.h"
+#include "wire/errors.h"
 
 namespace holo::node {
 namespace {
@@ -204,12 +205,7 @@ void MemoryImpl::fail_view(const ViewPtr& view, std::uint64_t page, const Error&
   wire::ViewFailed message;
   message.set_view(view->id.value);
   message.set_page(page);
-  auto* e = message.mutable_error();
-  e->set_code(static_cast<std::uint32_t>(error.code));
-  e->set_message(error.message);
-  e->set_hint(error.hint);
-  e->set_node(error.node);
-  e->set_retryable(error.retryable);
+  wire::put_error(error, *message.mutable_error());
   session->notify({.type = wire::VIEW_FAILED, .header = message.SerializeAsString(), .payload = {}, .fds = {}});
 }
 

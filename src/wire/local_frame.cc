@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "base/utf8.h"
+#include "wire/errors.h"
 #include "wire/local.pb.h"
 
 namespace holo::wire {
@@ -70,11 +71,9 @@ Result<LocalFrame> decode_local_frame(ByteSpan bytes) {
 
 std::string encode_local_error(const Error& error) {
   WireError out;
-  out.set_code(static_cast<std::uint32_t>(error.code));
+  put_error(error, out);
   out.set_message(sendable_text(error.message));
   out.set_hint(sendable_text(error.hint));
-  out.set_node(error.node);
-  out.set_retryable(error.retryable);
   return out.SerializeAsString();
 }
 
@@ -83,12 +82,7 @@ Error decode_local_error(std::string_view header) {
   if (!in.ParseFromArray(header.data(), static_cast<int>(header.size()))) {
     return Error{.code = Errc::internal, .message = "the other side sent an error that does not decode"};
   }
-  const bool known = in.code() >= 1 && in.code() <= static_cast<std::uint32_t>(Errc::internal);
-  return Error{.code = known ? static_cast<Errc>(in.code()) : Errc::internal,
-               .message = in.message(),
-               .hint = in.hint(),
-               .node = in.node(),
-               .retryable = in.retryable()};
+  return error_of(in);
 }
 
 }  // namespace holo::wire

@@ -85,6 +85,11 @@ TEST(LocalError, RoundTrip) {
   const Error e{
       .code = Errc::write_conflict, .message = "page 9", .hint = "retry", .node = 1ULL << 63, .retryable = true};
   EXPECT_EQ(decode_local_error(encode_local_error(e)), e);
+  Error later = e;
+  later.retry_after = std::chrono::milliseconds(50);
+  EXPECT_EQ(decode_local_error(encode_local_error(later)), later);
+  later.retry_after = std::chrono::milliseconds(0);
+  EXPECT_EQ(decode_local_error(encode_local_error(later)), later) << "none and at once are different";
   EXPECT_EQ(decode_local_error("\xff\xff").code, Errc::internal);
   EXPECT_EQ(decode_local_error("").code, Errc::internal) << "code 0 is none";
 }

@@ -3,16 +3,11 @@
 
 #include "base/result.h"
 #include "wire/control.pb.h"
+#include "wire/errors.h"
 
 namespace holo::control {
 
-inline void set_error(wire::WireError* out, const Error& e) {
-  out->set_code(static_cast<std::uint32_t>(e.code));
-  out->set_message(e.message);
-  out->set_hint(e.hint);
-  out->set_node(e.node);
-  out->set_retryable(e.retryable);
-}
+inline void set_error(wire::WireError* out, const Error& e) { wire::put_error(e, *out); }
 
 inline wire::CommandResult refusal(const Error& e) {
   wire::CommandResult r;
@@ -33,11 +28,7 @@ inline bool is_error(const wire::WireError& e) { return e.code() != 0; }
 /// The error as a value; success when the code is 0.
 inline Status status_of(const wire::WireError& e) {
   if (e.code() == 0) return {};
-  return std::unexpected(Error{.code = static_cast<Errc>(e.code()),
-                               .message = e.message(),
-                               .hint = e.hint(),
-                               .node = e.node(),
-                               .retryable = e.retryable()});
+  return std::unexpected(wire::error_of(e));
 }
 
 }  // namespace holo::control

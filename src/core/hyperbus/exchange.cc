@@ -16,7 +16,10 @@ std::unexpected<Error> broken_protocol(const char* what) {
 }
 
 Error overloaded(std::string message) {
-  return {.code = Errc::overloaded, .message = std::move(message), .hint = "try again in 50 ms", .retryable = true};
+  return {.code = Errc::overloaded,
+          .message = std::move(message),
+          .retryable = true,
+          .retry_after = std::chrono::milliseconds(50)};
 }
 
 std::uint64_t payload_size(const std::vector<Buffer>& parts) {

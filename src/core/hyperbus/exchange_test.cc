@@ -311,7 +311,8 @@ TEST(Exchange, AFullQueueIsRefusedWithATimeToComeBack) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, Errc::overloaded);
   EXPECT_TRUE(refused.error().retryable);
-  EXPECT_EQ(refused.error().hint, "try again in 50 ms");
+  EXPECT_EQ(refused.error().retry_after, std::chrono::milliseconds(50));
+  EXPECT_NE(refused.error().to_string().find("try again in 50 ms"), std::string::npos);
   EXPECT_EQ(hand.exchange.status(StreamClass::data).overloaded, 1U);
   EXPECT_TRUE(hand.ask(seconds(1), StreamClass::control)) << "each class has a queue of its own";
 }
@@ -424,7 +425,7 @@ TEST(Exchange, CancelledRequestsWhoseHandlersRunCountAgainstNewOnes) {
   ASSERT_TRUE(head && head->error);
   const auto refusal = decode_error(ByteSpan(answer).subspan(ReplyHead::kBytes));
   EXPECT_EQ(refusal->code, Errc::overloaded);
-  EXPECT_EQ(refusal->hint, "try again in 50 ms") << "the hint travels too";
+  EXPECT_EQ(refusal->retry_after, std::chrono::milliseconds(50)) << "it travels too";
   EXPECT_EQ(hand.exchange.status(StreamClass::data).turned_away, 1U);
 }
 
@@ -543,6 +544,31 @@ TEST(Exchange, UnknownErrorCodesStillCarryTheirText) {
   EXPECT_EQ(error->code, Errc::internal);
   EXPECT_EQ(error->message, "from the future");
   for (std::size_t n = 0; n < body.size(); ++n) EXPECT_FALSE(decode_error(ByteSpan(body).first(n))) << n;
+}
+
+TEST(Exchange, ATimeToComeBackTravelsAndIsSkippedByWhoDoesNotKnowIt) {
+  Error error{.code = Errc::overloaded, .message = "m", .hint = "h", .node = 3, .retryable = true};
+  Bytes without, with;
+  encode_error(error, without);
+  EXPECT_EQ(decode_error(without), error) << "none is none";
+  error.retry_after = std::chrono::milliseconds(0x01020304);
+  encode_error(error, with);
+  EXPECT_EQ(decode_error(with), error);
+  ASSERT_EQ(with.size(), without.size() + 4);
+  EXPECT_EQ(with[2], std::byte{3});
+  EXPECT_EQ(Bytes(with.end() - 4, with.end()), (Bytes{std::byte{4}, std::byte{3}, std::byte{2}, std::byte{1}}));
+  // A peer that knows bit 0 only reads the texts by their lengths, and looks at nothing behind them.
+  Bytes as_before = with;
+  as_before[2] = std::byte{1};
+  error.retry_after.reset();
+  EXPECT_EQ(decode_error(as_before), error);
+  for (std::size_t n = 0; n < with.size(); ++n) EXPECT_FALSE(decode_error(ByteSpan(with).first(n))) << n;
+  // The longest is no longer than it was.
+  Bytes longest;
+  encode_error(
+      {.message = std::string(9000, 'm'), .hint = std::string(9000, 'h'), .retry_after = std::chrono::hours(1)},
+      longest);
+  EXPECT_EQ(longest.size(), 16 + 2 * kMaxErrorText);
 }
 
 /// Golden bytes: these never change within a version.

@@ -1,5 +1,8 @@
 #include "core/hyperbus/message.h"
 
+#include <algorithm>
+#include <chrono>
+
 #include "base/limits.h"
 #include "core/hyperbus/wire_bytes.h"
 
@@ -7,10 +10,14 @@ namespace holo::hyperbus {
 namespace {
 
 constexpr std::size_t kMaxEncodedError = 16 + 2 * kMaxErrorText;
+constexpr std::uint8_t kRetryable = 1, kRetryAfter = 2;
+constexpr std::size_t kRetryAfterBytes = 4;  // Of the room for texts, so that who does not know it can take the rest.
 
 std::unexpected<Error> bad(const char* why) { return fail(Errc::malformed, std::string("a message ") + why); }
 
-std::string_view cut(const std::string& text) { return std::string_view(text).substr(0, kMaxErrorText); }
+std::string_view cut(const std::string& text, std::size_t most = kMaxErrorText) {
+  return std::string_view(text).substr(0, most);
+}
 
 bool over_limits(std::uint32_t header_bytes, std::uint64_t payload_bytes) {
   return header_bytes > limits::kMaxHeaderBytes || payload_bytes > limits::kMaxPayloadBytes;
@@ -83,22 +90,26 @@ Result<Grant> decode_grant(ByteSpan body) {
 
 void encode_error(const Error& error, Bytes& out) {
   const std::string_view message = cut(error.message);
-  const std::string_view hint = cut(error.hint);
+  const std::string_view hint = cut(error.hint, kMaxErrorText - (error.retry_after ? kRetryAfterBytes : 0));
   put(out, static_cast<std::uint16_t>(error.code));
-  put(out, static_cast<std::uint8_t>(error.retryable ? 1 : 0));
+  put(out, static_cast<std::uint8_t>((error.retryable ? kRetryable : 0) | (error.retry_after ? kRetryAfter : 0)));
   put(out, std::uint8_t{0});
   put(out, static_cast<std::uint16_t>(message.size()));
   put(out, static_cast<std::uint16_t>(hint.size()));
   put(out, error.node);
   put(out, as_bytes(message));
   put(out, as_bytes(hint));
+  if (error.retry_after) {
+    put(out, static_cast<std::uint32_t>(std::clamp<std::int64_t>(error.retry_after->count(), 0, UINT32_MAX)));
+  }
 }
 
 Result<Error> decode_error(ByteSpan bytes) {
   Reader reader(bytes);
   Error error;
   error.code = static_cast<Errc>(reader.number<std::uint16_t>());
-  error.retryable = (reader.number<std::uint8_t>() & 1) != 0;
+  const auto flags = reader.number<std::uint8_t>();
+  error.retryable = (flags & kRetryable) != 0;
   reader.number<std::uint8_t>();
   const auto message = reader.number<std::uint16_t>();
   const auto hint = reader.number<std::uint16_t>();
@@ -106,6 +117,7 @@ Result<Error> decode_error(ByteSpan bytes) {
   if (message > kMaxErrorText || hint > kMaxErrorText) return bad("carries too long an error");
   error.message = as_text(reader.bytes(message));
   error.hint = as_text(reader.bytes(hint));
+  if ((flags & kRetryAfter) != 0) error.retry_after = std::chrono::milliseconds(reader.number<std::uint32_t>());
   if (!reader.ok()) return bad("is cut short");
   // A code of a later release means nothing here, but its text does.
   if (error.code < Errc::invalid_argument || error.code > Errc::internal) error.code = Errc::internal;
