@@ -61,8 +61,8 @@ TEST(HostilePeer, FramesThatBreakQuicEndTheConnection) {
   }
   Bytes retired_ids;
   for (int i = 0; i < 4; ++i) {
-    retired_ids = retired_ids + numbers({0x18, (1ULL << 62) - 1, (1ULL << 62) - 1}) + ByteSpan(Bytes{std::byte{8}}) + id +
-                  token;
+    retired_ids =
+        retired_ids + numbers({0x18, (1ULL << 62) - 1, (1ULL << 62) - 1}) + ByteSpan(Bytes{std::byte{8}}) + id + token;
   }
   const std::pair<const char*, Bytes> cases[] = {
       {"a stream beyond those granted", stream_frame(4 * 9000, 0, ten)},

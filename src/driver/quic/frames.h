@@ -19,8 +19,8 @@ struct StopSending {
 /// What was found in the packets opened last.
 struct FoundFrames {
   std::vector<StopSending> stops;  ///< In order.
-  /// A NEW_CONNECTION_ID demands that ids are retired, which no node does. ngtcp2 0.12 ends the process when such a frame
-  /// comes twice.
+  /// A NEW_CONNECTION_ID demands that ids are retired, which no node does. ngtcp2 0.12 ends the process when such a
+  /// frame comes twice.
   bool retires_ids = false;
 };
 
