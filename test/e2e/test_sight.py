@@ -122,7 +122,7 @@ def test_what_was_counted_survives_the_connection(home):
     assert gone["classes"]["control"]["round_trip"]["count"] >= 20
     assert "node3" in home.ok("status", "--links", "--node", "node1")
     home.ok("dev", "restart", "3")
-    wait_until(lambda: peer(home.status("--node", "node1"), "node3")["connected"], 20, "node3 to be back")
+    wait_until(lambda: node(home.status("--node", "node1"), "node3")["state"] == "alive", 20, "node3 to be back")
     home.ok("ping", "node3", "-c", "5", "-i", "0", "--node", "node1")
     after = peer(home.status("--node", "node1"), "node3")
     assert after["connections"] > gone["connections"] and after["bytes_in"] > gone["bytes_in"]

@@ -113,7 +113,7 @@ void add_bench_commands(CommandLine& line) {
                              ->expected(0, 1)
                              ->excludes("--layout");
   link_app.add_option("--node", o->target.node, "With --cluster: the agent that asks")->needs(cluster_option);
-  link_app.add_option("--to", o->to, "With --cluster: the node that it asks (default: some other)")
+  link_app.add_option("--to", o->to, "With --cluster: the node that it asks (default: the first other by name)")
       ->needs(cluster_option);
   link_app.add_flag("--poll", o->poll, "Event loops look for more for 70 us before they sleep");
   link_app.add_option("--mtu", o->mtu, "Bytes of an IP packet (throughput_jumbo: always 9000)")

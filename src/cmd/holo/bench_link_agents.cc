@@ -88,11 +88,10 @@ class AgentsBench {
     HOLO_ASSIGN(status, link_.json(wire::STATUS));
     for (const auto& node : status["nodes"]) {
       const std::string name = node["name"];
-      if (node["state"] == "alive" && name != link_.hello().node_name()) {
-        to_ = name;
-        return {};
-      }
+      const bool other = node["state"] == "alive" && name != link_.hello().node_name();
+      if (other && (to_.empty() || name < to_)) to_ = name;
     }
+    if (!to_.empty()) return {};
     return fail(Errc::refused, "there is no other live node in this cluster", "a link has two ends");
   }
 

@@ -161,8 +161,11 @@ Outcome<int> lock(const LockOptions& o) {
   }
   wire::LeaseEnd end;
   end.set_lease(lease.lease());
-  // Already gone, or ends by itself.
-  if (auto ended = link.call(wire::LEASE_END, end, kCall); !ended) return status;
+  // Where the agent has gone meanwhile, the lease ends by itself.
+  if (auto ended = link.call(wire::LEASE_END, end, kCall); !ended && ended.error().code == Errc::not_found) {
+    return fail(Errc::unavailable, str("lock ", o.name, " was lost while the command ran: its lease had ended"),
+                "somebody else may have had the lock at the same time");
+  }
   return status;
 }
 
