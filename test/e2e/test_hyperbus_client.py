@@ -171,14 +171,14 @@ def test_what_is_lost_on_the_way_is_said_again(target, lose):
 
 
 CROWD = """
-import json, os, sys
-import hyperbus_client as c
+import base64, json, os, sys
+import hyperbus as c
 
 class HalfOpen(c.QuicClient):
     def run_until(self, done):
         self.flush()
 
-host, port, key = sys.argv[1], int(sys.argv[2]), c.base64.b64decode(sys.argv[3])
+host, port, key = sys.argv[1], int(sys.argv[2]), base64.b64decode(sys.argv[3])
 def handshake():
     return c.Handshake(c.Identity(os.urandom(32)), key, False, (c.AES_256_GCM,))
 
@@ -196,8 +196,8 @@ def test_among_many_half_open_handshakes_a_newcomer_shows_its_address_and_is_ser
 
 
 MUTE = """
-import os, select, sys, time
-import hyperbus_client as c
+import base64, os, select, sys, time
+import hyperbus as c
 
 class Mute(c.QuicClient):
     def run_until(self, done):
@@ -206,7 +206,7 @@ class Mute(c.QuicClient):
         self.flush()
         self.sent, self.got = space.next_number * c.DATAGRAM, 0
 
-host, port, key = sys.argv[1], int(sys.argv[2]), c.base64.b64decode(sys.argv[3])
+host, port, key = sys.argv[1], int(sys.argv[2]), base64.b64decode(sys.argv[3])
 said = {}
 for frames in (1, 2):
     Mute.first_frames = frames
@@ -234,17 +234,18 @@ def test_who_never_acknowledges_gets_at_most_three_times_what_it_sent(home):
 
 
 WORKED_EXAMPLE = """
-import re, sys
-import hyperbus_client as c
+import re, struct, sys
+import hyperbus as c
+from hyperbus import handshake as drawn
 
 found = re.findall(r"^```hex (\\S+)\\n(.*?)^```", open(sys.argv[1]).read(), re.M | re.S)
 want = {name: bytes.fromhex(digits.replace("\\n", "")) for name, digits in found}
 me = c.Identity(bytes([0x0A]) * 32)
 handshake = c.Handshake(me, bytes([0x0C]) * 32, False, (c.AES_256_GCM, c.XCHACHA20))
 
-x25519, mlkem = c.X25519PrivateKey.from_private_bytes(bytes(range(32))), c.MLKEM768PrivateKey.from_seed_bytes(bytes(range(32, 96)))
-c.X25519PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: x25519)})
-c.MLKEM768PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: mlkem)})
+x25519, mlkem = drawn.X25519PrivateKey.from_private_bytes(bytes(range(32))), drawn.MLKEM768PrivateKey.from_seed_bytes(bytes(range(32, 96)))
+drawn.X25519PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: x25519)})
+drawn.MLKEM768PrivateKey = type("Fixed", (), {"generate": staticmethod(lambda: mlkem)})
 
 got = {"initiator-public-key": me.public, "initiator-static-signature": me.signature}
 got["client-parameters"] = c.encode_parameters(bytes(range(8)))
@@ -257,7 +258,7 @@ got["handshake-hash"] = handshake.noise.h
 key = c.PacketKey(handshake.cipher, handshake.traffic_secrets[0])
 got["initiator-packet-iv"], got["initiator-packet-hp"], got["initiator-next-secret"] = key.iv, key.hp, key.next().secret
 record, header = c.RecordKey(handshake.cipher, handshake.traffic_secrets[0]), bytes([3, 40, 0, 0])
-got["record"] = header + record.aead.encrypt(record.nonce(), c.struct.pack("<BBHIQQ", 4, 0, 0, 8, 0, 1), header)
+got["record"] = header + record.aead.encrypt(record.nonce(), struct.pack("<BBHIQQ", 4, 0, 0, 8, 0, 1), header)
 got["request"] = c.encode_request(65535, 0, b"hi")
 assert c.decode_reply(want["error-reply"])["status"] == "unsupported"
 wrong = [name for name, bytes_ in got.items() if want[name] != bytes_]

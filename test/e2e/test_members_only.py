@@ -17,7 +17,7 @@ OPEN = {"join", "leave", "ping"}
 
 ASK = """
 import base64, json, os, sys
-import hyperbus_client as c
+import hyperbus as c
 
 tcp, host, port, key, seed = sys.argv[1:6]
 identity = c.Identity(base64.b64decode(seed) or os.urandom(32))
