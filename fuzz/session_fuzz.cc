@@ -6,38 +6,15 @@
 #include "core/hyperbus/record_streams.h"
 #include "core/hyperbus/stream_session.h"
 #include "env/entropy_testing.h"
+#include "fuzzing.h"
 
 namespace {
 
 using namespace holo;
 using namespace holo::hyperbus;
 using env::testing::SeededEntropy;
-
-void expect(bool condition) {
-  if (!condition) std::abort();
-}
-
-/// Reads small numbers and byte strings off the fuzzer's input.
-class Input {
- public:
-  explicit Input(ByteSpan data) : data_(data) {}
-  [[nodiscard]] bool empty() const { return data_.empty(); }
-  std::size_t number() {
-    if (data_.empty()) return 0;
-    const auto v = std::to_integer<std::size_t>(data_[0]);
-    data_ = data_.subspan(1);
-    return v;
-  }
-  ByteSpan bytes(std::size_t n) {
-    n = std::min(n, data_.size());
-    const ByteSpan taken = data_.first(n);
-    data_ = data_.subspan(n);
-    return taken;
-  }
-
- private:
-  ByteSpan data_;
-};
+using fuzz::expect;
+using fuzz::Input;
 
 /// A carrier whose peer says whatever the fuzzer wants.
 struct Carrier final : private Streams {

@@ -139,15 +139,9 @@ Task<Result<LocalReply>> ask_link_bench(env::Loop* loop, Bus* bus, const Control
   if (run->error) co_return std::unexpected(*run->error);
   if (beside->error) co_return std::unexpected(*beside->error);
 
-  const auto link = bus->link(peer);
   JsonWriter w;
   w.object([&] {
-    w.field("node", name);
-    w.field("id", to_hex(peer.value));
-    w.field("address", link ? link->address : std::string());
-    w.field("carrier", link ? link->carrier : "");
-    w.field("cipher", link ? link->cipher : "");
-    w.field("path_mtu", link ? path_mtu(*link) : std::uint64_t{0});
+    write_link(w, *bus, peer, name);
     w.field("seconds", took.seconds());
     w.key("took_us");
     w.array([&] {

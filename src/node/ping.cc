@@ -90,6 +90,16 @@ Result<NodeId> find_other_node(const ControlService& control, const std::string&
   return found;
 }
 
+void write_link(JsonWriter& w, const Bus& bus, NodeId peer, const std::string& name) {
+  const auto link = bus.link(peer);
+  w.field("node", name);
+  w.field("id", to_hex(peer.value));
+  w.field("address", link ? link->address : std::string());
+  w.field("carrier", link ? link->carrier : "");
+  w.field("cipher", link ? link->cipher : "");
+  w.field("path_mtu", link ? path_mtu(*link) : std::uint64_t{0});
+}
+
 std::uint64_t path_mtu(const LinkStatus& link) {
   if (link.figures.datagram_bytes == 0) return 0;
   return link.figures.datagram_bytes + kUdpHeader + (link.address.starts_with('[') ? kIpv6Header : kIpv4Header);
@@ -128,15 +138,9 @@ Task<Result<LocalReply>> ask_ping(env::Loop* loop, Bus* bus, const ControlServic
     }
   }
 
-  const auto link = bus->link(peer);
   JsonWriter w;
   w.object([&] {
-    w.field("node", name);
-    w.field("id", to_hex(peer.value));
-    w.field("address", link ? link->address : std::string());
-    w.field("carrier", link ? link->carrier : "");
-    w.field("cipher", link ? link->cipher : "");
-    w.field("path_mtu", link ? path_mtu(*link) : std::uint64_t{0});
+    write_link(w, *bus, peer, name);
     w.field("bytes", sent.size());
     w.field("answered", answered.has_value());
     if (answered) {

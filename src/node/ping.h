@@ -8,6 +8,7 @@
 #include "env/loop.h"
 #include "node/bus.h"
 #include "node/control.h"
+#include "node/json.h"
 #include "node/local_api.h"
 
 namespace holo::node {
@@ -26,6 +27,9 @@ Task<Result<LocalReply>> ask_ping(env::Loop* loop, Bus* bus, const ControlServic
 /// Another node of the cluster, by name or id; of several the living. Errors: `not_found`, `invalid_argument` (this
 /// node itself), `unavailable` (dead or left).
 Result<NodeId> find_other_node(const ControlService& control, const std::string& text);
+
+/// Writes node, id, address, carrier, cipher and path_mtu of the link to `peer`; empty where there is none.
+void write_link(JsonWriter& w, const Bus& bus, NodeId peer, const std::string& name);
 
 /// The size of IP packets that the link's path was found to carry; 0 where the carrier does not know (TCP).
 std::uint64_t path_mtu(const LinkStatus& link);
