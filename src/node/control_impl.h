@@ -1,4 +1,4 @@
-// The inside of ControlService, shared by its three files. Coroutines are static and hold the Impl: the service may go
+// The inside of ControlService, shared by its files. Coroutines are static and hold the Impl: the service may go
 // before they end; after each wait they look at `stopped`.
 #pragma once
 
@@ -62,7 +62,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<Status> wait(Self me, std::function<std::optional<Status>()> done, Instant deadline, std::string what);
   void wake();
 
-  // ---- Membership (control_membership.cc)
+  // ---- Membership (control_membership.cc; leaving: control_leave.cc)
   void serve_peers();
   void log_changed();
   void nodes_changed_soon();

@@ -1,9 +1,10 @@
-// Joining, leaving, heartbeats, and what the leader does about them.
+// Joining, heartbeats, and what the leader does about them.
 #include <algorithm>
 
 #include "base/log.h"
 #include "base/strings.h"
 #include "core/control/results.h"
+#include "node/control_calls.h"
 #include "node/control_impl.h"
 #include "wire/message_types.h"
 
@@ -22,21 +23,6 @@ constexpr Duration kChangeMember = seconds(10);  // Also lets a new voter catch 
 constexpr Duration kReconcilePause = milliseconds(200);
 constexpr Duration kServeJoin = seconds(10);
 constexpr Duration kRetryJoin = milliseconds(200);
-constexpr Duration kRetryLeave = milliseconds(200);
-
-env::Request request_of(PeerMessage type, const std::string& header) {
-  env::Request r;
-  r.type = static_cast<std::uint16_t>(type);
-  r.header = header;
-  return r;
-}
-
-env::CallOptions control_call(Instant deadline) {
-  env::CallOptions o;
-  o.klass = env::StreamClass::control;
-  o.deadline = deadline;
-  return o;
-}
 
 wire::NodeInfo info_of(const NodeRecord& n) {
   wire::NodeInfo out;
@@ -56,8 +42,6 @@ bool same_facts(const NodeRecord& known, const wire::NodeInfo& said) {
          known.version == said.version() &&
          std::equal(known.addresses.begin(), known.addresses.end(), said.addresses().begin(), said.addresses().end());
 }
-
-auto malformed() { return fail(Errc::malformed, "a request that does not decode"); }
 
 }  // namespace
 
@@ -525,119 +509,6 @@ Task<Result<env::Reply>> ControlService::Impl::on_join(Self me, NodeId from, env
   env::Reply out;
   out.header = reply.SerializeAsString();
   co_return out;  // The state's change has woken reconcile(), which makes the newcomer a member of the log.
-}
-
-// ---- Leaving
-
-Task<Status> ControlService::Impl::leave(Self me, Instant deadline) {
-  if (!me->log || me->state.node(me->identity.id) == nullptr)
-    co_return fail(Errc::refused, "this node is in no cluster");
-  if (std::exchange(me->leaving, true)) co_return fail(Errc::refused, "this node is leaving already");
-  wire::CommandBody drain;
-  drain.mutable_node_update()->set_node(me->identity.id.value);
-  drain.mutable_node_update()->set_draining(true);
-  auto draining = co_await propose(me, drain, deadline);
-  if (!draining) {
-    me->leaving = false;
-    co_return std::unexpected(draining.error());
-  }
-  Status left = co_await leave_draining(me, deadline);
-  if (left) {
-    // The store belongs to no cluster from now on.
-    left = me->ports.store->put("cluster", ByteSpan{});
-    co_return left;
-  }
-  me->leaving = false;
-  if (me->stopped) co_return left;
-  drain.mutable_node_update()->set_draining(false);
-  const Instant soon = me->now() + kPropose;
-  auto undone = co_await propose(me, drain, soon);
-  if (!undone) log_warn("control", "this node goes on draining: ", undone.error().to_string());
-  co_return left;
-}
-
-Task<Status> ControlService::Impl::leave_draining(Self me, Instant deadline) {
-  if (me->leave_check) HOLO_CO_TRY(co_await me->leave_check(deadline));
-  bool alone = true;
-  for (const auto& [id, n] : me->state.nodes()) alone = alone && (id == me->identity.id || n.state == NodeState::left);
-  if (alone) {
-    if (!me->state.regions().empty()) {
-      co_return fail(Errc::refused, "this is the last node of its cluster, and regions are left in it",
-                     "holo free them first, or remove the state directory");
-    }
-    wire::CommandBody body;
-    body.mutable_node_leave()->set_node(me->identity.id.value);
-    HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
-    co_return Status{};
-  }
-  for (;;) {
-    Status s = co_await give_up_lead(me, deadline);  // Another change of voters may be under way: then again.
-    if (s) s = co_await ask_to_leave(me, deadline);
-    if (s || s.error().code == Errc::refused || s.error().code == Errc::out_of_memory) co_return s;
-    if (me->stopped || me->now() + kRetryLeave >= deadline) co_return s;
-    co_await env::sleep_for(*me->ports.loop, kRetryLeave);
-  }
-}
-
-/// Sees to it that another node leads: it must take this one out of the log.
-Task<Status> ControlService::Impl::give_up_lead(Self me, Instant deadline) {
-  if (!me->leads()) co_return Status{};
-  NodeId heir;
-  for (const env::LogMember& m : me->log->members()) {
-    const NodeRecord* n = me->state.node(m.node);
-    if (m.node == me->identity.id || n == nullptr || !n->alive()) continue;
-    if (m.voter) {
-      heir = {};
-      break;
-    }
-    if (!heir) heir = m.node;
-  }
-  if (heir) HOLO_CO_TRY(co_await me->log->set_voter(heir, true, deadline));
-  co_return co_await me->log->hand_over(deadline);
-}
-
-Task<Status> ControlService::Impl::ask_to_leave(Self me, Instant deadline) {
-  const NodeId leader = me->log->status().leader;
-  if (!leader || leader == me->identity.id) {
-    co_return std::unexpected(
-        Error{.code = Errc::no_quorum, .message = "no other node leads the cluster", .retryable = true});
-  }
-  wire::LeaveRequest ask;
-  ask.set_node(me->identity.id.value);
-  env::Request request = request_of(PeerMessage::leave, ask.SerializeAsString());
-  const env::CallOptions options = control_call(deadline);
-  auto answer = co_await me->ports.transport->call(leader, std::move(request), options);
-  if (!answer) co_return std::unexpected(answer.error());
-  co_return Status{};
-}
-
-Task<Result<env::Reply>> ControlService::Impl::on_leave(Self me, NodeId from, env::Request request) {
-  wire::LeaveRequest ask;
-  if (!ask.ParseFromString(request.header)) co_return malformed();
-  const NodeRecord* sender = me->state.node(from);
-  if (sender == nullptr) co_return fail(Errc::refused, str("node ", from, " is not a member of this cluster"));
-  if (!me->leads())
-    co_return std::unexpected(Error{.code = Errc::not_leader, .message = "this node does not lead", .retryable = true});
-  const NodeId node{ask.node()};
-  if (node != from) co_return fail(Errc::permission_denied, "a node can only ask to leave itself");
-  const Instant deadline = me->now() + kChangeMember;
-  if (sender->state != NodeState::left) {  // Else it asks again, and only the log may have to let go of it.
-    wire::CommandBody body;
-    body.mutable_node_leave()->set_node(node.value);
-    body.mutable_node_leave()->set_force(ask.force());
-    HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
-  }
-  // It still takes part: its vote may be needed to take it out. Reconcile may be at it already.
-  for (;;) {
-    if (me->stopped || !me->leads()) co_return fail(Errc::unavailable, "leadership was lost");
-    const auto members = me->log->members();
-    if (std::none_of(members.begin(), members.end(), [node](const env::LogMember& m) { return m.node == node; })) break;
-    Status removed = co_await me->log->remove(node, deadline);
-    if (removed) continue;
-    if (me->now() + kReconcilePause >= deadline) co_return std::unexpected(removed.error());
-    co_await env::sleep_for(*me->ports.loop, kReconcilePause);
-  }
-  co_return env::Reply{};
 }
 
 }  // namespace holo::node
