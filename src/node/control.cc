@@ -128,6 +128,8 @@ wire::NodeInfo ControlService::Impl::info() const {
   n.set_speed(identity.speed);
   n.set_version(identity.version);
   n.set_incarnation(incarnation);
+  control::set_place(identity.place, &n);
+  n.set_witness(identity.witness);
   return n;
 }
 

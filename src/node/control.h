@@ -35,6 +35,8 @@ struct NodeIdentity {
   std::uint64_t memory_bytes = 0;
   double speed = 0;
   std::string version;
+  control::NodePlace place;
+  bool witness = false;
 };
 
 /// Opens the log over `machine`. `bootstrap`: a fresh cluster with this node as its only voter; otherwise the log goes

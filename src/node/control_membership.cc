@@ -11,8 +11,10 @@
 namespace holo::node {
 namespace {
 
+using control::info_of;
 using control::NodeRecord;
 using control::NodeState;
+using control::same_facts;
 using wire::PeerMessage;
 
 constexpr Duration kBeatDeadline = milliseconds(1000);
@@ -23,25 +25,6 @@ constexpr Duration kChangeMember = seconds(10);  // Also lets a new voter catch 
 constexpr Duration kReconcilePause = milliseconds(200);
 constexpr Duration kServeJoin = seconds(10);
 constexpr Duration kRetryJoin = milliseconds(200);
-
-wire::NodeInfo info_of(const NodeRecord& n) {
-  wire::NodeInfo out;
-  out.set_id(n.id.value);
-  out.set_name(n.name);
-  for (const std::string& a : n.addresses) out.add_addresses(a);
-  out.set_cores(n.cores);
-  out.set_memory_bytes(n.memory_bytes);
-  out.set_speed(n.speed);
-  out.set_version(n.version);
-  out.set_incarnation(n.incarnation);
-  return out;
-}
-
-bool same_facts(const NodeRecord& known, const wire::NodeInfo& said) {
-  return known.name == said.name() && known.memory_bytes == said.memory_bytes() && known.cores == said.cores() &&
-         known.version == said.version() &&
-         std::equal(known.addresses.begin(), known.addresses.end(), said.addresses().begin(), said.addresses().end());
-}
 
 }  // namespace
 

@@ -70,13 +70,13 @@ std::string Coordinator::node_name(NodeId node) const {
 }
 
 std::uint32_t Coordinator::nodes_for(const wire::Hello& hello) const {
-  const auto live = static_cast<std::uint32_t>(ports_.state.live_count());
+  const auto live = static_cast<std::uint32_t>(ports_.state.holder_count());
   return hello.nodes() == 0 ? live : std::min(hello.nodes(), live);
 }
 
 /// This node first, then the others by id, as many as the program asked for.
 std::vector<compute::Executor> Coordinator::executors_of(const Program& program) const {
-  auto nodes = ports_.state.live_nodes();
+  auto nodes = ports_.state.live_holders();
   std::ranges::sort(nodes);
   std::ranges::stable_partition(nodes, [this](NodeId n) { return n == ports_.self; });
   if (program.hello.nodes() > 0 && nodes.size() > program.hello.nodes()) nodes.resize(program.hello.nodes());

@@ -40,7 +40,7 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     const auto* record = state().node(node);
     return record && record->alive() ? record->incarnation : 0;
   }
-  std::vector<NodeId> live_nodes() const override { return state().live_nodes(); }
+  std::vector<NodeId> live_nodes() const override { return state().live_holders(); }
   std::string node_name(NodeId node) const override {
     const auto* record = state().node(node);
     return record ? record->name : to_hex(node.value);

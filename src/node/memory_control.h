@@ -87,6 +87,7 @@ class MemoryControl {
   [[nodiscard]] virtual bool alive(NodeId node) const = 0;
   /// The incarnation under which `node` is alive; 0 when it is not.
   [[nodiscard]] virtual std::uint64_t incarnation_of(NodeId node) const = 0;
+  /// Those that may hold pages: no witnesses.
   [[nodiscard]] virtual std::vector<NodeId> live_nodes() const = 0;
   /// For messages; the hexadecimal id when unknown.
   [[nodiscard]] virtual std::string node_name(NodeId node) const = 0;

@@ -87,6 +87,8 @@ void Node::build_services() {
   self.memory_bytes = config_.memory.limit_bytes;
   self.speed = config_.speed;
   self.version = config_.version;
+  self.place = config_.place;
+  self.witness = config_.witness;
   ControlService::Ports control_ports;
   control_ports.loop = &ports_.loop;
   control_ports.transport = bus_.get();

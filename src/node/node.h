@@ -35,6 +35,8 @@ struct NodeConfig {
   std::vector<std::string> advertise;  ///< What others dial; none: the bound address; port 0: the bound port.
   std::uint32_t cores = 1;
   double speed = 1;
+  control::NodePlace place;          ///< Zone, host, rack, labels.
+  bool witness = false;              ///< As it joins: votes, holds no pages, runs no tasks.
   std::string version;               ///< Of holo, for `status`.
   std::string socket_path;           ///< Where local processes connect; empty: they are only adopted.
   std::string settings_json = "{}";  ///< What CONFIG_SHOW answers.

@@ -55,6 +55,14 @@ void write_nodes(JsonWriter& w, const StatusSources& s) {
         w.field("state", std::string(control::node_state_name(node.state)));
         w.field("voter", node.voter);
         w.field("draining", node.draining);
+        w.field("witness", node.witness);
+        w.field("zone", node.place.zone);
+        w.field("host", node.place.host);
+        w.field("rack", node.place.rack);
+        w.key("labels");
+        w.object([&] {
+          for (const control::NodeLabel& l : node.place.labels) w.field(l.key, l.value);
+        });
         w.field("cores", node.cores);
         w.field("memory_bytes", node.memory_bytes);
         w.field("frames_used_bytes", here ? s.memory.frames_used_bytes : s.control.frames_used(id));

@@ -215,6 +215,8 @@ class Agent {
     out.advertise = advertise(config_);
     out.cores = core_count();
     out.speed = measure_speed();
+    out.place = config_.place;
+    out.witness = config_.witness;
     out.version = HOLO_VERSION;
     record_.node_id = to_hex(session->handshake->identity.node().value);
     out.socket_path = driver::agent_socket_path(config_.state_dir, record_.node_id);

@@ -8,9 +8,14 @@ void add_agent_options(CLI::App& app, AgentOptions& options, const std::string& 
     const std::string key = info.key;
     const std::string flag = key == "name" ? name_flag : info.flag;
     auto& flags = options.sources.flags;
-    app.add_option_function<std::string>(
-        flag, [&flags, key](const std::string& value) { flags[key] = value; },
-        std::string(info.help) + " (also " + info.variable + ")");
+    const std::string help = std::string(info.help) + " (also " + info.variable + ")";
+    if (info.shape == SettingInfo::Shape::present) {
+      app.add_flag_callback(flag, [&flags, key] { flags[key] = "true"; }, help);
+      continue;
+    }
+    auto* option = app.add_option_function<std::string>(
+        flag, [&flags, key](const std::string& value) { flags[key] = value; }, help);
+    if (info.shape == SettingInfo::Shape::list) option->join(',');
   }
 }
 

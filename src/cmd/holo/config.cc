@@ -44,6 +44,8 @@ std::string default_value(std::string_view key) {
   if (key == "carrier") return "auto";
   if (key == "mtu") return "0";
   if (key == "poll") return "auto";
+  if (key == "host_label") return machine_label();
+  if (key == "witness") return "false";
   if (key == "trust") return std::string(hyperbus::trust_mode_name(hyperbus::TrustMode::psk));
   if (key == "classical_only") return "false";
   if (key == "log_level") return "info";
@@ -86,6 +88,34 @@ Status advertise(const Setting& s, AgentConfig& c) {
   }
   if (c.advertise.size() <= kMaxAdvertised) return {};
   return fail(Errc::over_limit, str(s.where, ": advertise: more than ", kMaxAdvertised, " addresses"));
+}
+
+Status labels(const Setting& s, AgentConfig& c) {
+  control::NodePlace place;
+  for (std::string_view rest = s.value; !rest.empty();) {
+    const std::size_t comma = rest.find(',');
+    const auto one = rest.substr(0, comma);
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    const std::size_t equals = one.find('=');
+    if (equals == std::string_view::npos) {
+      return fail(Errc::invalid_argument, str(s.where, ": labels: \"", one, "\" is not KEY=VALUE"));
+    }
+    place.labels.push_back({.key = std::string(one.substr(0, equals)), .value = std::string(one.substr(equals + 1))});
+  }
+  std::ranges::sort(place.labels, {}, &control::NodeLabel::key);
+  if (const auto ok = control::check_place(place); !ok)
+    return fail(ok.error().code, str(s.where, ": labels: ", ok.error().message), ok.error().hint);
+  c.place.labels = std::move(place.labels);
+  return {};
+}
+
+Status place_text(const Setting& s, std::string_view what, std::string& out) {
+  if (!s.value.empty()) {
+    if (const auto ok = control::check_label_text(what, s.value); !ok)
+      return fail(ok.error().code, str(s.where, ": ", s.key, ": ", ok.error().message), ok.error().hint);
+  }
+  out = s.value;
+  return {};
 }
 
 Status apply(const Setting& s, AgentConfig& c) {
@@ -141,6 +171,17 @@ Status apply(const Setting& s, AgentConfig& c) {
                   str(s.where, ": poll: ", s.value, " is neither \"auto\" nor between 0 and ", kMaxPollMicros));
     }
     c.poll = microseconds(static_cast<std::int64_t>(*micros));
+  } else if (s.key == "zone") {
+    return place_text(s, "a zone", c.place.zone);
+  } else if (s.key == "host_label") {
+    return place_text(s, "a host", c.place.host);
+  } else if (s.key == "rack") {
+    return place_text(s, "a rack", c.place.rack);
+  } else if (s.key == "labels") {
+    return labels(s, c);
+  } else if (s.key == "witness") {
+    HOLO_TRY(one_of(s, {"true", "false"}));
+    c.witness = s.value == "true";
   } else if (s.key == "trust") {
     HOLO_ASSIGN(mode, at(s, hyperbus::parse_trust_mode(s.value)));
     c.trust = mode;
@@ -236,6 +277,15 @@ const std::vector<SettingInfo>& setting_table() {
        "Size of IP packets that every path between nodes carries, if known; 0: found out (loopback's is known)"},
       {"poll", "--poll", "HOLO_POLL",
        "Microseconds to look for more before sleeping, where more mostly comes soon; auto: 50, and 0 with a CPU quota"},
+      {"zone", "--zone", "HOLO_ZONE", "Where this node stands: copies and voters prefer distinct zones"},
+      {"host_label", "--host-label", "HOLO_HOST_LABEL",
+       "The machine it runs on, for the same reason (default: one of this machine)"},
+      {"rack", "--rack", "HOLO_RACK", "The rack it stands in, for people and programs"},
+      {"labels", "--label", "HOLO_LABELS", "KEY=VALUE of your own, at most 16; several times, or with commas between",
+       SettingInfo::Shape::list},
+      {"witness", "--witness", "HOLO_WITNESS",
+       "As it joins: a node that votes, but holds no pages and runs no tasks; decides when two nodes lose each other",
+       SettingInfo::Shape::present},
       {"trust", "--trust", "HOLO_TRUST",
        "Whom to let in: psk (the cluster key), tofu (first key seen) or roots (signed)"},
       {"classical_only", "--classical-only", "HOLO_CLASSICAL_ONLY",

@@ -10,6 +10,7 @@
 
 #include "base/time.h"
 #include "cmd/holo/outcome.h"
+#include "core/control/node_info.h"
 #include "core/hyperbus/trust.h"
 
 namespace holo::cmd {
@@ -32,6 +33,8 @@ struct AgentConfig {
   std::optional<Duration> poll;
   hyperbus::TrustMode trust = hyperbus::TrustMode::psk;
   hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
+  control::NodePlace place;  ///< Checked; the host is never empty.
+  bool witness = false;
   std::string log_level;  ///< "debug", "info", "warn" or "error".
   std::string log_file;   ///< Empty: standard error.
   std::string qlog;       ///< Absolute; empty: none.
@@ -53,6 +56,8 @@ struct SettingInfo {
   const char* flag;
   const char* variable;
   const char* help;
+  /// How the flag is given: with one value; several times, joined by commas; or without a value, for "true".
+  enum class Shape : std::uint8_t { value, list, present } shape = Shape::value;
 };
 const std::vector<SettingInfo>& setting_table();
 

@@ -12,6 +12,9 @@ std::uint32_t core_count();
 std::uint64_t memory_bytes();
 /// Memory that could be used now without swapping; 0 when unknown.
 std::uint64_t available_memory_bytes();
+/// The same on every start of this machine, and on no other: "m-" and 12 digits made from its machine-id, else its host
+/// name.
+std::string machine_label();
 /// Addresses by which other machines probably reach this one: of each family the first that is not loopback, IPv4
 /// before IPv6 (in brackets; when it is the only one, also without `also_v6`); 127.0.0.1 when there is none.
 std::vector<std::string> own_addresses(bool also_v6);

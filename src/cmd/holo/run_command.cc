@@ -52,7 +52,7 @@ Status check_program(const std::string& program) {
 
 std::size_t live_nodes(const nlohmann::json& status) {
   std::size_t alive = 0;
-  for (const auto& n : status["nodes"]) alive += n["state"] == "alive";
+  for (const auto& n : status["nodes"]) alive += n["state"] == "alive" && !n.value("witness", false);
   return alive;
 }
 

@@ -29,6 +29,7 @@ std::string nodes_table(const nlohmann::json& status) {
   const std::string leader = status["cluster"]["leader"];
   for (const auto& n : status["nodes"]) {
     std::string role = n["voter"] ? "voter" : "learner";
+    if (n.value("witness", false)) role = "witness";
     if (n["id"] == leader) role = "leader";
     if (n["state"] == "left") role = "-";
     std::string state = n["state"];

@@ -86,6 +86,14 @@ std::vector<NodeId> State::live_nodes() const {
   return out;
 }
 
+std::vector<NodeId> State::live_holders() const {
+  std::vector<NodeId> out;
+  for (const auto& [id, n] : nodes_) {
+    if (n.alive() && !n.witness) out.push_back(id);
+  }
+  return out;
+}
+
 // ---- Regions
 
 const State::Region* State::find(RegionId id) const {
@@ -156,7 +164,7 @@ NodeId State::filling(RegionId region, PageNo page) const {
 std::uint32_t State::wanted_copies(RegionId region) const {
   const Region* r = find(region);
   if (r == nullptr) return 1;
-  return static_cast<std::uint32_t>(std::clamp<std::size_t>(live_count_, 1, r->record.replication));
+  return static_cast<std::uint32_t>(std::clamp<std::size_t>(holder_count_, 1, r->record.replication));
 }
 
 void State::for_each_shard(RegionId region, const std::function<void(const ShardView&)>& f) const {
@@ -226,7 +234,7 @@ void State::for_each_written_since(RegionId region, Version since, PageRange wit
 std::vector<NodeCapacity> State::capacities() const {
   std::vector<NodeCapacity> out;
   for (const auto& [id, n] : nodes_) {
-    if (!n.alive() || n.draining) continue;
+    if (!n.takes_shards()) continue;
     const std::uint64_t free = n.memory_bytes - std::min(n.memory_bytes, n.reserved_bytes);
     out.push_back({.node = id, .weight = n.memory_bytes, .free_bytes = free});
   }
@@ -317,10 +325,12 @@ void State::settle(Region& region) {
 
 void State::count_nodes() {
   live_count_ = 0;
+  holder_count_ = 0;
   taker_count_ = 0;
   for (const auto& [id, n] : nodes_) {
     live_count_ += n.alive() ? 1 : 0;
-    taker_count_ += n.alive() && !n.draining ? 1 : 0;
+    holder_count_ += n.alive() && !n.witness ? 1 : 0;
+    taker_count_ += n.takes_shards() ? 1 : 0;
   }
 }
 

@@ -24,6 +24,7 @@
 #include "core/control/directory.h"
 #include "core/control/keyspace.h"
 #include "core/control/leases.h"
+#include "core/control/node_info.h"
 #include "core/control/placement.h"
 #include "core/control/session.h"
 #include "wire/control.pb.h"
@@ -42,6 +43,8 @@ struct NodeRecord {
   std::uint64_t memory_bytes = 0;  ///< Offered for page frames; also its weight in placement.
   double speed = 0;
   std::string version;
+  NodePlace place;                ///< Zone, host, rack, labels.
+  bool witness = false;           ///< Votes, holds no pages, runs no tasks.
   std::uint64_t incarnation = 0;  ///< Grows with every start of that agent.
   NodeState state = NodeState::alive;
   bool voter = false;
@@ -50,6 +53,8 @@ struct NodeRecord {
   std::uint64_t reserved_bytes = 0;  ///< Pages of regions assigned here, whether written or not.
 
   [[nodiscard]] bool alive() const { return state == NodeState::alive; }
+  /// Gets new shards.
+  [[nodiscard]] bool takes_shards() const { return alive() && !draining && !witness; }
 };
 
 struct RegionRecord {
@@ -127,6 +132,9 @@ class State {
   [[nodiscard]] bool alive(NodeId id, std::uint64_t incarnation) const;
   [[nodiscard]] std::vector<NodeId> live_nodes() const;
   [[nodiscard]] std::size_t live_count() const { return live_count_; }
+  /// Live nodes that may hold pages and run tasks: all but witnesses, ascending.
+  [[nodiscard]] std::vector<NodeId> live_holders() const;
+  [[nodiscard]] std::size_t holder_count() const { return holder_count_; }
   /// Nodes that may never take part again, and since when.
   [[nodiscard]] const std::map<NodeId, WallTime>& revoked() const { return revoked_; }
 
@@ -241,7 +249,8 @@ class State {
   std::map<NodeId, NodeRecord> nodes_;
   std::map<NodeId, WallTime> revoked_;
   std::size_t live_count_ = 0;
-  std::size_t taker_count_ = 0;  ///< Live nodes that do not drain.
+  std::size_t holder_count_ = 0;  ///< Live nodes that are no witnesses.
+  std::size_t taker_count_ = 0;   ///< Those of them that do not drain.
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
   std::map<std::string, RegionId, std::less<>> names_;
   KeySpace keys_;

@@ -9,37 +9,8 @@
 namespace holo::control {
 namespace {
 
-constexpr std::uint64_t kMaxNodeMemory = 1ULL << 50;  // So that sums over kMaxNodes stay in 64 bits.
-constexpr std::size_t kMaxNodeName = 128;
-constexpr int kMaxAddresses = 16;
-constexpr std::size_t kMaxAddress = 300;
+constexpr std::size_t kMaxClusterName = 128;
 constexpr std::size_t kMaxRevoked = 4096;
-
-Status check_info(const wire::NodeInfo& info) {
-  if (info.id() == 0) return fail(Errc::invalid_argument, "a node without an id");
-  if (info.name().size() > kMaxNodeName || info.version().size() > kMaxNodeName) {
-    return fail(Errc::invalid_argument, str("a node name or version longer than ", kMaxNodeName, " bytes"));
-  }
-  if (info.memory_bytes() > kMaxNodeMemory) {
-    return fail(Errc::invalid_argument, str("a node with ", human_bytes(info.memory_bytes()), " of memory"));
-  }
-  if (info.addresses_size() > kMaxAddresses) return fail(Errc::invalid_argument, "a node with too many addresses");
-  for (const std::string& a : info.addresses()) {
-    if (a.size() > kMaxAddress) return fail(Errc::invalid_argument, "a node address that is too long");
-  }
-  return {};
-}
-
-/// The incarnation and the state are set by who calls.
-void set_info(NodeRecord& n, const wire::NodeInfo& info) {
-  n.id = NodeId{info.id()};
-  n.name = info.name();
-  n.addresses.assign(info.addresses().begin(), info.addresses().end());
-  n.cores = info.cores();
-  n.memory_bytes = info.memory_bytes();
-  n.speed = info.speed();
-  n.version = info.version();
-}
 
 wire::CommandResult revoked_refusal(NodeId id) {
   return refusal(Errc::permission_denied, str("node ", id, " was revoked"), "join as a new node, if you may");
@@ -88,7 +59,7 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
 
 wire::CommandResult State::cluster_init(const wire::ClusterInit& c) {
   if (cluster_) return refusal(Errc::already_exists, str("the cluster ", name_, " exists already"));
-  if (c.cluster() == 0 || c.name().size() > kMaxNodeName) {
+  if (c.cluster() == 0 || c.name().size() > kMaxClusterName) {
     return refusal(Errc::invalid_argument, "a cluster needs an id, and a name of at most 128 bytes");
   }
   if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
@@ -97,6 +68,7 @@ wire::CommandResult State::cluster_init(const wire::ClusterInit& c) {
   NodeRecord n;
   set_info(n, c.node());
   n.incarnation = c.node().incarnation();
+  n.witness = c.node().witness();
   n.voter = true;
   n.since = now_;
   const NodeId id = n.id;
@@ -138,6 +110,7 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   NodeRecord n;
   set_info(n, c.node());
   n.incarnation = c.node().incarnation();
+  n.witness = c.node().witness();
   n.since = now_;
   nodes_[id] = std::move(n);
   nodes_changed(id);

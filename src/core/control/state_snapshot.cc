@@ -13,17 +13,6 @@ constexpr std::uint32_t kFormat = 1;
 
 Status bad(std::string what) { return fail(Errc::corrupt, "the snapshot of the control state is corrupt: " + what); }
 
-void write_info(const NodeRecord& n, wire::NodeInfo* out) {
-  out->set_id(n.id.value);
-  out->set_name(n.name);
-  for (const std::string& a : n.addresses) out->add_addresses(a);
-  out->set_cores(n.cores);
-  out->set_memory_bytes(n.memory_bytes);
-  out->set_speed(n.speed);
-  out->set_version(n.version);
-  out->set_incarnation(n.incarnation);
-}
-
 void write_shape(const RegionRecord& r, wire::RegionCreate* out) {
   out->set_name(r.name);
   out->set_type(r.type);
@@ -68,7 +57,7 @@ Bytes State::snapshot() const {
   out.set_next_region(next_region_);
   for (const auto& [id, n] : nodes_) {
     auto* sn = out.add_nodes();
-    write_info(n, sn->mutable_info());
+    *sn->mutable_info() = info_of(n);
     sn->set_state(static_cast<std::uint32_t>(n.state));
     sn->set_voter(n.voter);
     sn->set_draining(n.draining);
@@ -125,13 +114,8 @@ struct SnapshotReader {
 
   Status read_node(const wire::SnapshotNode& sn) {
     NodeRecord n;
-    n.id = NodeId{sn.info().id()};
-    n.name = sn.info().name();
-    n.addresses.assign(sn.info().addresses().begin(), sn.info().addresses().end());
-    n.cores = sn.info().cores();
-    n.memory_bytes = sn.info().memory_bytes();
-    n.speed = sn.info().speed();
-    n.version = sn.info().version();
+    set_info(n, sn.info());
+    n.witness = sn.info().witness();
     n.incarnation = sn.info().incarnation();
     if (sn.state() < 1 || sn.state() > 3) return bad("a node in no state");
     n.state = static_cast<NodeState>(sn.state());
