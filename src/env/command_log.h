@@ -19,7 +19,8 @@ namespace holo::env {
 class StateMachine {
  public:
   virtual ~StateMachine() = default;
-  /// Applies entry `index`; `when` is the wall time its leader stamped, monotone over the log. Must be deterministic.
+  /// Applies a command of entry `index` (an entry may carry several, applied in one go); `when` is the wall time its
+  /// leader stamped, monotone over the log. Must be deterministic.
   virtual void apply(LogIndex index, WallTime when, ByteSpan command) = 0;
   /// The whole state as of the last applied entry.
   virtual Bytes snapshot() const = 0;
@@ -54,10 +55,14 @@ class CommandLog {
   /// `no_quorum`, `not_leader`, `unavailable`, `deadline_exceeded`, `overloaded`, `over_limit`. Thread: loop.
   virtual Task<Result<LogIndex>> append(Buffer command, Instant deadline) = 0;
 
-  /// Returns once every command committed before this call began is applied here (a linearizable read point).
+  /// Returns once every command committed before this call began is applied here (a linearizable read point). Writes
+  /// nothing; costs a round to a majority of the voters, shared by all who ask meanwhile.
   virtual Task<Status> barrier(Instant deadline) = 0;
 
   virtual LogStatus status() const = 0;
+  /// The time that an entry appended now would carry: exact on the leader, what is known elsewhere. Monotone over
+  /// entries, whatever becomes of the wall clocks. 0 before the first entry is known.
+  virtual WallTime now() const = 0;
   virtual std::vector<LogMember> members() const = 0;
 
   /// Leader only; one change at a time (`overloaded` while one is under way). Thread: loop.

@@ -62,6 +62,7 @@ NodeId ControlService::leader() const { return log_status().leader; }
 bool ControlService::is_leader() const { return impl_->leads(); }
 bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
+WallTime ControlService::log_now() const { return impl_->log ? impl_->log->now() : WallTime{}; }
 void ControlService::set_addresses(std::vector<std::string> addresses) {
   impl_->identity.addresses = std::move(addresses);
 }

@@ -95,6 +95,8 @@ class ControlService {
   /// This node is alive in the state under its own incarnation: it may commit.
   [[nodiscard]] bool ready() const;
   [[nodiscard]] env::LogStatus log_status() const;
+  /// The cluster's time, by which leases end: that of the log (CommandLog::now), not of any wall clock.
+  [[nodiscard]] WallTime log_now() const;
 
   /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without
   /// acting twice. A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and

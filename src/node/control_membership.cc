@@ -310,7 +310,7 @@ void ControlService::Impl::tend_leases(const Self& me) {
     me->leases_begun = log.term;
     return;
   }
-  if (begun && me->ports.loop->wall_now() < first) return;
+  if (begun && me->log->now() < first) return;
   me->tending_leases = true;
   me->ports.loop->spawn(propose_leases(me, log.term, begun));
 }

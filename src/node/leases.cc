@@ -30,7 +30,7 @@ struct LeaseService::Impl final : std::enable_shared_from_this<Impl> {
   std::map<SessionId, std::set<std::uint64_t>> of_session;  ///< Leases that end with a process.
 
   [[nodiscard]] const control::Leases& leases() const { return control.state().leases(); }
-  [[nodiscard]] wire::LeaseInfo info(std::uint64_t lease) const { return leases().info(lease, loop.wall_now()); }
+  [[nodiscard]] wire::LeaseInfo info(std::uint64_t lease) const { return leases().info(lease, control.log_now()); }
 
   Task<Result<wire::CommandResult>> propose(wire::CommandBody body, Duration limit = kChange) {
     return control.propose(std::move(body), loop.now() + limit);
@@ -76,7 +76,7 @@ struct LeaseService::Impl final : std::enable_shared_from_this<Impl> {
     const Instant deadline = me->loop.now() + kLook;
     HOLO_CO_TRY(co_await me->control.barrier(deadline));
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
-    co_return local_reply(me->leases().list(me->loop.wall_now()));
+    co_return local_reply(me->leases().list(me->control.log_now()));
   }
 
   static LocalAnswer acquire(Self me, Session, wire::LockAcquire ask) {

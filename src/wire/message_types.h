@@ -7,13 +7,14 @@ namespace holo::wire {
 
 enum class PeerMessage : std::uint16_t {
   // membership and control
-  join = 1,          // JoinRequest -> JoinReply
-  heartbeat = 2,     // Heartbeat -> HeartbeatReply
-  leave = 3,         // LeaveRequest -> LeaveReply
-  member_query = 4,  // MemberQuery -> MemberQueryReply: is that node one of us?
-  raft = 10,         // one libraft message, payload = entries or snapshot chunk -> empty
-  propose = 11,      // ProposeRequest -> ProposeReply: append a command at the leader
-  read_index = 12,   // ReadIndexRequest -> ReadIndexReply
+  join = 1,           // JoinRequest -> JoinReply
+  heartbeat = 2,      // Heartbeat -> HeartbeatReply
+  leave = 3,          // LeaveRequest -> LeaveReply
+  member_query = 4,   // MemberQuery -> MemberQueryReply: is that node one of us?
+  raft = 10,          // one libraft message, payload = entries or snapshot chunk -> empty
+  propose = 11,       // ProposeRequest -> ProposeReply: append a command at the leader
+  read_index = 12,    // ReadIndexRequest -> ReadIndexReply
+  confirm_term = 13,  // ConfirmTerm -> ConfirmTermReply: leader to voters, for reads without a log entry
   // memory
   page_fetch = 20,   // PageFetch -> PageFetchReply + page bytes
   page_stage = 21,   // PageStage + page bytes -> PageStageReply  (to the home)
@@ -47,6 +48,7 @@ constexpr Asker may_ask(PeerMessage type) {
     case PeerMessage::join:   // Who is not a member yet.
     case PeerMessage::leave:  // Who has left, and lost the answer. The handler knows everybody else.
     case PeerMessage::ping: return Asker::anyone;
+    case PeerMessage::confirm_term:
     case PeerMessage::raft: return Asker::log_member;
     default: return Asker::member;
   }

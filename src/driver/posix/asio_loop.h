@@ -10,7 +10,7 @@
 namespace holo::driver {
 
 /// Thread: constructed anywhere; run() makes the calling thread the loop thread.
-class AsioLoop final : public env::Loop {
+class AsioLoop : public env::Loop {
  public:
   struct Options {
     unsigned helper_threads = 3;  ///< For offload().

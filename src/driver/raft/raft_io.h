@@ -36,6 +36,9 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// Called by the leader after every event: tells each follower known to have entry `commit` that it is committed, in
   /// an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
+  /// The term of the newest entry appended here, and its first entry of that term. A leader's: its own.
+  [[nodiscard]] std::uint64_t own_term() const { return own_term_; }
+  [[nodiscard]] std::uint64_t own_term_first() const { return own_term_first_; }
   /// Set while writes to the disk fail.
   [[nodiscard]] const std::optional<Error>& disk_error() const { return disk_error_; }
 

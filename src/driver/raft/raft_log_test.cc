@@ -10,6 +10,7 @@
 #include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 #include "env/memory_store_testing.h"
+#include "wire/message_types.h"
 
 namespace holo::driver {
 namespace {
@@ -22,7 +23,7 @@ using env::testing::SeededEntropy;
 class Journal final : public env::StateMachine {
  public:
   void apply(LogIndex index, WallTime when, ByteSpan command) override {
-    EXPECT_GT(index, last);
+    EXPECT_GE(index, last);  // An entry may carry several commands.
     EXPECT_GE(when, time);
     last = index;
     time = when;
@@ -46,6 +47,13 @@ class Journal final : public env::StateMachine {
   std::vector<std::string> commands;
   int restores = 0;
   bool refuse = false;
+};
+
+/// A loop whose wall clock can be set.
+class TestLoop final : public AsioLoop {
+ public:
+  WallTime wall_now() const override { return {AsioLoop::wall_now().ms + step.millis()}; }
+  Duration step;
 };
 
 struct Server {
@@ -146,7 +154,7 @@ class RaftLogTest : public ::testing::Test {
     }
   }
 
-  AsioLoop loop_;
+  TestLoop loop_;
   Hub hub_{loop_};
   RaftLogOptions options_{.self = {}, .election_timeout = milliseconds(300), .heartbeat = milliseconds(50)};
   std::vector<std::unique_ptr<Hub::Endpoint>> retired_;
@@ -234,6 +242,89 @@ TEST_F(RaftLogTest, AnotherLeadsWhenTheLeaderDies) {
   ASSERT_TRUE(after) << after.error().message;
   ASSERT_TRUE(start(1));
   EXPECT_TRUE(until([&] { return server(1).journal->text == server(next).journal->text; }));
+}
+
+TEST_F(RaftLogTest, SettingTheWallClockDoesNotMoveTheTimeOfALeader) {
+  ASSERT_TRUE(start(1, true));
+  ASSERT_TRUE(append(1, "a"));
+  const WallTime before = server(1).journal->time;
+  EXPECT_LT(std::abs(before.ms - loop_.wall_now().ms), 5000);
+  loop_.step = seconds(3600);
+  ASSERT_TRUE(append(1, "b"));
+  EXPECT_LT(server(1).journal->time.ms - before.ms, 60'000) << "a step forward";
+  EXPECT_LT(server(1).log->now().ms - before.ms, 60'000);
+  loop_.step = seconds(-7200);
+  const WallTime then = server(1).journal->time;
+  const Instant began = loop_.now();
+  ASSERT_TRUE(until([&] { return loop_.now() - began > milliseconds(30); }));
+  ASSERT_TRUE(append(1, "c"));
+  EXPECT_GE(server(1).journal->time.ms - then.ms, 30) << "a step back stops nothing";
+  EXPECT_LT(server(1).journal->time.ms - before.ms, 60'000);
+}
+
+TEST_F(RaftLogTest, ALeaderWhoseWallClockIsBehindGoesOnFromTheLogsTime) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "a"));
+  const WallTime before = server(1).journal->time;
+  ASSERT_TRUE(
+      until([&] { return server(2).journal->commands.size() == 1 && server(3).journal->commands.size() == 1; }));
+  loop_.step = seconds(-3600);
+  stop(1);
+  const std::uint64_t next = wait_leader(1);
+  ASSERT_TRUE(append(next, "b"));
+  const WallTime then = server(next).journal->time;
+  EXPECT_GE(then, before);
+  const Instant began = loop_.now();
+  ASSERT_TRUE(until([&] { return loop_.now() - began > milliseconds(30); }));
+  ASSERT_TRUE(append(next, "c"));
+  EXPECT_GE(server(next).journal->time.ms - then.ms, 30) << "its time runs from there";
+  EXPECT_LT(server(next).journal->time.ms - before.ms, 60'000);
+}
+
+TEST_F(RaftLogTest, AReadSeesEveryCommitBeforeItAndWritesNothing) {
+  cluster(3);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(append(1, std::to_string(i)));
+    const std::uint64_t reader = 1 + static_cast<std::uint64_t>(i) % 3;
+    const LogIndex committed = server(1).log->status().committed;
+    ASSERT_TRUE(run(server(reader).log->barrier(loop_.now() + seconds(5))));
+    EXPECT_EQ(server(reader).journal->commands.size(), static_cast<std::size_t>(i) + 1);
+    EXPECT_EQ(server(1).log->status().committed, committed) << "no entry was written for the read";
+  }
+}
+
+TEST_F(RaftLogTest, ReadersShareARound) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "a"));
+  const auto confirms = static_cast<std::uint16_t>(wire::PeerMessage::confirm_term);
+  const std::uint64_t before = hub_.delivered[confirms];
+  std::vector<std::shared_ptr<std::optional<Status>>> done;
+  for (int i = 0; i < 200; ++i) {
+    done.push_back(std::make_shared<std::optional<Status>>());
+    loop_.spawn(keep(server(1).log->barrier(loop_.now() + seconds(5)), done.back()));
+  }
+  ASSERT_TRUE(until([&] { return std::ranges::all_of(done, [](const auto& d) { return d->has_value(); }); }));
+  for (const auto& d : done) EXPECT_TRUE(**d);
+  EXPECT_LE(hub_.delivered[confirms] - before, 4U);
+}
+
+TEST_F(RaftLogTest, ALeaderThatWasCutOffAnswersNoReads) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "old"));
+  hub_.isolate(NodeId{1}, true);
+  // At once, while it still believes that it leads.
+  const Status read = run(server(1).log->barrier(loop_.now() + milliseconds(100)));
+  EXPECT_FALSE(read);
+  ASSERT_TRUE(until([&] {
+    return server(2).log->status().role == env::LogRole::leader || server(3).log->status().role == env::LogRole::leader;
+  }));
+  ASSERT_TRUE(append(2, "new"));
+  EXPECT_FALSE(run(server(1).log->barrier(loop_.now() + milliseconds(300))));
+  // It says itself that it has lost its majority.
+  EXPECT_TRUE(until([&] { return server(1).log->status().role != env::LogRole::leader; }));
+  hub_.isolate(NodeId{1}, false);
+  ASSERT_TRUE(run(server(1).log->barrier(loop_.now() + seconds(5))));
+  EXPECT_EQ(server(1).journal->commands.back(), "new");
 }
 
 TEST_F(RaftLogTest, TheMinorityCannotCommitAndLosesItsTail) {
