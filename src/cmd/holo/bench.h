@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -59,12 +60,21 @@ class OwnCluster {
   /// For the report.
   [[nodiscard]] std::string layout() const;
 
+  /// SIGKILL; when it was sent. Failures: as DevCluster::kill.
+  Outcome<std::chrono::steady_clock::time_point> kill(unsigned number);
+  /// As DevCluster::restart.
+  Outcome<void> restart(unsigned number);
+  /// Stops all of them, their state kept; and starts them again, until all are members.
+  Outcome<void> stop();
+  Outcome<void> start_again();
+
  private:
   void await_signal();
   Outcome<void> up(const DevOptions& options);
   void down();
   const std::string name_;
   std::optional<DevCluster> cluster_;
+  DevOptions options_;
   std::mutex busy_;  ///< Held while the cluster goes up or down.
   std::atomic<bool> over_ = false;
   std::thread watch_;
@@ -77,6 +87,7 @@ Outcome<BenchReport> bench_main(const BenchOptions& options);
 Outcome<BenchReport> bench_link(const BenchOptions& options);
 /// The same between two agents of a cluster that is there, through their own connection.
 Outcome<BenchReport> bench_link_of_agents(const BenchOptions& options);
+Outcome<BenchReport> bench_control(const BenchOptions& options);
 Outcome<BenchReport> bench_fetch(const BenchOptions& options);
 Outcome<BenchReport> bench_fault(const BenchOptions& options);
 Outcome<BenchReport> bench_idle(const BenchOptions& options);

@@ -48,6 +48,7 @@ void OwnCluster::await_signal() {
 
 Outcome<void> OwnCluster::up(const DevOptions& options) {
   const std::scoped_lock lock(busy_);  // A signal meanwhile waits: what is half up is hard to take down.
+  options_ = options;
   HOLO_ASSIGN(cluster, DevCluster::up(name_, options));
   cluster_.emplace(std::move(cluster));
   return {};
@@ -73,6 +74,31 @@ Outcome<std::unique_ptr<OwnCluster>> OwnCluster::start(const BenchOptions& o, st
   auto own = std::make_unique<OwnCluster>();
   HOLO_TRY(own->up(options));
   return own;
+}
+
+Outcome<std::chrono::steady_clock::time_point> OwnCluster::kill(unsigned number) {
+  const std::scoped_lock lock(busy_);
+  const auto now = std::chrono::steady_clock::now();
+  HOLO_TRY(cluster_->kill(number));
+  return now;
+}
+
+Outcome<void> OwnCluster::restart(unsigned number) {
+  const std::scoped_lock lock(busy_);
+  return cluster_->restart(number);
+}
+
+Outcome<void> OwnCluster::stop() {
+  const std::scoped_lock lock(busy_);
+  return cluster_->down({.keep_state = true});
+}
+
+Outcome<void> OwnCluster::start_again() {
+  {
+    const std::scoped_lock lock(busy_);
+    cluster_.reset();  // It holds the folder's lock.
+  }
+  return up(options_);
 }
 
 std::string OwnCluster::layout() const {

@@ -1,4 +1,4 @@
-// holo bench main | link | fetch | fault | idle
+// holo bench main | link | fetch | fault | control | idle
 #include "cmd/holo/bench.h"
 
 #include <algorithm>
@@ -135,6 +135,14 @@ void add_bench_commands(CommandLine& line) {
                 "holo bench fetch --json", bench_fetch));
   two_nodes(add("fault", "The same in mapped memory; reference: a bare ngtcp2 loop behind userfaultfd",
                 "holo bench fault --page 4096", bench_fault));
+  auto& control_app = add("control", "The replicated log: writes, failover, healing, restart; reference: etcd",
+                          "holo bench control --json", bench_control);
+  layout(control_app);
+  control_app.remove_option(control_app.get_option("--nodes"));  // Three voters; four nodes to heal.
+  control_app.add_option("--repetitions", o->repetitions, "Runs of each, at least 5")
+      ->check(CLI::Range(5U, 1000U))
+      ->capture_default_str();
+  control_app.add_flag("--quick", o->quick, "One run of each, and a hundredth of the keys: to see that it works");
   auto& idle_app = add("idle", "What a node costs that has nothing to do; reference: an empty event loop",
                        "holo bench idle --seconds 60", bench_idle);
   layout(idle_app);
