@@ -60,3 +60,14 @@ def test_fault(home):
     check(report, "fault", {"read_p50": "us", "read_p99": "us", "write_p50": "us", "upgrade_p50": "us"})
     assert "4096" in report["layout"]
     assert home.processes() == []
+
+
+def test_control(home):
+    report = home.json("bench", "control", "--quick", timeout=180)
+    assert {r["name"]: r["unit"] for r in report["results"]} == {
+        "writes_per_s": "1/s", "write_p50": "ms", "failover_p50": "ms", "failover_max": "ms", "restart_10k": "s", "heal": "s"}
+    assert report["bench"] == "control" and report["nodes"] == 3
+    for r in report["results"]:
+        assert r["ours"] > 0 and r["reference_is"], r
+        assert (r["reference"] is None) == (r["ratio"] is None), r  # etcd need not be installed.
+    assert home.processes() == []
