@@ -15,6 +15,7 @@
 #include "base/strings.h"
 #include "cmd/holo/link_peer.h"
 #include "driver/posix/os_entropy.h"
+#include "driver/posix/udp.h"
 #include "driver/quic/keys.h"
 #include "driver/quic/quic.h"
 
@@ -53,6 +54,10 @@ ngtcp2_cid fresh_id() {
   out.datalen = kIdBytes;
   random_bytes(out.data, kIdBytes);
   return out;
+}
+
+env::IpEndpoint endpoint_of(const sockaddr_in& address) {
+  return env::IpEndpoint::v4(ntohl(address.sin_addr.s_addr), ntohs(address.sin_port));
 }
 
 /// What every answer is made of.
@@ -165,6 +170,7 @@ Connection::Connection(Endpoint& endpoint, std::optional<ngtcp2_pkt_hd> first, c
     : endpoint_(endpoint),
       server_(first.has_value()),
       remote_(remote),
+      burst_limit_(std::min(kMaxBurst, driver::burst_limit(endpoint_of(remote)))),
       handshake_(first ? hyperbus::noise::Role::responder : hyperbus::noise::Role::initiator, endpoint.handshake_,
                  entropy()) {
   ngtcp2_settings settings;
@@ -391,7 +397,7 @@ void Connection::flush() {
   const std::size_t most = endpoint_.options_.datagram_bytes;
   while (!failed_) {
     const std::size_t limit =
-        std::min({kMaxBurst, kMaxSegments * most, std::max(most, ngtcp2_conn_get_send_quantum(conn_))});
+        std::min({burst_limit_, kMaxSegments * most, std::max(most, ngtcp2_conn_get_send_quantum(conn_))});
     std::size_t bytes = 0, segment = 0;
     while (bytes + most <= limit) {
       const auto n = write_packet(out + bytes, most);

@@ -74,6 +74,7 @@ class Connection {
   Endpoint& endpoint_;
   const bool server_;
   sockaddr_in remote_;
+  const std::size_t burst_limit_;
   ngtcp2_conn* conn_ = nullptr;
   std::vector<std::uint64_t> ids_;
   hyperbus::Handshake handshake_;

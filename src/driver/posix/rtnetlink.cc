@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <span>
 
 #include "base/strings.h"
@@ -28,6 +29,18 @@ constexpr timeval kAnswerLimit{10, 0};          // The kernel answers at once; t
 constexpr std::size_t kAnswerBytes = 64 << 10;  // What the kernel fills at most in one part of a listing.
 constexpr unsigned kWidestRoute = 8;            // Wider ones are default routes in disguise (0.0.0.0/1).
 constexpr std::uint32_t kUdpPriority = 100, kMovedLocalPriority = 101;  // Before the main table (32766).
+
+/// The attribute of that type among `size` bytes of them.
+template <class T>
+std::optional<T> value_of(const rtattr* first, std::uint32_t size, std::uint16_t type) {
+  for (const auto* a = first; RTA_OK(a, size); a = RTA_NEXT(a, size)) {
+    if (a->rta_type != type || RTA_PAYLOAD(a) != sizeof(T)) continue;
+    T out;
+    std::memcpy(&out, RTA_DATA(a), sizeof out);
+    return out;
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -127,26 +140,58 @@ Status RouteNetlink::ask(Message& message, const std::string& what) {
   }
 }
 
-Result<int> RouteNetlink::index_of(const std::string& link) {
-  // Asked through our socket, because if_nametoindex(3) looks in the calling thread's namespace.
-  Message message(RTM_GETLINK, 0, ifinfomsg{});
-  message.text(IFLA_IFNAME, link);
-  const auto request = message.finish(++sequence_);
-  const auto what = str("cannot find the link ", link);
+Result<std::vector<std::byte>> RouteNetlink::answer_to(Message& question, const std::string& what) {
+  const auto request = question.finish(++sequence_);
   if (::send(fd_.get(), request.data(), request.size(), 0) < 0) return fail_errno(errno, what);
-  alignas(nlmsghdr) std::array<std::byte, kAnswerBytes> answer;
+  std::vector<std::byte> answer(kAnswerBytes);
   for (;;) {
     const auto n = ::recv(fd_.get(), answer.data(), answer.size(), 0);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail_errno(errno, what);
     const auto* head = reinterpret_cast<const nlmsghdr*>(answer.data());
     if (!NLMSG_OK(head, static_cast<std::uint32_t>(n)) || head->nlmsg_seq != sequence_) continue;
-    if (head->nlmsg_type == RTM_NEWLINK) return static_cast<const ifinfomsg*>(NLMSG_DATA(head))->ifi_index;
-    if (head->nlmsg_type != NLMSG_ERROR) continue;
+    if (head->nlmsg_type != NLMSG_ERROR) {
+      answer.resize(static_cast<std::size_t>(n));
+      return answer;
+    }
     const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(head))->error;
     if (error == ENODEV) return fail(Errc::not_found, what);
     return fail_errno(error, what);
   }
+}
+
+Result<int> RouteNetlink::index_of(const std::string& link) {
+  // Asked through our socket, because if_nametoindex(3) looks in the calling thread's namespace.
+  Message message(RTM_GETLINK, 0, ifinfomsg{});
+  message.text(IFLA_IFNAME, link);
+  HOLO_ASSIGN(answer, answer_to(message, str("cannot find the link ", link)));
+  return static_cast<const ifinfomsg*>(NLMSG_DATA(reinterpret_cast<nlmsghdr*>(answer.data())))->ifi_index;
+}
+
+Result<std::uint32_t> RouteNetlink::segment_limit(const env::IpEndpoint& remote) {
+  const bool v4 = remote.is_v4();
+  rtmsg where{};
+  where.rtm_family = v4 ? AF_INET : AF_INET6;
+  where.rtm_dst_len = v4 ? 32 : 128;
+  Message route(RTM_GETROUTE, 0, where);
+  route.bytes(RTA_DST, remote.ip.data() + (v4 ? 12 : 0), v4 ? 4 : 16);
+  if (remote.scope != 0) route.value(RTA_OIF, remote.scope);
+  const auto what = str("cannot find the link to ", to_string(remote));
+  HOLO_ASSIGN(found, answer_to(route, what));
+  auto* head = reinterpret_cast<nlmsghdr*>(found.data());
+  auto size = static_cast<std::uint32_t>(RTM_PAYLOAD(head));
+  const auto link = value_of<std::int32_t>(RTM_RTA(NLMSG_DATA(head)), size, RTA_OIF);
+  if (!link) return fail(Errc::not_found, what);
+
+  ifinfomsg fixed{};
+  fixed.ifi_index = *link;
+  Message question(RTM_GETLINK, 0, fixed);
+  HOLO_ASSIGN(described, answer_to(question, what));
+  head = reinterpret_cast<nlmsghdr*>(described.data());
+  size = static_cast<std::uint32_t>(IFLA_PAYLOAD(head));
+  const auto limit = value_of<std::uint32_t>(IFLA_RTA(NLMSG_DATA(head)), size, IFLA_GSO_MAX_SIZE);
+  if (!limit) return fail(Errc::unsupported, what + ": this kernel does not say what it takes at once");
+  return *limit;
 }
 
 Status RouteNetlink::add_bridge(const std::string& name) {
@@ -302,13 +347,9 @@ Result<std::vector<Ipv4Range>> RouteNetlink::routes() {
         return fail_errno(-static_cast<const nlmsgerr*>(NLMSG_DATA(head))->error, kWhat);
       auto* route = static_cast<rtmsg*>(NLMSG_DATA(head));
       if (route->rtm_family != AF_INET || route->rtm_dst_len < kWidestRoute) continue;
-      auto size = static_cast<std::uint32_t>(RTM_PAYLOAD(head));
-      for (auto* a = RTM_RTA(route); RTA_OK(a, size); a = RTA_NEXT(a, size)) {
-        if (a->rta_type != RTA_DST || RTA_PAYLOAD(a) != 4) continue;
-        std::uint32_t address = 0;
-        std::memcpy(&address, RTA_DATA(a), sizeof address);
-        out.push_back({.address = ntohl(address), .bits = route->rtm_dst_len});
-      }
+      const auto size = static_cast<std::uint32_t>(RTM_PAYLOAD(head));
+      if (const auto address = value_of<std::uint32_t>(RTM_RTA(route), size, RTA_DST))
+        out.push_back({.address = ntohl(*address), .bits = route->rtm_dst_len});
     }
   }
 }

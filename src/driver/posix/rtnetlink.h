@@ -11,6 +11,7 @@
 #include "base/time.h"
 #include "driver/posix/ipv4.h"
 #include "driver/posix/net_namespace.h"
+#include "env/datagrams.h"
 #include "env/fd.h"
 
 namespace holo::driver {
@@ -46,6 +47,8 @@ class RouteNetlink {
   Status plug(const std::string& link, const std::string& bridge);
   /// The largest piece the link takes at once; larger ones are cut in software before.
   Status limit_segments(const std::string& link, std::uint32_t bytes);
+  /// That of the link by which packets to `remote` leave, headers of all layers included. Needs no privilege.
+  Result<std::uint32_t> segment_limit(const env::IpEndpoint& remote);
   /// Replaces what leaves through `link` by a token bucket.
   Status shape(const std::string& link, const LinkShape& shape);
   /// From now on UDP packets that arrive at `link` disappear without an answer, as behind a firewall; and back.
@@ -60,6 +63,8 @@ class RouteNetlink {
   /// Sends a request and waits for the kernel's word; `what` names it in errors.
   class Message;
   Status ask(Message& message, const std::string& what);
+  /// The same for questions: the kernel's one answer, with its header.
+  Result<std::vector<std::byte>> answer_to(Message& question, const std::string& what);
   Status change_link(const std::string& link, const std::string& what, const std::function<void(Message&)>& fill);
   /// Drops UDP that came through `udp_from`; without one: delivers to the namespace's own addresses.
   struct Rule {

@@ -12,6 +12,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -19,6 +20,7 @@
 #include "base/strings.h"
 #include "driver/posix/address.h"
 #include "driver/posix/errno_text.h"
+#include "driver/posix/rtnetlink.h"
 
 namespace holo::driver {
 namespace {
@@ -38,6 +40,9 @@ constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while 
 constexpr int kSendBuffer = 4 << 20;
 constexpr Duration kNoMemoryPause = milliseconds(1);  // The descriptor says "writable" while the kernel has no memory.
 constexpr Duration kLogPause = seconds(60);
+constexpr Duration kKnownLink = seconds(60);        // Routes change, and links are set anew.
+constexpr std::size_t kKnownLinks = 1024;           // Peers; then all are asked about again.
+constexpr std::size_t kBurstHeaders = 128;          // of Ethernet, IP and UDP, before the first segment
 constexpr std::size_t kControlBytes = 128;  // of one message
 static_assert(CMSG_SPACE(sizeof(in6_pktinfo)) + CMSG_SPACE(sizeof(in_pktinfo)) + 2 * CMSG_SPACE(sizeof(int)) <=
               kControlBytes);
@@ -186,8 +191,23 @@ class Envelope {
 struct UdpShared {
   explicit UdpShared(UdpOptions o) : options(o) {}
 
+  struct Link {
+    std::size_t burst_limit = kMaxPayload;
+    Instant known_until;
+  };
+
+  std::size_t burst_limit_of(const IpEndpoint& remote, Instant now) {
+    IpEndpoint peer = remote;
+    peer.port = 0;
+    if (links.size() >= kKnownLinks) links.clear();
+    Link& link = links[peer];
+    if (now >= link.known_until) link = {.burst_limit = burst_limit(peer), .known_until = now + kKnownLink};
+    return link.burst_limit;
+  }
+
   const UdpOptions options;
   UdpCounters counters;
+  std::map<IpEndpoint, Link> links;  ///< By address, without the port.
   std::unique_ptr<std::byte[]> buffers = std::make_unique_for_overwrite<std::byte[]>(kMessages * kMessageBytes);
   std::array<SocketName, kMessages> names{};
   std::array<Control, kMessages> controls{};
@@ -237,6 +257,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       ++shared_->counters.send_errors;
       return true;
     }
+    if (gso_ && bytes.size() > segment) message_limit_ = shared_->burst_limit_of(path.remote, loop_.now());
     const std::size_t taken = push(segment, bytes);
     if (!full_) return true;
     if (taken == 0) {
@@ -342,7 +363,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
     bool gso = gso_;
     bool gso_suspected = false;
     while (done < bytes.size()) {
-      const std::size_t segments = std::min(kMaxSegments, kMaxPayload / segment);
+      const std::size_t segments = std::min(kMaxSegments, message_limit_ / segment);
       const bool cut = gso && segments > 1 && bytes.size() - done > segment;
       const std::size_t message_bytes = cut ? segments * segment : segment;
       const int sent = send_some(cut, segment, message_bytes, bytes.subspan(done));
@@ -438,6 +459,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   env::Loop::TimerId pause_ = 0;
   Instant next_log_{};
   std::uint64_t dropped_ = 0;
+  std::size_t message_limit_ = kMaxPayload;  // of the burst that is sent now, or held
 };
 
 /// What one datagram over "lo" may carry; 0 when the kernel does not say, or says an odd thing.
@@ -473,6 +495,15 @@ SocketName to_name(const SocketAddress& address) {
 }
 
 }  // namespace
+
+std::size_t burst_limit(const IpEndpoint& remote) {
+  if (remote.is_loopback()) return kMaxPayload;
+  auto kernel = RouteNetlink::open();
+  if (!kernel) return kMaxPayload;
+  const auto limit = kernel->segment_limit(remote);
+  if (!limit) return kMaxPayload;
+  return std::clamp<std::size_t>(*limit, 2 * kBurstHeaders, kMaxPayload + kBurstHeaders) - kBurstHeaders;
+}
 
 UdpDatagrams::UdpDatagrams(AsioLoop& loop) : UdpDatagrams(loop, UdpOptions{}) {}
 UdpDatagrams::UdpDatagrams(AsioLoop& loop, UdpOptions options)

@@ -22,6 +22,11 @@ struct UdpCounters {
   std::uint64_t gso_refusals = 0;  ///< Sockets that went on without GSO because the kernel refused it.
 };
 
+/// Bytes of payload, at most, that a burst to `remote` should have to pass the first link in one piece, cut at its far
+/// side: a larger one is cut before it is queued, and each datagram then costs what the whole burst would. Cost: two
+/// questions to the kernel, none for loopback.
+std::size_t burst_limit(const env::IpEndpoint& remote);
+
 struct UdpShared;
 
 /// Thread: loop. The loop outlives it and its sockets; the sockets may outlive it.

@@ -483,6 +483,29 @@ TEST_F(UdpOnACable, LinkLocalAddressesHaveAScope) {
   EXPECT_EQ(red.arrived[0].path.local, red.socket->local());
 }
 
+TEST_F(UdpOnACable, ABurstIsNoLargerThanTheLinkTakesInOnePiece) {
+  IpEndpoint to;
+  const auto limit = [&] {
+    std::size_t out = 0;
+    EXPECT_TRUE(red_->run_inside([&]() -> Status {
+      out = burst_limit(to);
+      return {};
+    }));
+    return out;
+  };
+  auto at_red = RouteNetlink::open_in(*red_).value();
+  ASSERT_TRUE(at_red.add_address("cable", {.address = 10U << 24 | 1, .bits = 24}));
+  to = IpEndpoint::v4(10U << 24 | 2, 1);
+  EXPECT_GT(limit(), 60'000U);
+  ASSERT_TRUE(at_red.limit_segments("cable", 16'384));
+  EXPECT_LT(limit(), 16'384U);
+  EXPECT_GT(limit(), 16'000U);
+  to = IpEndpoint::v4(10U << 24 | 1, 1);  // The machine itself.
+  EXPECT_GT(limit(), 60'000U);
+  to = IpEndpoint::v4(11U << 24, 1);  // No way there: nothing is known.
+  EXPECT_GT(limit(), 60'000U);
+}
+
 TEST_F(UdpOnACable, WhatIsAboveTheMtuIsLostAndNeverFragmented) {
   constexpr std::size_t kLargest = 1500 - 40 - 8;
   End red{.socket = bind_in(*red_, str("[", red_address_, "%cable]:0"))};
