@@ -1,5 +1,6 @@
-# Third-party libraries. Debian's packages are found; what Debian 12 does not carry (AWS-LC's libcrypto, BLAKE3) is
-# fetched by cargo as pinned in third_party/Cargo.lock and built once into HOLO_DEPS_DIR, shared by every preset.
+# Third-party libraries. Debian's packages are found; what Debian 12 does not carry (AWS-LC's libcrypto, BLAKE3, a
+# current ngtcp2) is fetched by cargo as pinned in third_party/Cargo.lock and built once into HOLO_DEPS_DIR, shared by
+# every preset; ngtcp2 by each preset.
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -35,10 +36,10 @@ function(holo_build_third_party)
   endif()
   find_program(HOLO_CARGO cargo)
   if(NOT HOLO_CARGO)
-    message(FATAL_ERROR "cargo is missing (it fetches AWS-LC and BLAKE3); type: apt-get install cargo-web")
+    message(FATAL_ERROR "cargo is missing (it fetches AWS-LC, BLAKE3 and ngtcp2); type: apt-get install cargo-web")
   endif()
 
-  message(STATUS "Fetching AWS-LC and BLAKE3 (pinned in third_party/Cargo.lock)")
+  message(STATUS "Fetching AWS-LC, BLAKE3 and ngtcp2 (pinned in third_party/Cargo.lock)")
   execute_process(
     COMMAND ${HOLO_CARGO} metadata --quiet --locked --format-version 1 --filter-platform x86_64-unknown-linux-gnu
             --manifest-path "${source}/Cargo.toml"
@@ -46,10 +47,16 @@ function(holo_build_third_party)
   if(NOT rc EQUAL 0)
     message(FATAL_ERROR "cargo could not fetch the crates of third_party/Cargo.lock: ${error}")
   endif()
+  file(READ "${source}/Cargo.toml" pins)
   string(JSON count LENGTH "${metadata}" packages)
   math(EXPR last "${count} - 1")
   foreach(i RANGE ${last})
     string(JSON name GET "${metadata}" packages ${i} name)
+    string(JSON version GET "${metadata}" packages ${i} version)
+    string(FIND "${pins}" "${name} = \"=${version}\"" pinned)  # Others are what the pinned ones depend on.
+    if(pinned EQUAL -1)
+      continue()
+    endif()
     string(JSON manifest GET "${metadata}" packages ${i} manifest_path)
     cmake_path(GET manifest PARENT_PATH root)
     set(crate_${name} "${root}")
@@ -61,6 +68,7 @@ function(holo_build_third_party)
     COMMAND ${CMAKE_COMMAND} -S "${source}" -B "${prefix}.build" -G Ninja -DCMAKE_BUILD_TYPE=Release
             "-DCMAKE_INSTALL_PREFIX=${prefix}" -DCMAKE_INSTALL_LIBDIR=lib
             "-DAWS_LC_CRATE=${crate_aws-lc-sys}" "-DBLAKE3_CRATE=${crate_blake3}"
+            "-DNGTCP2_CRATE=${crate_ngtcp2-sys}"
     OUTPUT_FILE "${HOLO_DEPS_DIR}/third_party.log" ERROR_FILE "${HOLO_DEPS_DIR}/third_party.log" RESULT_VARIABLE rc)
   if(rc EQUAL 0)
     execute_process(
@@ -88,6 +96,19 @@ set_target_properties(holo::blake3 PROPERTIES
   INTERFACE_INCLUDE_DIRECTORIES "${HOLO_DEPS_PREFIX}/include"
   INTERFACE_LINK_OPTIONS "LINKER:--exclude-libs,libholo_blake3.a")
 
+function(holo_add_ngtcp2)
+  set(ENABLE_LIB_ONLY ON)
+  set(ENABLE_SHARED_LIB OFF)
+  set(ENABLE_OPENSSL OFF)
+  set(BUILD_TESTING OFF)
+  set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
+  set(CMAKE_WARN_DEPRECATED OFF)
+  add_subdirectory("${HOLO_DEPS_PREFIX}/src/ngtcp2" ngtcp2 EXCLUDE_FROM_ALL SYSTEM)
+  target_compile_options(ngtcp2_static PRIVATE -O2 -UNDEBUG -w)  # What it asserts, peers must not get past.
+endfunction()
+holo_add_ngtcp2()
+add_library(holo::ngtcp2 ALIAS ngtcp2_static)
+
 find_package(Protobuf REQUIRED)
 find_package(fmt REQUIRED CONFIG)
 find_package(spdlog REQUIRED CONFIG)
@@ -95,7 +116,6 @@ find_package(nlohmann_json REQUIRED CONFIG)
 find_package(CLI11 REQUIRED CONFIG)
 find_package(GTest REQUIRED CONFIG)
 pkg_check_modules(raft REQUIRED IMPORTED_TARGET GLOBAL raft)
-pkg_check_modules(ngtcp2 REQUIRED IMPORTED_TARGET GLOBAL libngtcp2)
 pkg_check_modules(tomlplusplus REQUIRED IMPORTED_TARGET GLOBAL tomlplusplus)
 find_library(HOLO_ROCKSDB rocksdb REQUIRED)
 find_library(HOLO_RAPIDCHECK rapidcheck REQUIRED)
@@ -111,7 +131,6 @@ add_library(holo::protobuf ALIAS protobuf::libprotobuf-lite)
 add_library(holo::rocksdb UNKNOWN IMPORTED GLOBAL)  # Its own package file demands packages that we do not need.
 set_target_properties(holo::rocksdb PROPERTIES IMPORTED_LOCATION "${HOLO_ROCKSDB}")
 add_library(holo::raft ALIAS PkgConfig::raft)
-add_library(holo::ngtcp2 ALIAS PkgConfig::ngtcp2)
 add_library(holo::toml ALIAS PkgConfig::tomlplusplus)
 add_library(holo::test_libs INTERFACE IMPORTED GLOBAL)
 target_link_libraries(holo::test_libs INTERFACE GTest::gmock_main GTest::gmock GTest::gtest ${HOLO_RAPIDCHECK})

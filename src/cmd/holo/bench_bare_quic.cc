@@ -76,7 +76,7 @@ struct Calls {
     return self(p).install_initial_keys(bytes_of(*id));
   }
   static int recv_retry(ngtcp2_conn*, const ngtcp2_pkt_hd*, void*) { return NGTCP2_ERR_CALLBACK_FAILURE; }
-  static int recv_crypto_data(ngtcp2_conn*, ngtcp2_crypto_level level, std::uint64_t, const std::uint8_t* data,
+  static int recv_crypto_data(ngtcp2_conn*, ngtcp2_encryption_level level, std::uint64_t, const std::uint8_t* data,
                               std::size_t size, void* p) {
     return self(p).on_crypto(level, bytes_of(data, size));
   }
@@ -175,13 +175,13 @@ Connection::Connection(Endpoint& endpoint, std::optional<ngtcp2_pkt_hd> first, c
                  entropy()) {
   ngtcp2_settings settings;
   ngtcp2_settings_default(&settings);
-  settings.initial_ts = now();
+  settings.initial_ts = now_ = now();
   settings.initial_rtt = 100 * NGTCP2_MILLISECONDS;
   settings.cc_algo = NGTCP2_CC_ALGO_CUBIC;
   settings.max_tx_udp_payload_size = endpoint.options_.datagram_bytes;
   settings.no_tx_udp_payload_size_shaping = 1;
   settings.no_pmtud = 1;
-  const ngtcp2_cid own = fresh_id();
+  const ngtcp2_cid own = own_id_ = fresh_id();
   ngtcp2_transport_params params;
   ngtcp2_transport_params_default(&params);
   params.initial_max_stream_data_bidi_local = params.initial_max_stream_data_bidi_remote = kWindow;
@@ -189,11 +189,11 @@ Connection::Connection(Endpoint& endpoint, std::optional<ngtcp2_pkt_hd> first, c
   params.initial_max_streams_bidi = kStreams;
   params.max_idle_timeout = 8 * NGTCP2_SECONDS;
   params.active_connection_id_limit = 3;
-  params.initial_scid = own;
   const ngtcp2_path where = path();
   int rv = 0;
   if (first) {
     params.original_dcid = first->dcid;
+    params.original_dcid_present = 1;
     rv = ngtcp2_conn_server_new(&conn_, &first->scid, &own, &where, quic::kVersion, &Calls::table(), &settings, &params,
                                 nullptr, this);
     ids_.push_back(route_of(bytes_of(first->dcid)));
@@ -224,7 +224,7 @@ int Connection::begin() {
   const auto n = ngtcp2_conn_encode_local_transport_params(conn_, own.data(), own.size());
   if (n < 0) return static_cast<int>(n);
   const auto first = handshake_.start(bytes_of(own.data(), static_cast<std::size_t>(n)));
-  return first ? submit(NGTCP2_CRYPTO_LEVEL_INITIAL, *first) : NGTCP2_ERR_CRYPTO;
+  return first ? submit(NGTCP2_ENCRYPTION_LEVEL_INITIAL, *first) : NGTCP2_ERR_CRYPTO;
 }
 
 int Connection::install_initial_keys(ByteSpan id) {
@@ -244,14 +244,14 @@ int Connection::install_initial_keys(ByteSpan id) {
                                          &send_header, quic::kBareIvBytes);
 }
 
-int Connection::submit(ngtcp2_crypto_level level, ByteSpan message) {
+int Connection::submit(ngtcp2_encryption_level level, ByteSpan message) {
   Bytes whole = {static_cast<std::byte>(message.size() & 0xff), static_cast<std::byte>(message.size() >> 8)};
   whole.insert(whole.end(), message.begin(), message.end());
   return ngtcp2_conn_submit_crypto_data(conn_, level, reinterpret_cast<const std::uint8_t*>(whole.data()),
                                         whole.size());
 }
 
-int Connection::on_crypto(ngtcp2_crypto_level level, ByteSpan bytes) {
+int Connection::on_crypto(ngtcp2_encryption_level level, ByteSpan bytes) {
   if (level != expects_) return 0;
   message_.insert(message_.end(), bytes.begin(), bytes.end());
   while (message_.size() >= 2) {
@@ -269,26 +269,25 @@ int Connection::on_message(ByteSpan message) {
   auto answer = handshake_.on_message(message, [this](ByteSpan peer) { return exchange(peer); });
   if (!answer) return NGTCP2_ERR_CRYPTO;
   if (auto level = handshake_.take_level_secrets()) {
-    if (const int rv = install_keys(handshake_.aead(), level->send, level->receive, NGTCP2_CRYPTO_LEVEL_HANDSHAKE);
+    if (const int rv = install_keys(handshake_.aead(), level->send, level->receive, NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE);
         rv != 0) {
       return rv;
     }
-    expects_ = NGTCP2_CRYPTO_LEVEL_HANDSHAKE;
+    expects_ = NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE;
   }
   if (!answer->empty()) {
-    const auto level = server_ ? NGTCP2_CRYPTO_LEVEL_INITIAL : NGTCP2_CRYPTO_LEVEL_HANDSHAKE;
+    const auto level = server_ ? NGTCP2_ENCRYPTION_LEVEL_INITIAL : NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE;
     if (const int rv = submit(level, *answer); rv != 0) return rv;
   }
-  if (!handshake_.done()) return server_ ? submit(NGTCP2_CRYPTO_LEVEL_HANDSHAKE, {}) : 0;
+  if (!handshake_.done()) return server_ ? submit(NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE, {}) : 0;
   agreed_ = handshake_.take_result();
-  const int rv =
-      install_keys(agreed_.aead, agreed_.send_secret, agreed_.receive_secret, NGTCP2_CRYPTO_LEVEL_APPLICATION);
-  if (rv == 0) ngtcp2_conn_handshake_completed(conn_);
+  const int rv = install_keys(agreed_.aead, agreed_.send_secret, agreed_.receive_secret, NGTCP2_ENCRYPTION_LEVEL_1RTT);
+  if (rv == 0) ngtcp2_conn_tls_handshake_completed(conn_);
   return rv;
 }
 
 int Connection::install_keys(crypto::AeadAlgorithm aead, const hyperbus::TrafficSecret& send,
-                             const hyperbus::TrafficSecret& receive, ngtcp2_crypto_level level) {
+                             const hyperbus::TrafficSecret& receive, ngtcp2_encryption_level level) {
   ngtcp2_crypto_ctx context{};
   context.aead = quic::packet_aead();
   context.max_encryption = 1ULL << 23;
@@ -299,7 +298,7 @@ int Connection::install_keys(crypto::AeadAlgorithm aead, const hyperbus::Traffic
     ngtcp2_crypto_aead_ctx key = quic::make_packet_key(aead, secret);
     ngtcp2_crypto_cipher_ctx header = quic::make_header_key(aead, secret);
     int rv = 0;
-    if (level == NGTCP2_CRYPTO_LEVEL_HANDSHAKE) {
+    if (level == NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE) {
       const auto install = sending ? ngtcp2_conn_install_tx_handshake_key : ngtcp2_conn_install_rx_handshake_key;
       rv = install(conn_, &key, quic::kBareIv, quic::kBareIvBytes, &header);
     } else {
@@ -313,13 +312,15 @@ int Connection::install_keys(crypto::AeadAlgorithm aead, const hyperbus::Traffic
 
 Result<Bytes> Connection::exchange(ByteSpan peer) {
   const auto* data = reinterpret_cast<const std::uint8_t*>(peer.data());
-  if (ngtcp2_conn_decode_remote_transport_params(conn_, data, peer.size()) != 0) {
+  if (ngtcp2_conn_decode_and_set_remote_transport_params(conn_, data, peer.size()) != 0) {
     return fail(Errc::malformed, "transport parameters");
   }
   if (!server_) return Bytes();
   Bytes own(kMaxParameters);
-  const auto n =
-      ngtcp2_conn_encode_local_transport_params(conn_, reinterpret_cast<std::uint8_t*>(own.data()), own.size());
+  ngtcp2_transport_params mine = *ngtcp2_conn_get_local_transport_params(conn_);
+  mine.initial_scid_present = 1;
+  mine.initial_scid = own_id_;
+  const auto n = ngtcp2_transport_params_encode(reinterpret_cast<std::uint8_t*>(own.data()), own.size(), &mine);
   if (n < 0) return fail(Errc::internal, "transport parameters");
   own.resize(static_cast<std::size_t>(n));
   return own;
@@ -392,7 +393,7 @@ ngtcp2_ssize Connection::write_packet(std::uint8_t* out, std::size_t room) {
 }
 
 void Connection::flush() {
-  now_ = now();
+  now_ = now();  // ngtcp2 is told of time in order; without its being told when packets left, it does not pace them.
   auto* out = reinterpret_cast<std::uint8_t*>(endpoint_.burst_.data());
   const std::size_t most = endpoint_.options_.datagram_bytes;
   while (!failed_) {
@@ -417,24 +418,20 @@ void Connection::flush() {
     if (bytes == 0) break;
     endpoint_.send(remote_, ByteSpan(endpoint_.burst_).first(bytes), segment);
   }
-  if (!established_ || failed_) return;
-  ngtcp2_conn_update_pkt_tx_time(conn_, now_);
-  // Pacing by less than this is not done by ngtcp2, but asks for a timer.
-  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
-  if (next > now_ && next <= now_ + NGTCP2_MILLISECONDS && ngtcp2_conn_handle_expiry(conn_, now_) != 0) failed_ = true;
 }
 
 void Connection::receive(ByteSpan datagram) {
   const ngtcp2_path where = path();
   const ngtcp2_pkt_info info{};
+  now_ = std::max(now_, endpoint_.now_);
   const int rv = ngtcp2_conn_read_pkt(conn_, &where, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
-                                      datagram.size(), endpoint_.now_);
+                                      datagram.size(), now_);
   if (rv != 0 && rv != NGTCP2_ERR_RETRY) failed_ = true;
 }
 
 void Connection::close() {
-  ngtcp2_connection_close_error error;
-  ngtcp2_connection_close_error_default(&error);
+  ngtcp2_ccerr error;
+  ngtcp2_ccerr_default(&error);
   auto* out = reinterpret_cast<std::uint8_t*>(endpoint_.burst_.data());
   const auto n = ngtcp2_conn_write_connection_close(conn_, nullptr, nullptr, out, endpoint_.options_.datagram_bytes,
                                                     &error, now());
@@ -602,7 +599,8 @@ void Endpoint::on_time() {
   const ngtcp2_tstamp ts = now();
   for (const auto& c : connections_) {
     if (c->failed_ || ngtcp2_conn_get_expiry(c->conn_) > ts) continue;
-    if (ngtcp2_conn_handle_expiry(c->conn_, ts) != 0) c->failed_ = true;
+    c->now_ = std::max(c->now_, ts);
+    if (ngtcp2_conn_handle_expiry(c->conn_, c->now_) != 0) c->failed_ = true;
     c->flush();
   }
   if (!options_.listen.empty()) std::erase_if(connections_, [](const auto& c) { return c->failed_; });

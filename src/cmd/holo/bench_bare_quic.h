@@ -59,11 +59,11 @@ class Connection {
   friend struct Calls;
   int begin();
   int install_initial_keys(ByteSpan id);
-  int on_crypto(ngtcp2_crypto_level level, ByteSpan bytes);
+  int on_crypto(ngtcp2_encryption_level level, ByteSpan bytes);
   int on_message(ByteSpan message);
-  int submit(ngtcp2_crypto_level level, ByteSpan message);
+  int submit(ngtcp2_encryption_level level, ByteSpan message);
   int install_keys(crypto::AeadAlgorithm aead, const hyperbus::TrafficSecret& send,
-                   const hyperbus::TrafficSecret& receive, ngtcp2_crypto_level level);
+                   const hyperbus::TrafficSecret& receive, ngtcp2_encryption_level level);
   Result<Bytes> exchange(ByteSpan peer);
   int on_stream_data(Stream& stream, ByteSpan bytes, bool fin);
   ngtcp2_ssize write_packet(std::uint8_t* out, std::size_t room);
@@ -76,15 +76,16 @@ class Connection {
   sockaddr_in remote_;
   const std::size_t burst_limit_;
   ngtcp2_conn* conn_ = nullptr;
+  ngtcp2_cid own_id_{};
   std::vector<std::uint64_t> ids_;
   hyperbus::Handshake handshake_;
-  ngtcp2_crypto_level expects_ = NGTCP2_CRYPTO_LEVEL_INITIAL;
+  ngtcp2_encryption_level expects_ = NGTCP2_ENCRYPTION_LEVEL_INITIAL;
   Bytes message_;
   hyperbus::HandshakeResult agreed_;
   bool established_ = false, failed_ = false, touched_ = false;
   std::unordered_map<std::int64_t, std::unique_ptr<Stream>> streams_;
   std::deque<std::int64_t> to_say_;
-  ngtcp2_tstamp now_ = 0;  ///< Of the flush that is under way.
+  ngtcp2_tstamp now_ = 0;  ///< As ngtcp2 was told last.
 };
 
 /// A socket and its connections. Thread: one.

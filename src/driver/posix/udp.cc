@@ -40,10 +40,10 @@ constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while 
 constexpr int kSendBuffer = 4 << 20;
 constexpr Duration kNoMemoryPause = milliseconds(1);  // The descriptor says "writable" while the kernel has no memory.
 constexpr Duration kLogPause = seconds(60);
-constexpr Duration kKnownLink = seconds(60);        // Routes change, and links are set anew.
-constexpr std::size_t kKnownLinks = 1024;           // Peers; then all are asked about again.
-constexpr std::size_t kBurstHeaders = 128;          // of Ethernet, IP and UDP, before the first segment
-constexpr std::size_t kControlBytes = 128;  // of one message
+constexpr Duration kKnownLink = seconds(60);  // Routes change, and links are set anew.
+constexpr std::size_t kKnownLinks = 1024;     // Peers; then all are asked about again.
+constexpr std::size_t kBurstHeaders = 128;    // of Ethernet, IP and UDP, before the first segment
+constexpr std::size_t kControlBytes = 128;    // of one message
 static_assert(CMSG_SPACE(sizeof(in6_pktinfo)) + CMSG_SPACE(sizeof(in_pktinfo)) + 2 * CMSG_SPACE(sizeof(int)) <=
               kControlBytes);
 

@@ -44,7 +44,7 @@ struct Callbacks {
   static int recv_retry(ngtcp2_conn*, const ngtcp2_pkt_hd* header, void* user_data) {
     return self(user_data).install_initial_keys(bytes_of(header->scid)) == 0 ? 0 : NGTCP2_ERR_CALLBACK_FAILURE;
   }
-  static int recv_crypto_data(ngtcp2_conn*, ngtcp2_crypto_level level, std::uint64_t, const std::uint8_t* data,
+  static int recv_crypto_data(ngtcp2_conn*, ngtcp2_encryption_level level, std::uint64_t, const std::uint8_t* data,
                               std::size_t size, void* user_data) {
     return self(user_data).on_crypto(level, span(data, size));
   }
@@ -81,6 +81,12 @@ struct Callbacks {
   }
   static int stream_reset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t code, void* user_data,
                           void* unheard) {
+    if (unheard != nullptr) self(user_data).on_heard_of(stream);
+    self(user_data).on_stream_given_up(stream, code);
+    return 0;
+  }
+  /// The peer does not want what we send on this stream; ngtcp2 answers with RESET_STREAM.
+  static int recv_stop_sending(ngtcp2_conn*, std::int64_t stream, std::uint64_t code, void* user_data, void* unheard) {
     if (unheard != nullptr) self(user_data).on_heard_of(stream);
     self(user_data).on_stream_given_up(stream, code);
     return 0;
@@ -159,6 +165,7 @@ const ngtcp2_callbacks& callbacks() {
     out.acked_stream_data_offset = Callbacks::acked_stream_data_offset;
     out.stream_close = Callbacks::stream_close;
     out.stream_reset = Callbacks::stream_reset;
+    out.recv_stop_sending = Callbacks::recv_stop_sending;
     out.extend_max_stream_data = Callbacks::extend_max_stream_data;
     out.extend_max_local_streams_bidi = Callbacks::extend_max_streams;
     out.extend_max_local_streams_uni = Callbacks::extend_max_streams;

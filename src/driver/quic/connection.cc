@@ -18,24 +18,22 @@ constexpr ngtcp2_duration kInitialRtt = 100 * NGTCP2_MILLISECONDS;
 constexpr std::uint64_t kUnidirectionalStreams = 8;
 /// One in use, and spare ones for when the peer's address changes.
 constexpr std::uint64_t kConnectionIds = 3;
-/// ngtcp2 looks for no more than this (see README.md).
-constexpr std::size_t kDiscoveredDatagram = 1444;
+/// What path MTU discovery tries: Ethernet, jumbo frames, Ethernet behind PPPoE or a tunnel; less what IPv6 and UDP
+/// take.
+constexpr std::array<std::uint16_t, 5> kProbedDatagrams{1452, 8952, 1444, 1406, 1342};
 /// Frames of different streams that may share a packet; also stops an application that offers the same write for ever.
 constexpr int kMaxWritesPerPacket = 64;
-/// ngtcp2 0.12 allocates a frame of more parts for itself, and forgets to free it when the first parts of it arrive
-/// alone.
+/// ngtcp2 takes frames of so few parts from a pool.
 constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'000;
 /// The first burst to a peer that is at rest: it wakes up and reads it while the next one is being encrypted.
 constexpr std::size_t kFirstBurst = 16 << 10;
-constexpr ngtcp2_duration kMinStall = 200 * NGTCP2_MILLISECONDS;
 /// What ngtcp2 may keep for one connection. Flow control bounds bytes; gaps between them cost more than they do.
 constexpr std::size_t kMaxMemory = 64 << 20;
-/// ngtcp2 0.12 sends what pacing would delay by less than this at once, but asks to be called at that time all the
-/// same.
+/// What pacing would delay by less than this is sent at once: timers cost more than such bursts do harm.
 constexpr ngtcp2_duration kPacingSlack = NGTCP2_MILLISECONDS;
-/// ngtcp2 0.12 acknowledges a lone packet after an eighth of the round trip: on a LAN a wake-up on both sides for
+/// ngtcp2 acknowledges a lone packet after an eighth of the round trip: on a LAN a wake-up on both sides for
 /// nearly every small message. It may wait for the next message, or for a moment that all connections of a machine
 /// share; well below the 25 ms that peers allow for (RFC 9000, max_ack_delay).
 constexpr ngtcp2_tstamp kLoneAckEvery = 16 * NGTCP2_MILLISECONDS;
@@ -90,11 +88,12 @@ void Connection::fill_settings(Instant now, ngtcp2_settings& settings, ngtcp2_tr
   settings.rand_ctx.native_handle = parts_.entropy;
   max_datagram_ = config.datagram_bytes != 0
                       ? std::clamp<std::size_t>(config.datagram_bytes, NGTCP2_MAX_UDP_PAYLOAD_SIZE, 65'507)
-                      : kDiscoveredDatagram;
+                      : std::ranges::max(kProbedDatagrams);
   settings.max_tx_udp_payload_size = max_datagram_;
+  settings.pmtud_probes = kProbedDatagrams.data();
+  settings.pmtud_probeslen = kProbedDatagrams.size();
   if (config.datagram_bytes != 0) {
-    // Path MTU discovery stays on, though its few probes, of at most 1,444 bytes, have nothing to find: without it
-    // ngtcp2 0.12 ends the process (an assertion) when a peer's new address has been validated.
+    settings.no_pmtud = 1;
     settings.no_tx_udp_payload_size_shaping = 1;
   }
 
@@ -107,7 +106,6 @@ void Connection::fill_settings(Instant now, ngtcp2_settings& settings, ngtcp2_tr
   params.initial_max_streams_uni = kUnidirectionalStreams;
   params.max_idle_timeout = static_cast<ngtcp2_duration>(config.idle_timeout.ns);
   params.active_connection_id_limit = kConnectionIds;
-  params.initial_scid = own_id_;  // ngtcp2 sets it too, but after a server has encoded its parameters.
 }
 
 std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const env::DatagramPath& path) {
@@ -120,7 +118,7 @@ std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const 
   const ngtcp2_cid destination = to_cid(random);
   if (out->parts_.config->qlog) {
     out->qlog_ = out->parts_.config->qlog(random, false);
-    if (out->qlog_) settings.qlog.write = qlog_writer();
+    if (out->qlog_) settings.qlog_write = qlog_writer();
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_client_new(&out->conn_, &destination, &out->own_id_, &first_path, kVersion, &callbacks(),
@@ -139,19 +137,20 @@ std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const e
   ngtcp2_transport_params params;
   out->fill_settings(now, settings, params);
   params.original_dcid = first.retried_from.value_or(first.destination);
+  params.original_dcid_present = 1;
   if (first.retried_from) {
     params.retry_scid = first.destination;
     params.retry_scid_present = 1;
-    settings.token = {
-        .base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(first.token.data())),  // Copied, never written.
-        .len = first.token.size()};
+    settings.token = reinterpret_cast<const std::uint8_t*>(first.token.data());
+    settings.tokenlen = first.token.size();
+    settings.token_type = NGTCP2_TOKEN_TYPE_RETRY;
   }
   params.stateless_reset_token_present = 1;
   const ResetToken token = reset_token(*out->parts_.config, bytes_of(out->own_id_));
   std::memcpy(params.stateless_reset_token, token.data(), token.size());
   if (out->parts_.config->qlog) {
     out->qlog_ = out->parts_.config->qlog(bytes_of(params.original_dcid), true);
-    if (out->qlog_) settings.qlog = {.odcid = params.original_dcid, .write = qlog_writer()};
+    if (out->qlog_) settings.qlog_write = qlog_writer();
   }
   ngtcp2_path first_path = out->arrival_.path();
   const int rv = ngtcp2_conn_server_new(&out->conn_, &first.client, &out->own_id_, &first_path, kVersion, &callbacks(),
@@ -204,29 +203,12 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   ++packets_received_;
   if (ecn == env::Ecn::ce) ++congestion_marks_;
   const ngtcp2_path arrival = arrival_.path();
-  const ngtcp2_pkt_info info{.ecn = static_cast<std::uint32_t>(ecn)};
+  const ngtcp2_pkt_info info{.ecn = static_cast<std::uint8_t>(ecn)};
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
                                       datagram.size(), ts);
   if (rv != 0) settle(rv);
-  if (found_.retires_ids) {
-    constexpr const char* kReason = "no node has connection ids retired";
-    end_with({.cause = env::QuicEnd::Cause::protocol, .code = NGTCP2_PROTOCOL_VIOLATION, .reason = kReason},
-             Farewell{.application = false, .code = NGTCP2_PROTOCOL_VIOLATION, .reason = kReason});
-  }
   if (memory_.bytes() > kMaxMemory) give_up(NGTCP2_INTERNAL_ERROR, "too much waits for what is missing before it");
-  tell_stopped();
   if (ending()) tell_end();
-}
-
-/// STOP_SENDING, which ngtcp2 0.12 answers with RESET_STREAM without a word. Before that is sent the application knows,
-/// so it has given up what the peer will see ended.
-void Connection::tell_stopped() {
-  if (found_.stops.empty()) return;
-  for (const StopSending& stop : std::exchange(found_.stops, {})) {
-    if (!open_now(stop.stream)) continue;
-    on_heard_of(stop.stream);
-    on_stream_given_up(stop.stream, stop.code);
-  }
 }
 
 void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin) {
@@ -304,8 +286,8 @@ void Connection::apply_deferred(ngtcp2_tstamp ts) {
   if (!abandoned_.empty()) {
     const auto given_up = std::exchange(abandoned_, {});
     for (const Abandoned& a : given_up) {
-      const int rv = a.whole ? ngtcp2_conn_shutdown_stream(conn_, a.stream, a.code)
-                             : ngtcp2_conn_shutdown_stream_read(conn_, a.stream, a.code);
+      const int rv = a.whole ? ngtcp2_conn_shutdown_stream(conn_, 0, a.stream, a.code)
+                             : ngtcp2_conn_shutdown_stream_read(conn_, 0, a.stream, a.code);
       if (rv != 0) settle(rv);
     }
   }
@@ -313,7 +295,7 @@ void Connection::apply_deferred(ngtcp2_tstamp ts) {
 }
 
 void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
-  // The client does it for both: ngtcp2 0.12 takes an update that the peer began for settled as soon as it has sent an
+  // The client does it for both: ngtcp2 takes an update that the peer began for settled as soon as it has sent an
   // acknowledgement. When that is lost and the next update is its own, the peer cannot follow, and nothing arrives any
   // more. Who alone begins them knows that the last one is settled.
   if (server_ || !established_) return;
@@ -324,50 +306,28 @@ void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
   if (ngtcp2_conn_initiate_key_update(conn_, ts) == 0) sent_.packets = received_.packets = 0;
 }
 
-void Connection::end_when_stalled(ngtcp2_tstamp ts) {
-  if (!established_ || ngtcp2_conn_get_cwnd_left(conn_) != 0) {
-    stalled_until_ = 0;
-    return;
-  }
-  ngtcp2_conn_stat stat;
-  ngtcp2_conn_get_conn_stat(conn_, &stat);
-  if (stat.loss_detection_timer != UINT64_MAX) {
-    stalled_until_ = 0;
-    return;
-  }
-  // ngtcp2 0.12 stops probing once all that is in flight was probes whose content has arrived otherwise. When they are
-  // lost and fill the smallest window, nothing can be sent and nothing is ever acknowledged: a window for ever full.
-  if (stalled_until_ == 0) {
-    stalled_until_ = ts + std::max<ngtcp2_duration>(3 * ngtcp2_conn_get_pto(conn_), kMinStall);
-  } else if (ts >= stalled_until_) {
-    give_up(NGTCP2_INTERNAL_ERROR, "stalled");
-  }
-}
-
 /// A peer that sends, so that it is not idle, and acknowledges nothing would hold what it was sent for ever.
 void Connection::end_when_unacknowledged(ngtcp2_tstamp ts) {
-  ngtcp2_conn_stat stat;
-  ngtcp2_conn_get_conn_stat(conn_, &stat);
-  if (stat.pto_count == 0) {
-    probing_since_ = 0;
-  } else if (probing_since_ == 0) {
-    probing_since_ = ts;
-  } else if (ts - probing_since_ >= static_cast<ngtcp2_duration>(parts_.config->idle_timeout.ns)) {
+  if (unacknowledged_since_ != 0 &&
+      ts >= unacknowledged_since_ + static_cast<ngtcp2_duration>(parts_.config->idle_timeout.ns)) {
     give_up(NGTCP2_INTERNAL_ERROR, "nothing is acknowledged");
   }
 }
 
-/// Nothing is left to send now: a timer for the next packet a few microseconds on would only cost its setting.
-void Connection::forget_idle_pacing(ngtcp2_tstamp ts) {
-  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
-  if (!established_ || next <= ts || next > ts + kPacingSlack) return;
-  if (const int rv = ngtcp2_conn_handle_expiry(conn_, ts); rv != 0) settle(rv);
+/// What was sent takes its time at the path's rate, and a quarter less (RFC 9002, section 7.7).
+void Connection::pace(ngtcp2_tstamp ts, std::size_t bytes) {
+  ngtcp2_conn_info info;
+  ngtcp2_conn_get_conn_info(conn_, &info);
+  if (info.cwnd == 0) return;
+  const auto takes = static_cast<ngtcp2_duration>(static_cast<double>(bytes) * static_cast<double>(info.smoothed_rtt) /
+                                                  (1.25 * static_cast<double>(info.cwnd)));
+  sent_until_ = std::max(sent_until_, ts) + takes;
 }
 
 std::size_t Connection::next_train() {
   if (train_ == 0) {
-    ngtcp2_conn_stat stat;
-    ngtcp2_conn_get_conn_stat(conn_, &stat);
+    ngtcp2_conn_info stat;
+    ngtcp2_conn_get_conn_info(conn_, &stat);
     train_ = stat.bytes_in_flight == 0 ? kFirstBurst : kMaxBurst;
   }
   return std::exchange(train_, std::min(2 * train_, kMaxBurst));
@@ -381,8 +341,8 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
     env::QuicWrite write;
     std::array<ngtcp2_vec, kMaxParts> parts;
     std::size_t total = 0;
-    const bool some =
-        established_ && !ending() && writes < kMaxWritesPerPacket && parts_.application->next_write(write);
+    const bool some = established_ && !ending() && !paced(ts) && writes < kMaxWritesPerPacket &&
+                      parts_.application->next_write(write);
     const std::size_t count = some ? std::min(write.count, kMaxParts) : 0;
     const bool fin = some && write.fin && count == write.count;
     for (std::size_t i = 0; i < count; ++i) {
@@ -448,9 +408,10 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
     ngtcp2_conn_set_keep_alive_timeout(conn_, 1);
   }
   const std::size_t limit = std::min({out.size(), next_train(), ngtcp2_conn_get_send_quantum(conn_)});
+  const std::size_t datagram = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
   Burst burst;
   sockaddr_in6 remote{};
-  while (burst.bytes == 0 || burst.bytes + max_datagram_ <= limit) {
+  while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
     apply_deferred(ts);
     if (ending() ||
@@ -472,7 +433,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
     }
     burst.bytes += written.bytes;
     // The first short one ends the burst; after a short first one, a long one could not follow.
-    if (written.bytes < burst.segment || written.bytes < ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_)) break;
+    if (written.bytes < burst.segment || written.bytes < datagram) break;
     if (ending()) break;
   }
   if (ping_wanted_ && established_) {
@@ -481,13 +442,9 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   }
   if (burst.bytes != 0) last_sent_ = ts;
   // Pacing follows the measured round trip; before there is one it would only hold the handshake up.
-  if (established_) ngtcp2_conn_update_pkt_tx_time(conn_, ts);
+  if (established_ && burst.bytes != 0) pace(ts, burst.bytes);
   if (burst.bytes != 0) return burst;
   train_ = 0;
-  if (!ending()) {
-    forget_idle_pacing(ts);
-    end_when_stalled(ts);
-  }
   if (ending()) return send_farewell(ts, out);
   return std::nullopt;
 }
@@ -500,12 +457,13 @@ Instant Connection::next_timer() const {
   };
   if (stash_ || farewell_ || goodbye_wanted_ || (ending() && !end_told_)) return instant(now_);
   if (ending()) return lingers_until_ != 0 ? instant(lingers_until_) : kNever;
-  return instant(std::min(next_expiry(), stalled_until_ != 0 ? stalled_until_ : UINT64_MAX));
+  return instant(next_expiry());
 }
 
 ngtcp2_tstamp Connection::next_expiry() const {
-  const ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
+  ngtcp2_tstamp next = ngtcp2_conn_get_expiry(conn_);
   if (!established_) return next;
+  if (paced(now_)) next = std::min(next, sent_until_ - kPacingSlack);
   const auto keep_alive = static_cast<ngtcp2_duration>(parts_.config->keep_alive.ns);
   if (next >= std::max(last_sent_, last_received_) + keep_alive) {
     // Silence, which all connections end at the same moments; servers a little later, when it was not in vain.
@@ -513,12 +471,13 @@ ngtcp2_tstamp Connection::next_expiry() const {
     return (next / every + (server_ ? 2 : 1)) * every;
   }
   if (held_back_ || next > last_received_ + kLanRtt / 8) return next;
-  ngtcp2_conn_stat stat;
-  ngtcp2_conn_get_conn_stat(conn_, &stat);
-  const bool lone_ack = next <= last_received_ + stat.smoothed_rtt / 8 && next < stat.loss_detection_timer;
-  if (!lone_ack) return next;
-  return std::min((next / kLoneAckEvery + 1) * kLoneAckEvery, stat.loss_detection_timer);
+  ngtcp2_conn_info info;
+  ngtcp2_conn_get_conn_info(conn_, &info);
+  const bool lone_ack = info.bytes_in_flight == 0 && next <= last_received_ + info.smoothed_rtt / 8;
+  return lone_ack ? (next / kLoneAckEvery + 1) * kLoneAckEvery : next;
 }
+
+bool Connection::paced(ngtcp2_tstamp ts) const { return sent_until_ > ts + kPacingSlack; }
 
 void Connection::on_timer(Instant now) {
   const ngtcp2_tstamp ts = clock(now);
@@ -599,10 +558,9 @@ void Connection::settle(int rv) {
       return;
     case NGTCP2_ERR_DRAINING: {
       if (reset_received_) return end(Cause::reset, "the peer has forgotten this connection");
-      ngtcp2_connection_close_error error;
-      ngtcp2_conn_get_connection_close_error(conn_, &error);
+      const ngtcp2_ccerr& error = *ngtcp2_conn_get_ccerr(conn_);
       env::QuicEnd by_peer{.cause = Cause::closed_by_peer, .code = error.error_code};
-      by_peer.application = error.type == NGTCP2_CONNECTION_CLOSE_ERROR_CODE_TYPE_APPLICATION;
+      by_peer.application = error.type == NGTCP2_CCERR_TYPE_APPLICATION;
       by_peer.reason.assign(reinterpret_cast<const char*>(error.reason),
                             std::min<std::size_t>(error.reasonlen, kMaxReasonBytes));
       return end_with(std::move(by_peer), std::nullopt);
@@ -639,12 +597,12 @@ std::optional<env::QuicConnection::Burst> Connection::send_farewell(ngtcp2_tstam
   if (farewell_) {
     const Farewell farewell = std::move(*farewell_);
     farewell_.reset();
-    ngtcp2_connection_close_error error;
+    ngtcp2_ccerr error;
     const auto* reason = reinterpret_cast<const std::uint8_t*>(farewell.reason.data());
     if (farewell.application) {
-      ngtcp2_connection_close_error_set_application_error(&error, farewell.code, reason, farewell.reason.size());
+      ngtcp2_ccerr_set_application_error(&error, farewell.code, reason, farewell.reason.size());
     } else {
-      ngtcp2_connection_close_error_set_transport_error(&error, farewell.code, reason, farewell.reason.size());
+      ngtcp2_ccerr_set_transport_error(&error, farewell.code, reason, farewell.reason.size());
     }
     ngtcp2_path_storage storage;
     ngtcp2_path_storage_zero(&storage);
@@ -685,8 +643,8 @@ std::uint64_t Connection::stream_losses(env::QuicStreamId stream) const {
 }
 
 env::QuicConnectionStats Connection::stats() const {
-  ngtcp2_conn_stat stat;
-  ngtcp2_conn_get_conn_stat(conn_, &stat);
+  ngtcp2_conn_info stat;
+  ngtcp2_conn_get_conn_info(conn_, &stat);
   const auto duration = [](ngtcp2_duration d) {
     return d == UINT64_MAX ? Duration{} : nanoseconds(static_cast<std::int64_t>(d));
   };

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "driver/quic/addresses.h"
-#include "driver/quic/frames.h"
+
 #include "driver/quic/keys.h"
 #include "driver/quic/memory.h"
 #include "env/quic.h"
@@ -95,12 +95,12 @@ class Connection final : public env::QuicConnection {
   // The handshake (handshake.cc).
   int begin_handshake();
   int install_initial_keys(ByteSpan connection_id);
-  int on_crypto(ngtcp2_crypto_level level, ByteSpan data);
+  int on_crypto(ngtcp2_encryption_level level, ByteSpan data);
   int on_handshake_message(ByteSpan message);
   int apply(env::QuicHandshake::Step step);
   int install_handshake_keys(const env::QuicSecrets& secrets);
   int install_application_keys(const env::QuicSecrets& secrets);
-  int submit(ngtcp2_crypto_level level, ByteSpan message);
+  int submit(ngtcp2_encryption_level level, ByteSpan message);
   Result<Bytes> exchange_parameters(ByteSpan peer);
   int fail_handshake(std::uint8_t alert, std::string reason);
   void update_keys(ngtcp2_crypto_aead_ctx& receive, ngtcp2_crypto_aead_ctx& send);
@@ -111,7 +111,6 @@ class Connection final : public env::QuicConnection {
   void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes);
   void on_stream_given_up(env::QuicStreamId stream, std::uint64_t code);
   void on_heard_of(env::QuicStreamId stream);
-  void tell_stopped();
   /// ngtcp2 has it, and has not closed it.
   [[nodiscard]] bool open_now(env::QuicStreamId stream);
   void on_unblocked(env::QuicStreamId stream);
@@ -123,9 +122,10 @@ class Connection final : public env::QuicConnection {
   // Sending.
   void apply_deferred(ngtcp2_tstamp ts);
   void update_keys_when_due(ngtcp2_tstamp ts);
-  void end_when_stalled(ngtcp2_tstamp ts);
   void end_when_unacknowledged(ngtcp2_tstamp ts);
-  void forget_idle_pacing(ngtcp2_tstamp ts);
+  void pace(ngtcp2_tstamp ts, std::size_t bytes);
+  /// Too much was sent for the path's rate: nothing new for now. Acknowledgements and repairs go all the same.
+  [[nodiscard]] bool paced(ngtcp2_tstamp ts) const;
   std::size_t next_train();
   [[nodiscard]] ngtcp2_tstamp next_expiry() const;
   bool write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written);
@@ -155,8 +155,8 @@ class Connection final : public env::QuicConnection {
   std::optional<ngtcp2_cid> original_id_;  // of a client's first packets, at the server
   std::size_t max_datagram_ = 0;
 
-  ngtcp2_crypto_level expects_ = NGTCP2_CRYPTO_LEVEL_INITIAL;  // of the next handshake message
-  Bytes message_;                                              // What has arrived of it, with its length in front.
+  ngtcp2_encryption_level expects_ = NGTCP2_ENCRYPTION_LEVEL_INITIAL;  // of the next handshake message
+  Bytes message_;  // What has arrived of it, with its length in front.
   bool parameters_exchanged_ = false;
   bool ready_ = false;        // The server has said that it has Handshake keys.
   bool completed_ = false;    // Both sides' 1-RTT keys are here.
@@ -177,7 +177,6 @@ class Connection final : public env::QuicConnection {
   /// Streams of ours of which the peer may not know yet: nothing was acknowledged and nothing came back. With the code,
   /// if they were abandoned: RESET_STREAM must wait until it does. See README.md.
   std::unordered_map<env::QuicStreamId, std::optional<std::uint64_t>> unheard_;
-  FoundFrames found_;
   // Streams on which something was sent, and how many bytes of it were not acknowledged.
   std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
   std::pair<env::QuicStreamId, std::uint64_t*> last_sending_{-1, nullptr};  // One of them: packets come in trains.
@@ -187,11 +186,9 @@ class Connection final : public env::QuicConnection {
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
-  bool held_back_ = false;  // What the application wants to send has to wait.
-  std::size_t train_ = 0;   // Bytes of the next burst at most; 0: at the beginning of a flush.
-
-  ngtcp2_tstamp stalled_until_ = 0;  // 0: it is not
-  ngtcp2_tstamp probing_since_ = 0;  // without an answer; 0: it is not
+  bool held_back_ = false;        // What the application wants to send has to wait.
+  ngtcp2_tstamp sent_until_ = 0;  // At the path's rate all that was sent is through by then.
+  std::size_t train_ = 0;         // Bytes of the next burst at most; 0: at the beginning of a flush.
 
   std::optional<env::QuicEnd> end_;
   bool end_told_ = false;

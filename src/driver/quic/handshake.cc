@@ -30,7 +30,7 @@ int Connection::begin_handshake() {
   if (n < 0) return static_cast<int>(n);
   auto first = parts_.handshake->start(std::as_bytes(std::span(parameters)).first(static_cast<std::size_t>(n)));
   if (!first) return fail_handshake(first.error().alert, std::move(first.error().reason));
-  return submit(NGTCP2_CRYPTO_LEVEL_INITIAL, *first);
+  return submit(NGTCP2_ENCRYPTION_LEVEL_INITIAL, *first);
 }
 
 int Connection::install_initial_keys(ByteSpan connection_id) {
@@ -57,7 +57,7 @@ int Connection::install_initial_keys(ByteSpan connection_id) {
   return rv;
 }
 
-int Connection::submit(ngtcp2_crypto_level level, ByteSpan message) {
+int Connection::submit(ngtcp2_encryption_level level, ByteSpan message) {
   if (message.size() > kMaxMessage) return fail_handshake(kInternalError, "handshake message too long");
   const std::array<std::uint8_t, kLengthBytes> length{static_cast<std::uint8_t>(message.size() & 0xff),
                                                       static_cast<std::uint8_t>(message.size() >> 8)};
@@ -67,10 +67,10 @@ int Connection::submit(ngtcp2_crypto_level level, ByteSpan message) {
                                         message.size());
 }
 
-int Connection::on_crypto(ngtcp2_crypto_level level, ByteSpan data) {
+int Connection::on_crypto(ngtcp2_encryption_level level, ByteSpan data) {
   if (failure_) return NGTCP2_ERR_CRYPTO;
   // Anyone can seal Initial packets: once the handshake has left that level, what still comes there is nobody's word.
-  if (level == NGTCP2_CRYPTO_LEVEL_INITIAL && expects_ != level) return 0;
+  if (level == NGTCP2_ENCRYPTION_LEVEL_INITIAL && expects_ != level) return 0;
   if (level != expects_) return fail_handshake(kUnexpectedMessage, "unexpected handshake message");
   message_.insert(message_.end(), data.begin(), data.end());
   std::size_t taken = 0;
@@ -106,26 +106,27 @@ int Connection::apply(env::QuicHandshake::Step step) {
     return fail_handshake(kInternalError, "keys before transport parameters");
   }
   if (step.handshake) {
-    if (expects_ != NGTCP2_CRYPTO_LEVEL_INITIAL) return fail_handshake(kInternalError, "handshake keys twice");
+    if (expects_ != NGTCP2_ENCRYPTION_LEVEL_INITIAL) return fail_handshake(kInternalError, "handshake keys twice");
     if (const int rv = install_handshake_keys(*step.handshake); rv != 0) return rv;
-    expects_ = NGTCP2_CRYPTO_LEVEL_HANDSHAKE;
+    expects_ = NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE;
   }
   if (!step.message.empty()) {
-    if (step.message_at_handshake_level && expects_ != NGTCP2_CRYPTO_LEVEL_HANDSHAKE) {
+    if (step.message_at_handshake_level && expects_ != NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE) {
       return fail_handshake(kInternalError, "no handshake keys");
     }
-    const auto level = step.message_at_handshake_level ? NGTCP2_CRYPTO_LEVEL_HANDSHAKE : NGTCP2_CRYPTO_LEVEL_INITIAL;
+    const auto level =
+        step.message_at_handshake_level ? NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE : NGTCP2_ENCRYPTION_LEVEL_INITIAL;
     if (const int rv = submit(level, step.message); rv != 0) return rv;
   }
   // An empty message. The packet that carries it shows the client that the server has the Handshake keys; without one,
   // RFC 9001's client does not take the server's address for validated, and ngtcp2 then looks for no larger datagrams.
   if (server_ && step.handshake) {
-    if (const int rv = submit(NGTCP2_CRYPTO_LEVEL_HANDSHAKE, {}); rv != 0) return rv;
+    if (const int rv = submit(NGTCP2_ENCRYPTION_LEVEL_HANDSHAKE, {}); rv != 0) return rv;
   }
   if (step.application) {
     if (const int rv = install_application_keys(*step.application); rv != 0) return rv;
     completed_ = true;
-    ngtcp2_conn_handshake_completed(conn_);
+    ngtcp2_conn_tls_handshake_completed(conn_);
   }
   return 0;
 }
@@ -160,8 +161,7 @@ int Connection::install_application_keys(const env::QuicSecrets& secrets) {
   for (const bool sending : {false, true}) {
     const auto& secret = sending ? send_secret_ : receive_secret_;
     const auto install = sending ? ngtcp2_conn_install_tx_key : ngtcp2_conn_install_rx_key;
-    ngtcp2_crypto_aead_ctx key =
-        make_packet_key(cipher_, secret, sending ? &sent_ : &received_, 0, sending ? nullptr : &found_);
+    ngtcp2_crypto_aead_ctx key = make_packet_key(cipher_, secret, sending ? &sent_ : &received_, 0);
     ngtcp2_crypto_cipher_ctx header = make_header_key(cipher_, secret);
     if (const int rv = install(conn_, nullptr, 0, &key, kBareIv, kBareIvBytes, &header); rv != 0) {
       delete_packet_key(key);
@@ -175,19 +175,20 @@ int Connection::install_application_keys(const env::QuicSecrets& secrets) {
 Result<Bytes> Connection::exchange_parameters(ByteSpan peer) {
   const auto* data = reinterpret_cast<const std::uint8_t*>(peer.data());
   ngtcp2_transport_params params;
-  const auto type =
-      server_ ? NGTCP2_TRANSPORT_PARAMS_TYPE_CLIENT_HELLO : NGTCP2_TRANSPORT_PARAMS_TYPE_ENCRYPTED_EXTENSIONS;
-  int rv = ngtcp2_decode_transport_params(&params, type, data, peer.size());
+  int rv = ngtcp2_transport_params_decode(&params, data, peer.size());
   // A preferred address is a feature that we do not have, and one through which a server moves a client elsewhere.
-  if (rv == 0 && params.preferred_address_present != 0) rv = NGTCP2_ERR_TRANSPORT_PARAM;
+  if (rv == 0 && params.preferred_addr_present != 0) rv = NGTCP2_ERR_TRANSPORT_PARAM;
   if (rv == 0 && parameters_exchanged_) rv = NGTCP2_ERR_TRANSPORT_PARAM;
-  if (rv == 0) rv = ngtcp2_conn_decode_remote_transport_params(conn_, data, peer.size());
+  if (rv == 0) rv = ngtcp2_conn_decode_and_set_remote_transport_params(conn_, data, peer.size());
   if (rv != 0) return fail(Errc::malformed, std::string("transport parameters: ") + ngtcp2_strerror(rv));
   parameters_exchanged_ = true;
   if (!server_) return Bytes();
   Bytes own(kMaxParameterBytes);
-  const ngtcp2_ssize n =
-      ngtcp2_conn_encode_local_transport_params(conn_, reinterpret_cast<std::uint8_t*>(own.data()), own.size());
+  // A server's are encoded before ngtcp2 has put its connection id among them.
+  ngtcp2_transport_params mine = *ngtcp2_conn_get_local_transport_params(conn_);
+  mine.initial_scid_present = 1;
+  mine.initial_scid = own_id_;
+  const ngtcp2_ssize n = ngtcp2_transport_params_encode(reinterpret_cast<std::uint8_t*>(own.data()), own.size(), &mine);
   if (n < 0) return fail(Errc::internal, "transport parameters do not fit");
   own.resize(static_cast<std::size_t>(n));
   return own;
@@ -198,7 +199,7 @@ void Connection::update_keys(ngtcp2_crypto_aead_ctx& receive, ngtcp2_crypto_aead
   receive_secret_ = crypto::next_traffic_secret(receive_secret_);
   ++generations_;
   send = make_packet_key(cipher_, send_secret_, &sent_, generations_);
-  receive = make_packet_key(cipher_, receive_secret_, &received_, generations_, &found_);
+  receive = make_packet_key(cipher_, receive_secret_, &received_, generations_);
 }
 
 }  // namespace holo::driver::quic

@@ -13,7 +13,6 @@ struct Handle {
   crypto::PacketKey key;
   KeyUse* use;
   std::uint64_t generation;
-  FoundFrames* found;
 };
 
 const crypto::Aead& retry_cipher() {
@@ -39,8 +38,8 @@ std::uint64_t packet_number_of(const std::uint8_t* nonce, std::size_t bytes) {
 }  // namespace
 
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
-                                       KeyUse* use, std::uint64_t generation, FoundFrames* found) {
-  return {new Handle{crypto::PacketKey(algorithm, secret), use, generation, found}};
+                                       KeyUse* use, std::uint64_t generation) {
+  return {new Handle{crypto::PacketKey(algorithm, secret), use, generation}};
 }
 
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret) {
@@ -97,10 +96,6 @@ int open_packet(std::uint8_t* out, const ngtcp2_crypto_aead*, const ngtcp2_crypt
                                          bytes_of(sealed, sealed_bytes), plain);
   if (!authentic) return NGTCP2_ERR_DECRYPT;
   if (handle.use != nullptr) handle.use->count(handle.generation);
-  if (handle.found != nullptr) {
-    find_frames(plain, *handle.found);
-    if (handle.found->retires_ids) return NGTCP2_ERR_DECRYPT;  // ngtcp2 does not see it; the connection ends for it.
-  }
   return 0;
 }
 

@@ -5,11 +5,9 @@
 #include <ngtcp2/ngtcp2.h>
 
 #include <cstdint>
-#include <vector>
 
 #include "base/bytes.h"
 #include "crypto/packet_protection.h"
-#include "driver/quic/frames.h"
 
 namespace holo::driver::quic {
 
@@ -26,12 +24,10 @@ struct KeyUse {
   }
 };
 
-/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null; `found`: where to
-/// note what is in packets that are opened, or null. Goes to ngtcp2, which gives it back to delete_packet_key(). `use`
-/// and `found` outlive it.
+/// A handle for one direction; `use`: where to count what is sealed or opened with it, or null. Goes to ngtcp2, which
+/// gives it back to delete_packet_key(). `use` outlives it.
 ngtcp2_crypto_aead_ctx make_packet_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret,
-                                       KeyUse* use = nullptr, std::uint64_t generation = 0,
-                                       FoundFrames* found = nullptr);
+                                       KeyUse* use = nullptr, std::uint64_t generation = 0);
 ngtcp2_crypto_cipher_ctx make_header_key(crypto::AeadAlgorithm algorithm, const crypto::TrafficSecret& secret);
 void delete_packet_key(ngtcp2_crypto_aead_ctx& handle);
 void delete_header_key(ngtcp2_crypto_cipher_ctx& handle);

@@ -1,4 +1,4 @@
-// What ngtcp2 allocates for one connection, so that it is all freed with it: ngtcp2 0.12 forgets a frame now and then.
+// What ngtcp2 allocates for one connection, so that it is counted, and all freed with it.
 #pragma once
 
 #include <ngtcp2/ngtcp2.h>

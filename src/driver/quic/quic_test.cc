@@ -59,7 +59,7 @@ TEST(Quic, ShakesHandsAndCarriesStreamsBothWays) {
   exchange(world, 16 * kMiB);
   EXPECT_FALSE(world.client.app.end);
   EXPECT_EQ(world.client.connection->stats().packets_lost, 0U);
-  EXPECT_EQ(world.client.connection->stats().datagram_bytes, 1444U);
+  EXPECT_EQ(world.client.connection->stats().datagram_bytes, 1452U);
   EXPECT_EQ(world.client.connection->stats().path.remote, world.server.address);
   EXPECT_LT(world.client.connection->stats().smoothed_rtt.ns, milliseconds(20).ns);
   EXPECT_LT(world.client.bursts * 5, world.client.datagrams) << "packets go out in batches";
@@ -103,6 +103,16 @@ TEST(Quic, FindsThePathMtu) {
   world.settle(seconds(10));
   EXPECT_EQ(world.client.connection->stats().datagram_bytes, 1342U);
   EXPECT_EQ(world.server.connection->stats().datagram_bytes, 1342U);
+}
+
+TEST(Quic, FindsThatThePathTakesJumboFrames) {
+  World world;
+  world.max_datagram = 9000;
+  ASSERT_TRUE(world.establish());
+  exchange(world, kMiB);
+  world.settle(seconds(10));
+  EXPECT_EQ(world.client.connection->stats().datagram_bytes, 8952U);
+  EXPECT_EQ(world.server.connection->stats().datagram_bytes, 8952U);
 }
 
 TEST(Quic, ManyStreamsWithinTheLimit) {

@@ -262,6 +262,7 @@ class World {
         config(std::make_shared<env::QuicConfig>(options.config)),
         client{.name = "client", .address = endpoint(1, 1001), .handshake = FakeHandshake(options.client)},
         server{.name = "server", .address = endpoint(2, 2002), .handshake = FakeHandshake(options.server)} {
+    if (config->datagram_bytes != 0) max_datagram = 0;
     client.connection =
         stack->connect(config, now, {.local = {}, .remote = server.address}, client.handshake, client.app, entropy);
   }
@@ -347,8 +348,8 @@ class World {
   SeededEntropy entropy;
   Faults faults;
   bool retry;
-  std::size_t max_datagram = 0;
-  Side* muted = nullptr;  ///< stands still
+  std::size_t max_datagram = 1472;  // Ethernet's; 0: any
+  Side* muted = nullptr;            ///< stands still
   /// Sees each datagram as it is sent; false: it is lost.
   std::function<bool(const env::IpEndpoint& from, ByteSpan)> on_wire;
   std::shared_ptr<env::QuicConfig> config;
