@@ -104,7 +104,8 @@ function(holo_add_ngtcp2)
   set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
   set(CMAKE_WARN_DEPRECATED OFF)
   add_subdirectory("${HOLO_DEPS_PREFIX}/src/ngtcp2" ngtcp2 EXCLUDE_FROM_ALL SYSTEM)
-  target_compile_options(ngtcp2_static PRIVATE -O2 -UNDEBUG -w)  # What it asserts, peers must not get past.
+  # What it asserts, peers must not get past.
+  target_compile_options(ngtcp2_static PRIVATE -O2 -UNDEBUG -w "-ffile-prefix-map=${HOLO_DEPS_PREFIX}/src/=")
 endfunction()
 holo_add_ngtcp2()
 add_library(holo::ngtcp2 ALIAS ngtcp2_static)

@@ -9,7 +9,6 @@
 #include "core/hyperbus/message.h"
 #include "core/hyperbus/record.h"
 #include "crypto/base64.h"
-#include "driver/quic/frames.h"
 #include "driver/quic/quic.h"
 #include "fuzzing.h"
 
@@ -131,13 +130,6 @@ void first_packet(ByteSpan data) {
   expect(reset == 0 || reset < data.size());
 }
 
-void stop_sending(ByteSpan data) {
-  driver::quic::FoundFrames found;
-  driver::quic::find_frames(data, found);
-  expect(3 * found.stops.size() <= data.size());  // Each takes three bytes at least.
-  for (const auto& frame : found.stops) expect(frame.stream >= 0);
-}
-
 using Decoder = void (*)(ByteSpan);
 constexpr Decoder kDecoders[] = {
     binary<decode_preamble, encode_preamble>,
@@ -160,7 +152,6 @@ constexpr Decoder kDecoders[] = {
     frames,
     record,
     first_packet,
-    stop_sending,
 };
 
 }  // namespace
