@@ -1,4 +1,5 @@
 #include "sim/hyperbus_scenario.h"
+#include "sim/membership_scenario.h"
 #include "sim/session_scenario.h"
 
 namespace holo::sim {
@@ -7,6 +8,8 @@ std::span<const Scenario> scenarios() {
   static constexpr Scenario kAll[] = {
       {"hyperbus", "hosts over QUIC on a bad network: every request ends once, in time, and nothing is left behind",
        run_hyperbus},
+      {"membership", "SWIM members under faults: every crash is known in time, no healthy member dies, all ends well",
+       run_membership},
       {"session", "two sessions over a bad stream: every request ends once, nothing altered is delivered", run_session},
   };
   return kAll;

@@ -11,6 +11,7 @@ enum class PeerMessage : std::uint16_t {
   heartbeat = 2,      // Heartbeat -> HeartbeatReply
   leave = 3,          // LeaveRequest -> LeaveReply
   member_query = 4,   // MemberQuery -> MemberQueryReply: is that node one of us?
+  swim = 5,           // SwimMessage -> SwimMessage: probes, and gossip on their backs
   raft = 10,          // one libraft message, payload = entries or snapshot chunk -> empty
   propose = 11,       // ProposeRequest -> ProposeReply: append a command at the leader
   read_index = 12,    // ReadIndexRequest -> ReadIndexReply
