@@ -38,14 +38,31 @@ ControlService::Impl::Impl(Ports p, NodeIdentity id)
   state.add_observer(this);
 }
 
+void ControlService::Impl::make_membership() {
+  const std::weak_ptr<Impl> weak = weak_from_this();
+  const auto if_running = [weak](const auto& f) {
+    if (const Self me = weak.lock(); me && !me->stopped) f(me);
+  };
+  Membership::Events events;
+  events.verdicts = [if_running] { if_running([](const Self& me) { beat_now(me); }); };
+  events.said_dead = [if_running] { if_running([](const Self& me) { beat_now(me); }); };
+  events.changed = [if_running](NodeId node) { if_running([node](const Self& me) { me->standing_changed(node); }); };
+  swim = std::make_shared<Membership>(
+      Membership::Ports{.loop = ports.loop, .transport = ports.transport, .entropy = ports.entropy}, identity.id,
+      std::move(events));
+  swim->serve();
+}
+
 ControlService::ControlService(Ports ports, NodeIdentity self)
     : impl_(std::make_shared<Impl>(std::move(ports), std::move(self))) {
   impl_->guard_peers();
+  impl_->make_membership();
   impl_->serve_peers();
 }
 
 ControlService::~ControlService() {
   impl_->stopped = true;
+  impl_->swim->stop();
   impl_->report_source = nullptr;
   impl_->floors_observers.clear();
   impl_->leave_check = nullptr;
@@ -63,6 +80,9 @@ bool ControlService::is_leader() const { return impl_->leads(); }
 bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
 WallTime ControlService::log_now() const { return impl_->log ? impl_->log->now() : WallTime{}; }
+void ControlService::peer_lost(NodeId peer) { impl_->swim->peer_lost(peer); }
+std::optional<Error> ControlService::apart() const { return impl_->apart(); }
+const Membership& ControlService::membership() const { return *impl_->swim; }
 void ControlService::set_addresses(std::vector<std::string> addresses) {
   impl_->identity.addresses = std::move(addresses);
 }
@@ -102,6 +122,7 @@ Status ControlService::Impl::next_incarnation() {
   const std::uint64_t next = std::max({last + 1, wall, incarnation + 1});
   HOLO_TRY(ports.store->put(kIncarnationKey, std::as_bytes(std::span(&next, 1))));
   incarnation = next;
+  swim->start(incarnation);
   return {};
 }
 
@@ -198,6 +219,7 @@ Status ControlService::resume() {
 
 Task<Status> ControlService::Impl::stop(Self me) {
   if (std::exchange(me->stopped, true)) co_return Status{};
+  me->swim->stop();
   for (Waiter& w : std::exchange(me->waiters, {})) w.shot->set(fail(Errc::cancelled, "the agent is stopping"));
   if (me->log) {
     // So that the others need not wait for an election.
@@ -285,6 +307,7 @@ Task<Status> ControlService::wait_version(RegionId region, Version version, Inst
 namespace {
 Task<Status> barrier_of(std::shared_ptr<ControlService::Impl> me, Instant deadline) {
   if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
+  if (auto refusal = me->not_primary()) co_return std::unexpected(std::move(*refusal));
   co_return co_await me->log->barrier(deadline);
 }
 }  // namespace
@@ -325,6 +348,7 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
   Duration pause = kRetry;
   for (;;) {
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    if (auto refusal = me->not_primary()) co_return std::unexpected(std::move(*refusal));
     command.set_outstanding(*me->outstanding.begin());
     const std::string bytes = command.SerializeAsString();
     Buffer entry = Buffer::copy(as_bytes(bytes));

@@ -26,6 +26,8 @@
 
 namespace holo::node {
 
+class Membership;
+
 /// What this node says of itself. The incarnation is ControlService's own (kept in the KvStore, higher at each start).
 struct NodeIdentity {
   NodeId id;
@@ -100,8 +102,8 @@ class ControlService {
 
   /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without
   /// acting twice. A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and
-  /// `no_quorum` (outcome unknown), `overloaded` (limits::kMaxPendingCommands), `over_limit` (kMaxCommandBytes),
-  /// `cancelled` (shutdown). Thread: loop.
+  /// `no_quorum` (outcome unknown; at once while not_primary()), `overloaded` (limits::kMaxPendingCommands),
+  /// `over_limit` (kMaxCommandBytes), `cancelled` (shutdown). Thread: loop.
   Task<Result<wire::CommandResult>> propose(wire::CommandBody body, Instant deadline);
   /// Until this node has applied `index`. Errors: `deadline_exceeded`, `cancelled`.
   Task<Status> wait_applied(LogIndex index, Instant deadline);
@@ -113,6 +115,14 @@ class ControlService {
   Task<Status> wait_until(std::function<std::optional<Status>()> done, Instant deadline, std::string what);
   /// A linearizable read point: everything committed before the call is applied here. Errors: as CommandLog::barrier.
   Task<Status> barrier(Instant deadline);
+
+  /// The connection to `peer` has closed: it is probed at once.
+  void peer_lost(NodeId peer);
+  /// Why this node is on a side of a split that decides nothing, or looks as if; nullopt: it is on the primary side as
+  /// far as it knows. Once that has lasted longer than an election takes, every change is answered so at once.
+  [[nodiscard]] std::optional<Error> apart() const;
+  /// Who answers and who does not, as seen from here.
+  [[nodiscard]] const Membership& membership() const;
 
   /// Where others dial this node from now on; its next heartbeats tell them.
   void set_addresses(std::vector<std::string> addresses);

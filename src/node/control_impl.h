@@ -9,9 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "core/membership/detector.h"
+#include "core/membership/heartbeat.h"
 #include "core/membership/voters.h"
 #include "node/control.h"
+#include "node/membership.h"
 #include "wire/message_types.h"
 
 namespace holo::node {
@@ -42,6 +43,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   [[nodiscard]] Instant now() const { return ports.loop->now(); }
   [[nodiscard]] env::LogStatus log_status() const { return log ? log->status() : env::LogStatus{}; }
   [[nodiscard]] bool leads() const { return log && log->status().role == env::LogRole::leader; }
+  void make_membership();
   static Task<Status> init(Self me, std::string name, Instant deadline);
   static Task<Status> stop(Self me);
 
@@ -78,7 +80,13 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<void> lead_loop(Self me);
   static void tend_leases(const Self& me);
   static Task<void> propose_leases(Self me, std::uint64_t term, bool begun);
-  static Task<void> declare_dead(Self me, membership::Death death);
+  void count_votes();
+  static Task<void> declare_dead(Self me, membership::Verdict death, std::vector<NodeId> votes);
+  static void beat_now(const Self& me);
+  void standing_changed(NodeId node);
+  void note_primary();
+  [[nodiscard]] std::optional<Error> not_primary() const;
+  [[nodiscard]] std::optional<Error> apart() const;
   static Task<void> reconcile(Self me);
   static Task<Result<bool>> reconcile_once(Self me);
   static Task<void> admit(Self me, wire::NodeInfo node, bool alive);
@@ -125,8 +133,17 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::size_t next_to_ask = 0;
 
   // Membership
-  membership::FailureDetector detector{membership::DetectorConfig{}};
+  std::shared_ptr<Membership> swim;
   membership::HeartbeatPlan plan;
+  struct Votes {
+    std::vector<membership::Verdict> verdicts;
+    Instant when;
+  };
+  std::map<NodeId, Votes> votes;  ///< Leader: whom the voters hold for dead, as last heard.
+  Instant last_beat;              ///< The last one out of turn.
+  std::uint64_t led_in = 0;       ///< The term in which this node last began to lead; 0: it does not lead.
+  NodeId leader_before;
+  std::optional<Instant> leaderless;  ///< Since when no leader is known, or the one that is has fallen silent.
   unsigned beats_in_flight = 0;
   bool nodes_change_posted = false;
   std::string saved_cluster;                   ///< As last written to the store.

@@ -18,7 +18,11 @@ using control::same_facts;
 using wire::PeerMessage;
 
 constexpr Duration kBeatDeadline = milliseconds(1000);
-constexpr unsigned kMaxBeats = 4;  // Unanswered heartbeats; further ones wait.
+constexpr unsigned kMaxBeats = 4;                  // Unanswered heartbeats; further ones wait.
+constexpr Duration kBeatPause = milliseconds(20);  // Between two out of turn.
+constexpr Duration kVoteHolds = seconds(3);        // Unless it is cast again, with the next heartbeat.
+constexpr Duration kLeaderless = seconds(3);       // Longer than an election takes.
+constexpr Duration kVoterHeard = seconds(3);
 constexpr Duration kLeadTick = milliseconds(100);
 constexpr Duration kPropose = seconds(5);        // What the leader proposes of itself.
 constexpr Duration kChangeMember = seconds(10);  // Also lets a new voter catch up.
@@ -63,14 +67,17 @@ Task<Result<env::Reply>> ControlService::Impl::refuse_stopped() {
 // ---- What changes around this node
 
 void ControlService::Impl::log_changed() {
-  if (leads() && !detector.leading()) {
-    detector.lead(now());
+  const bool led = std::exchange(led_in, leads() ? log->status().term : 0) != 0;
+  if (led_in != 0 && !led) {
     reports.clear();
     report_incarnations.clear();
+    votes.clear();
     nodes_changed_soon();
-  } else if (!leads() && detector.leading()) {
-    detector.resign();
   }
+  note_primary();
+  const NodeId leader = log_status().leader;
+  // Whoever comes to lead has heard no vote yet.
+  if (std::exchange(leader_before, leader) != leader && leader) beat_now(shared_from_this());
   wake();
 }
 
@@ -94,7 +101,7 @@ void ControlService::Impl::nodes_changed_soon() {
 
 void ControlService::Impl::nodes_changed() {
   std::vector<wire::NodeInfo> known;
-  std::vector<membership::Watched> watched;
+  std::vector<membership::Fact> facts;
   for (const auto& [id, n] : state.nodes()) {
     if (n.state == NodeState::left) {
       usage.erase(id);
@@ -103,13 +110,14 @@ void ControlService::Impl::nodes_changed() {
     }
     known.push_back(info_of(n));
     known.back().set_incarnation(0);  // Only where they can be reached matters for the next start.
+    facts.push_back({.node = id, .start = n.incarnation, .alive = n.alive(), .draining = n.draining, .voter = n.voter});
     if (id == identity.id) continue;
     ports.transport->set_addresses(id, n.addresses);
     const bool was_alive = std::exchange(alive_before[id], n.alive());
     if (was_alive && !n.alive()) ports.transport->disconnect(id);  // Calls that wait for it end now.
-    if (n.alive()) watched.push_back({.node = id, .incarnation = n.incarnation});
   }
-  if (detector.leading()) detector.watch(now(), watched);
+  swim->set_members(facts);
+  count_votes();
   const NodeRecord* mine = state.node(identity.id);
   if (mine != nullptr && mine->state != NodeState::left) {
     if (const Status s = save_cluster(known); !s) log_warn("control", s.error().to_string());
@@ -127,11 +135,16 @@ wire::Heartbeat ControlService::Impl::make_beat() const {
   *beat.mutable_node() = info();
   if (report_source) *beat.mutable_report() = report_source();
   beat.set_applied(state.applied().value);
+  for (const membership::Verdict& v : swim->verdicts()) {
+    beat.add_condemned()->set_node(v.node.value);
+    beat.mutable_condemned()->rbegin()->set_incarnation(v.start);
+  }
   return beat;
 }
 
 Task<void> ControlService::Impl::beat_loop(Self me) {
   while (!me->stopped && !me->ports.loop->stopping()) {
+    me->note_primary();
     std::vector<NodeId> others;
     for (const auto& [id, n] : me->state.nodes()) {
       if (n.state != NodeState::left && id != me->identity.id) others.push_back(id);
@@ -145,6 +158,20 @@ Task<void> ControlService::Impl::beat_loop(Self me) {
     }
     co_await env::sleep_for(*me->ports.loop, me->plan.interval());
   }
+}
+
+/// Something that the leader should hear before the next beat is due.
+void ControlService::Impl::beat_now(const Self& me) {
+  if (me->stopped || !me->log) return;
+  const NodeId leader = me->log->status().leader;
+  if (!leader || !me->state.cluster()) return;
+  if (leader == me->identity.id) {
+    me->count_votes();
+    return;
+  }
+  if (me->now() - me->last_beat < kBeatPause || me->beats_in_flight >= kMaxBeats) return;  // The next one is soon.
+  me->last_beat = me->now();
+  me->ports.loop->spawn(beat(me, leader));
 }
 
 Task<void> ControlService::Impl::beat(Self me, NodeId to) {
@@ -229,7 +256,13 @@ Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire:
     if (admitting.insert(from).second) ports.loop->spawn(admit(shared_from_this(), beat.node(), true));
     return reply;
   }
-  detector.on_heartbeat(now(), from, said);
+  Votes said_dead{.verdicts = {}, .when = now()};
+  for (const wire::Condemned& c : beat.condemned()) {
+    if (said_dead.verdicts.size() >= limits::kMaxNodes) break;
+    said_dead.verdicts.push_back({.node = NodeId{c.node()}, .start = c.incarnation()});
+  }
+  votes[from] = std::move(said_dead);
+  if (beat.condemned_size() != 0) count_votes();
   reports[from] = beat.report();
   report_incarnations[from] = said;
   if (!same_facts(*known, beat.node()) && admitting.insert(from).second) {
@@ -291,9 +324,6 @@ Task<void> ControlService::Impl::admit(Self me, wire::NodeInfo node, bool alive)
 
 Task<void> ControlService::Impl::lead_loop(Self me) {
   while (!me->stopped && !me->ports.loop->stopping()) {
-    for (const membership::Death& d : me->detector.tick(me->now())) {
-      if (me->admitting.insert(d.node).second) me->ports.loop->spawn(declare_dead(me, d));
-    }
     tend_leases(me);
     co_await env::sleep_for(*me->ports.loop, kLeadTick);
   }
@@ -330,17 +360,77 @@ Task<void> ControlService::Impl::propose_leases(Self me, std::uint64_t term, boo
   if (done && !begun && me->log_status().term == term) me->leases_begun = term;
 }
 
-Task<void> ControlService::Impl::declare_dead(Self me, membership::Death death) {
+/// The leader: whoever a majority of the voters holds for dead, each by a failed probe of its own, is declared so. A
+/// vote that is taken back before that, or not repeated, is gone.
+void ControlService::Impl::count_votes() {
+  if (!leads() || stopped) return;
+  votes[identity.id] = {.verdicts = swim->verdicts(), .when = now()};
+  std::size_t voters = 0;
+  std::map<membership::Verdict, std::vector<NodeId>> for_whom;
+  for (const auto& [id, n] : state.nodes()) {
+    if (!n.voter || n.state == NodeState::left) continue;
+    ++voters;
+    const auto cast = votes.find(id);
+    if (cast == votes.end() || now() - cast->second.when > kVoteHolds) continue;
+    for (const membership::Verdict& v : cast->second.verdicts) for_whom[v].push_back(id);
+  }
+  for (auto& [verdict, who] : for_whom) {
+    if (who.size() * 2 <= voters || !state.alive(verdict.node, verdict.start) || verdict.node == identity.id) continue;
+    if (admitting.insert(verdict.node).second)
+      ports.loop->spawn(declare_dead(shared_from_this(), verdict, std::move(who)));
+  }
+}
+
+Task<void> ControlService::Impl::declare_dead(Self me, membership::Verdict death, std::vector<NodeId> votes) {
   const NodeRecord* n = me->state.node(death.node);
-  log_warn("membership", "node ", n == nullptr ? str(death.node) : n->name, " has been silent for ",
-           death.silent.millis(), " ms: it is declared dead");
+  log_warn("membership", "node ", n == nullptr ? str(death.node) : n->name, " answers ", votes.size(),
+           " voters no more: it is declared dead");
   wire::CommandBody body;
   body.mutable_node_dead()->set_node(death.node.value);
-  body.mutable_node_dead()->set_incarnation(death.incarnation);
+  body.mutable_node_dead()->set_incarnation(death.start);
+  for (const NodeId v : votes) body.mutable_node_dead()->add_votes(v.value);
   const Instant deadline = me->now() + kPropose;
   auto done = co_await propose(me, std::move(body), deadline);
   me->admitting.erase(death.node);
   if (!done && !me->stopped) log_warn("membership", "its death is not recorded: ", done.error().to_string());
+}
+
+void ControlService::Impl::standing_changed(NodeId node) {
+  const NodeRecord* n = state.node(node);
+  const membership::View v = swim->view(node);
+  if (v.standing == membership::Standing::suspect)
+    log_info("membership", "node ", n == nullptr ? str(node) : n->name, " is suspected: it does not answer");
+  note_primary();
+}
+
+// ---- Which side of a split this is
+
+/// Keeps `leaderless` up to date. A learner's log goes on naming a leader that it no longer hears.
+void ControlService::Impl::note_primary() {
+  const NodeId leader = log_status().leader;
+  const bool led = leader && (leader == identity.id || swim->view(leader).standing != membership::Standing::suspect);
+  if (led) {
+    leaderless.reset();
+  } else if (!leaderless) {
+    leaderless = now();
+  }
+}
+
+/// What to answer to who wants a change while too few voters can be reached to make one; nullopt: try.
+std::optional<Error> ControlService::Impl::not_primary() const {
+  if (!leaderless || now() - *leaderless < kLeaderless) return std::nullopt;
+  return apart();
+}
+
+std::optional<Error> ControlService::Impl::apart() const {
+  if (!leaderless) return std::nullopt;
+  const membership::Swim::Voters v = swim->voters(kVoterHeard);
+  return Error{
+      .code = Errc::no_quorum,
+      .message = str("this node has known no leader for ", (now() - *leaderless).millis() / 1000, " s and hears ",
+                     v.heard, " of ", v.all, v.all == 1 ? " voter" : " voters", ": nothing is changed here"),
+      .hint = "start the other agents, or ask a node on the side with most voters",
+      .retryable = true};
 }
 
 /// Brings the log's members and voters in line with the state, one change at a time, until nothing is left to do.

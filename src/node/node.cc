@@ -133,6 +133,7 @@ void Node::build_services() {
     }
     return report;
   });
+  bus_->on_peer_lost([this](NodeId peer, const Error&) { control_->peer_lost(peer); });
   control_->set_leave_check([this](Instant deadline) { return hand_over(deadline); });
   control_->register_local(api_);
   kv_ = std::make_unique<KvService>(ports_.loop, *control_, api_);
@@ -284,7 +285,8 @@ std::string Node::status_json() const {
                             .links = bus_->links(),
                             .peers = bus_->peers(),
                             .handshakes = bus_->handshakes(),
-                            .sessions = gate_->sessions()});
+                            .sessions = gate_->sessions(),
+                            .now = ports_.loop.now()});
 }
 
 }  // namespace holo::node

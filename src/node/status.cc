@@ -4,6 +4,7 @@
 
 #include "base/strings.h"
 #include "node/json.h"
+#include "node/membership.h"
 #include "node/ping.h"
 
 namespace holo::node {
@@ -27,6 +28,9 @@ void write_cluster(JsonWriter& w, const StatusSources& s) {
     w.field("leader", leader ? to_hex(leader.value) : std::string());
     w.field("leader_name", leader ? name_of(state, leader) : std::string());
     w.field("applied", state.applied().value);
+    const auto apart = s.control.apart();
+    w.field("primary", !apart.has_value());
+    w.field("primary_reason", apart ? apart->message : std::string());
     w.key("refused");
     w.object([&] {
       w.field("wrong_key", s.refused.wrong_key);
@@ -36,6 +40,40 @@ void write_cluster(JsonWriter& w, const StatusSources& s) {
       w.field("changed_key", s.refused.changed_key);
       w.field("revoked", s.refused.revoked);
     });
+  });
+}
+
+/// What this node itself sees of another, whatever the log says.
+void write_seen(JsonWriter& w, const StatusSources& s, const control::NodeRecord& node) {
+  if (node.id == s.control.self()) {
+    w.field("seen", std::string(node.draining ? "draining" : "alive"));
+    w.field("last_heard_ms", 0);
+    return;
+  }
+  const membership::View view = s.control.membership().view(node.id);
+  w.field("seen", std::string(membership::standing_name(view.standing)));
+  w.field("last_heard_ms", view.last_heard ? (s.now - *view.last_heard).millis() : -1);
+}
+
+void write_membership(JsonWriter& w, const StatusSources& s) {
+  const membership::SwimCounters c = s.control.membership().counters();
+  w.key("membership");
+  w.object([&] {
+    w.field("probes", c.probes);
+    w.field("probes_failed", c.probes_failed);
+    w.field("indirect_asked", c.asked);
+    w.field("indirect_answered", c.indirect_answers);
+    w.field("indirect_served", c.helped);
+    w.field("suspicions", c.suspicions);
+    w.field("false_suspicions", c.false_suspicions);
+    w.field("refutations", c.refutations);
+    w.field("verdicts", c.verdicts);
+    w.field("retractions", c.retractions);
+    w.field("stalls", c.stalls);
+    w.field("death_claims", c.death_claims);
+    w.field("refused", c.refused + s.control.membership().malformed());
+    w.field("unknown", c.unknown);
+    w.field("local_health", c.health);
   });
 }
 
@@ -70,6 +108,7 @@ void write_nodes(JsonWriter& w, const StatusSources& s) {
         w.field("speed", node.speed);
         w.field("version", node.version);
         w.field("incarnation", node.incarnation);
+        write_seen(w, s, node);
       });
     }
   });
@@ -265,6 +304,7 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
       }
     });
     write_handshakes(w, s.handshakes);
+    write_membership(w, s);
   });
 }
 

@@ -23,6 +23,7 @@ struct StatusSources {
   std::vector<PeerStatus> peers;
   HandshakeFigures handshakes;
   std::size_t sessions = 0;
+  Instant now;
 };
 
 /// Cost: O(nodes + regions * members). Fields are only ever added: scripts read them.

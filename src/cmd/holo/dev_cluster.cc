@@ -69,7 +69,7 @@ Result<std::string> certify(const std::string& state_dir, const std::string& roo
   return sign_identity(root, identity.chain(), {});
 }
 
-unsigned voters_of(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : 1; }
+unsigned voters_of(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : nodes >= 2 ? 2 : 1; }
 
 }  // namespace
 

@@ -25,7 +25,7 @@ struct StatusOptions {
 };
 
 std::string nodes_table(const nlohmann::json& status) {
-  Table table({"NODE", "STATE", "ROLE", "ADDRESS", "CORES", "MEMORY", "USED", "SPEED", "ID"});
+  Table table({"NODE", "STATE", "HEARD", "ROLE", "ADDRESS", "CORES", "MEMORY", "USED", "SPEED", "ID"});
   const std::string leader = status["cluster"]["leader"];
   for (const auto& n : status["nodes"]) {
     std::string role = n["voter"] ? "voter" : "learner";
@@ -34,9 +34,15 @@ std::string nodes_table(const nlohmann::json& status) {
     if (n["state"] == "left") role = "-";
     std::string state = n["state"];
     if (n.value("draining", false) && state == "alive") state = "draining";
+    // What the asked node itself sees, while the cluster has not decided.
+    if (const std::string seen = n.value("seen", state);
+        n["state"] == "alive" && (seen == "suspect" || seen == "joining"))
+      state = seen;
+    const std::int64_t ms = n.value("last_heard_ms", std::int64_t{-1});
+    const std::string heard = ms < 0 || n["state"] == "left" ? "-" : ms < 1000 ? "now" : str(ms / 1000, " s ago");
     char speed[16];
     std::snprintf(speed, sizeof speed, "%.2f", n["speed"].get<double>());
-    table.row({n["name"], state, role, n["address"], std::to_string(n["cores"].get<int>()),
+    table.row({n["name"], state, heard, role, n["address"], std::to_string(n["cores"].get<int>()),
                format_size(n["memory_bytes"]), format_size(n["frames_used_bytes"]), speed, n["id"]});
   }
   return table.text();
@@ -119,6 +125,7 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
   const std::string leader = c["leader_name"];
   out +=
       leader.empty() ? "no leader: what is committed can be read, nothing can be changed\n" : "leader " + leader + "\n";
+  if (!c.value("primary", true)) out += str("primary: no (", c.value("primary_reason", std::string()), ")\n");
   out += nodes_table(status);
   const auto& regions = status["regions"];
   std::uint64_t bytes = 0;

@@ -146,6 +146,20 @@ wire::CommandResult State::node_dead(const wire::NodeDead& c) {
   if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
   NodeRecord& n = it->second;
   if (!n.alive() || n.incarnation != c.incarnation()) return {};  // It has died, or come back, before.
+  if (c.votes_size() != 0) {                                      // Entries of earlier releases have none.
+    std::set<NodeId> votes;
+    std::size_t voters = 0;
+    for (const std::uint64_t v : c.votes()) votes.insert(NodeId{v});
+    std::size_t counted = 0;
+    for (const auto& [other, record] : nodes_) {
+      if (!record.voter || record.state == NodeState::left) continue;
+      ++voters;
+      counted += votes.contains(other) ? 1 : 0;
+    }
+    if (counted * 2 <= voters) {
+      return refusal(Errc::refused, str("only ", counted, " of ", voters, " voters hold node ", id, " for dead"));
+    }
+  }
   n.state = NodeState::dead;
   n.since = now_;
   end_incarnation(id);

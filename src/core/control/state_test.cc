@@ -171,6 +171,35 @@ TEST(ControlState, DeadCoordinatorsAreFenced) {
   EXPECT_EQ(code(rig.commit({Rig::txn(3, 1, xs.value, {{0, 1}}, 2)}).txns(0)), kOk);
 }
 
+TEST(ControlState, ADeathNeedsTheVotesOfAMajority) {
+  Rig rig;
+  rig.cluster(5);
+  for (std::uint64_t id = 1; id <= 3; ++id) {
+    wire::CommandBody b;
+    b.mutable_node_update()->set_node(id);
+    b.mutable_node_update()->set_voter(true);
+    ASSERT_EQ(rig.send(b).error().code(), 0u);
+  }
+  const auto dead = [&](std::vector<std::uint64_t> votes) {
+    wire::CommandBody b;
+    b.mutable_node_dead()->set_node(5);
+    b.mutable_node_dead()->set_incarnation(1);
+    for (const std::uint64_t v : votes) b.mutable_node_dead()->add_votes(v);
+    return static_cast<Errc>(rig.send(b).error().code());
+  };
+  const std::uint64_t epoch = rig.state.epoch().value;
+  EXPECT_EQ(dead({1}), Errc::refused);
+  EXPECT_EQ(dead({1, 1, 1}), Errc::refused) << "one vote each";
+  EXPECT_EQ(dead({1, 4, 99}), Errc::refused) << "who does not vote does not count";
+  EXPECT_TRUE(rig.state.node(NodeId{5})->alive());
+  EXPECT_EQ(rig.state.epoch().value, epoch);
+  EXPECT_EQ(static_cast<int>(dead({1, 3})), 0);
+  EXPECT_FALSE(rig.state.node(NodeId{5})->alive());
+  EXPECT_EQ(rig.state.epoch().value, epoch + 1);
+  EXPECT_EQ(static_cast<int>(dead({1, 2, 3})), 0) << "again is fine, and changes nothing";
+  EXPECT_EQ(rig.state.epoch().value, epoch + 1);
+}
+
 TEST(ControlState, RepeatedCommandsActOnceAndGivenUpOnesNotAtAll) {
   Rig rig;
   rig.cluster(1);

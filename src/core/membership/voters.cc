@@ -4,7 +4,7 @@
 
 namespace holo::membership {
 
-std::size_t wanted_voters(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : 1; }
+std::size_t wanted_voters(std::size_t nodes) { return nodes >= 5 ? 5 : nodes >= 3 ? 3 : nodes >= 2 ? 2 : 1; }
 
 std::optional<VoterChange> next_voter_change(std::vector<Member> members, NodeId leader) {
   std::sort(members.begin(), members.end(), [](const Member& a, const Member& b) { return a.node < b.node; });

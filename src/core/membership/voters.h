@@ -1,4 +1,4 @@
-// Which nodes vote: 1 of 1 or 2, 3 of 3 or 4, 5 of 5 or more.
+// Which nodes vote: 1 of 1, 3 of 3 or 4, 5 of 5 or more. Of 2 both do: then neither decides anything without the other.
 #pragma once
 
 #include <optional>

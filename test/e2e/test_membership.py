@@ -1,0 +1,167 @@
+"""Who is alive is the cluster's decision: crashes, pauses, splits, pairs with and without a witness, false alarms."""
+
+import os
+import signal
+import time
+
+import pytest
+from holo_e2e import HOLO, alive, node, wait_until
+
+LOCAL = ("--listen", "127.0.0.1:0", "--memory", "64MiB")
+
+
+def at(home, number):
+    return home.status("--node", f"node{number}")
+
+
+def pid_of(home, number):
+    return next(n["pid"] for n in home.json("dev", "status")["nodes"] if n["number"] == number)
+
+
+def up(home, nodes, *more):
+    home.ok("dev", "up", "-n", nodes, "--memory", "64MiB", *more)
+
+
+needs_net = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+def test_a_killed_node_is_dead_for_all_and_the_epoch_moves_once(home):
+    up(home, 5)
+    epoch = at(home, 1)["cluster"]["epoch"]
+    home.ok("dev", "kill", "3")
+    for n in (1, 2, 4, 5):
+        wait_until(lambda: node(at(home, n), "node3")["state"] == "dead", 10, f"node{n} to know of the death")  # noqa: B023
+        status = at(home, n)
+        assert status["cluster"]["epoch"] == epoch + 1
+        assert node(status, "node3")["seen"] == "dead"
+        assert len(alive(status)) == 4
+    assert any(at(home, n)["this_node"]["membership"]["verdicts"] >= 1 for n in (1, 2, 4, 5))
+    incarnation = node(at(home, 1), "node3")["incarnation"]
+    home.ok("dev", "restart", "3")
+    wait_until(lambda: node(at(home, 1), "node3")["state"] == "alive", 15, "node3 to return")
+    assert node(at(home, 1), "node3")["incarnation"] > incarnation
+    wait_until(lambda: node(at(home, 1), "node3")["seen"] == "alive", 10, "node1 to hear node3 itself")
+    assert 0 <= node(at(home, 1), "node3")["last_heard_ms"] < 30_000
+
+
+def test_a_paused_node_resumes_under_a_new_incarnation(home):
+    up(home, 3)
+    victim = next(n for n in (1, 2, 3) if node(at(home, 1), f"node{n}")["id"] != at(home, 1)["cluster"]["leader"])
+    other = 1 if victim != 1 else 2
+    home.ok("kv", "put", "k", "before", "--node", f"node{other}")
+    before = node(at(home, other), f"node{victim}")["incarnation"]
+    epoch = at(home, other)["cluster"]["epoch"]
+    pid = pid_of(home, victim)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # What it is asked now reaches it only after its death; it must act as a living node, or not at all.
+        with home.start(HOLO, "kv", "put", "k", "by the dead", "--node", f"node{victim}") as late:
+            wait_until(lambda: node(at(home, other), f"node{victim}")["state"] == "dead", 15, "the pause to be noticed")
+            assert at(home, other)["cluster"]["epoch"] == epoch + 1
+            home.ok("kv", "put", "k", "after", "--node", f"node{other}")
+            os.kill(pid, signal.SIGCONT)
+            wait_until(lambda: node(at(home, other), f"node{victim}")["state"] == "alive", 15, "it to return")
+            late.wait(60)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    status = at(home, other)
+    assert node(status, f"node{victim}")["incarnation"] > before
+    assert status["cluster"]["epoch"] == epoch + 2
+    home.ok("kv", "put", "k", "again", "--node", f"node{victim}")
+    assert home.ok("kv", "get", "k", "--node", f"node{other}").strip() == "again"
+
+
+def test_a_short_pause_is_taken_back_and_costs_nothing(home):
+    up(home, 5)
+    time.sleep(2)  # Everybody has heard everybody.
+    epoch = at(home, 1)["cluster"]["epoch"]
+    pid = pid_of(home, 4)
+
+    def suspected_and_not():
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(1)
+        return at(home, 1)["this_node"]["membership"]["false_suspicions"] > 0
+
+    for _ in range(20):
+        if suspected_and_not():
+            break
+    else:
+        raise AssertionError("twenty pauses of half a second, and nobody was suspected")
+    status = wait_until(lambda: (lambda s: node(s, "node4")["seen"] == "alive" and s)(at(home, 1)), 10, "the suspicion to go")
+    assert node(status, "node4")["state"] == "alive"
+    assert status["cluster"]["epoch"] == epoch
+    assert at(home, 4)["this_node"]["membership"]["refutations"] > 0
+
+
+def refuses_quickly(home, number):
+    began = time.monotonic()
+    line = home.refused("kv", "put", "k", "v", "--node", f"node{number}", timeout=30)
+    assert "voter" in line and "nothing is changed" in line
+    assert time.monotonic() - began < 2
+
+
+@needs_net
+def test_the_side_with_most_voters_goes_on_and_the_other_says_that_it_does_not(home):
+    up(home, 5, "--net")
+    home.ok("kv", "put", "k", "whole", "--node", "node1")
+    home.ok("dev", "partition", "4,5")
+    small = wait_until(lambda: (lambda s: not s["cluster"]["primary"] and s)(at(home, 4)), 15, "node4 to see that it is cut off")
+    assert "voter" in small["cluster"]["primary_reason"]
+    assert "primary: no" in home.ok("status", "--node", "node4")
+    wait_until(lambda: len(alive(at(home, 1))) == 3, 20, "the other side to go on without them")
+    assert at(home, 1)["cluster"]["primary"] and at(home, 1)["cluster"]["primary_reason"] == ""
+    epoch = at(home, 4)["cluster"]["epoch"]
+    home.ok("kv", "put", "k", "most", "--node", "node1")
+    time.sleep(3)
+    refuses_quickly(home, 4)
+    refuses_quickly(home, 5)
+    home.refused("lock", "l", "--node", "node5", "--", "true", timeout=60)
+    assert home.ok("kv", "get", "k", "--stale", "--node", "node4").strip() == "whole"
+    assert at(home, 4)["cluster"]["epoch"] == epoch, "the small side declares nobody dead"
+    home.ok("dev", "heal")
+    wait_until(lambda: len(alive(at(home, 4))) == 5 and at(home, 4)["cluster"]["primary"], 30, "all to be one again")
+    assert home.ok("kv", "get", "k", "--node", "node4").strip() == "most"
+
+
+@needs_net
+def test_of_two_neither_side_goes_on(home):
+    up(home, 2, "--net")
+    home.ok("kv", "put", "k", "both", "--node", "node1")
+    epoch = at(home, 1)["cluster"]["epoch"]
+    home.ok("dev", "partition", "2")
+    for n in (1, 2):
+        wait_until(lambda: not at(home, n)["cluster"]["primary"], 15, f"node{n} to stop")  # noqa: B023
+    time.sleep(3)
+    for n in (1, 2):
+        refuses_quickly(home, n)
+        assert at(home, n)["cluster"]["epoch"] == epoch
+        assert home.ok("kv", "get", "k", "--stale", "--node", f"node{n}").strip() == "both"
+    home.ok("dev", "heal")
+    wait_until(lambda: home.holo("kv", "put", "k", "again", "--node", "node2").returncode == 0, 30, "both to go on")
+
+
+def test_of_two_the_survivor_waits_for_the_other(home):
+    up(home, 2)
+    home.ok("kv", "put", "k", "both")
+    home.ok("dev", "kill", "2")
+    wait_until(lambda: not at(home, 1)["cluster"]["primary"], 15, "node1 to stop")
+    time.sleep(3)
+    refuses_quickly(home, 1)
+    home.ok("dev", "restart", "2")
+    wait_until(lambda: home.holo("kv", "put", "k", "again", "--node", "node1").returncode == 0, 30, "both to go on")
+
+
+def test_with_a_witness_one_of_two_goes_on(home):
+    line = home.ok("init", "--name", "lab", "--node-name", "first", "--state-dir", home.root / "s1", *LOCAL).split()
+    for name, more in (("second", ()), ("third", ("--witness",))):
+        home.ok("join", line[2], "--key", line[4], "--name", name, "--state-dir", home.root / name, *LOCAL, *more)
+    status = lambda: home.status("--state-dir", home.root / "s1")  # noqa: E731
+    wait_until(lambda: sum(n["voter"] for n in status()["nodes"]) == 3, 15, "three voters")
+    (pid,) = [p for p in home.processes() if str(home.root / "second").encode() in open(f"/proc/{p}/cmdline", "rb").read()]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: node(status(), "second")["state"] == "dead", 15, "the death to be decided by the survivor and the witness")
+    assert node(status(), "third")["witness"]
+    assert status()["cluster"]["primary"]
+    home.ok("kv", "put", "k", "v", "--state-dir", home.root / "s1")
