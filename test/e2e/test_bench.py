@@ -1,5 +1,7 @@
 """holo bench: the shape of what it prints. Never a time: those belong into docs/benchmarks.md."""
 
+import os
+
 import pytest
 
 LINK = {
@@ -59,6 +61,18 @@ def test_fault(home):
     report = home.json("bench", "fault", "--quick", "--page", "4096")
     check(report, "fault", {"read_p50": "us", "read_p99": "us", "write_p50": "us", "upgrade_p50": "us"})
     assert "4096" in report["layout"]
+    assert home.processes() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to silence a node takes network namespaces, and they take root")
+def test_detect(home):
+    report = home.json("bench", "detect", "--repetitions", "1", "-n", "3", timeout=180)
+    assert report["bench"] == "detect" and report["nodes"] == 3
+    assert {r["name"]: r["unit"] for r in report["results"]} == {
+        f"{what}_known_{which}": "s" for what in ("crash", "silent") for which in ("p50", "max")}
+    for r in report["results"]:
+        assert r["ours"] > 0 and r["reference_is"], r
+        assert (r["reference"] is None) == (r["ratio"] is None), r  # Serf need not be installed.
     assert home.processes() == []
 
 

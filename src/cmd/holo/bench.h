@@ -52,11 +52,14 @@ class OwnCluster {
  public:
   /// As `options.layout` says. Failures: of `net`, whatever of it this machine cannot give; never another layout.
   static Outcome<std::unique_ptr<OwnCluster>> start(const BenchOptions& options, std::uint64_t memory_bytes);
+  /// As `options` say, whatever they are.
+  static Outcome<std::unique_ptr<OwnCluster>> start(const DevOptions& options);
   OwnCluster();
   ~OwnCluster();
   OwnCluster(const OwnCluster&) = delete;
   OwnCluster& operator=(const OwnCluster&) = delete;
   [[nodiscard]] const DevCluster& dev() const { return *cluster_; }
+  [[nodiscard]] DevCluster& dev() { return *cluster_; }
   /// For the report.
   [[nodiscard]] std::string layout() const;
 
@@ -90,6 +93,7 @@ Outcome<BenchReport> bench_link_of_agents(const BenchOptions& options);
 Outcome<BenchReport> bench_control(const BenchOptions& options);
 Outcome<BenchReport> bench_fetch(const BenchOptions& options);
 Outcome<BenchReport> bench_fault(const BenchOptions& options);
+Outcome<BenchReport> bench_detect(const BenchOptions& options);
 Outcome<BenchReport> bench_idle(const BenchOptions& options);
 
 /// The references, run in a process of their own: fill and sum in plain memory, one thread per core (prints seconds);

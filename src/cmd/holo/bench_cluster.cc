@@ -71,6 +71,10 @@ Outcome<std::unique_ptr<OwnCluster>> OwnCluster::start(const BenchOptions& o, st
                   "choose fewer with -n");
     }
   }
+  return start(options);
+}
+
+Outcome<std::unique_ptr<OwnCluster>> OwnCluster::start(const DevOptions& options) {
   auto own = std::make_unique<OwnCluster>();
   HOLO_TRY(own->up(options));
   return own;

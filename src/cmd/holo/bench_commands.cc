@@ -1,4 +1,4 @@
-// holo bench main | link | fetch | fault | control | idle
+// holo bench main | link | fetch | fault | control | detect | idle
 #include "cmd/holo/bench.h"
 
 #include <algorithm>
@@ -143,6 +143,13 @@ void add_bench_commands(CommandLine& line) {
       ->check(CLI::Range(5U, 1000U))
       ->capture_default_str();
   control_app.add_flag("--quick", o->quick, "One run of each, and a hundredth of the keys: to see that it works");
+  auto& detect_app = add("detect", "From a node's end, or silence, to the last member that knows; reference: serf",
+                         "holo bench detect --json", bench_detect);
+  detect_app.get_option("--nodes")->default_str("5")->check(CLI::Range(3u, 64u));
+  detect_app.preparse_callback([o](std::size_t) { o->nodes = 5; });
+  detect_app.add_option("--repetitions", o->repetitions, "Crashes, and silences")
+      ->check(CLI::Range(1U, 1000U))
+      ->capture_default_str();
   auto& idle_app = add("idle", "What a node costs that has nothing to do; reference: an empty event loop",
                        "holo bench idle --seconds 60", bench_idle);
   layout(idle_app);

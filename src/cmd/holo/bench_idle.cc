@@ -20,7 +20,8 @@ namespace holo::cmd {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr Duration kHeartbeat = milliseconds(200);  // What a node does when nothing happens: internals, "Liveness".
+constexpr Duration kProbe = milliseconds(200);  // What a node does when nothing happens: internals, "Liveness".
+constexpr Duration kHeartbeat = milliseconds(400);
 constexpr Duration kLogTick = milliseconds(100);
 
 /// Processor time of a process and of its ended children, in clock ticks.
@@ -113,6 +114,7 @@ Outcome<int> reference_idle() {
     loop.call_at(loop.now() + period, [&, period] { again(period); });
   };
   loop.post([&] {
+    again(kProbe);
     again(kHeartbeat);
     again(kLogTick);
   });
