@@ -127,7 +127,15 @@ Task<void> Membership::ask(std::shared_ptr<Membership> me, NodeId to, Message me
   }
   if (me->stopped_) co_return;
   Effects out;
-  if (!answer) {
+  if (!answer && answer.error().code == Errc::unsupported && message.kind == membership::Kind::ping) {
+    // An agent of the release before this one: it lives, and knows nothing of probes.
+    const Message alive{.kind = membership::Kind::ack,
+                        .seq = seq,
+                        .sender = me->swim_->view(me->now(), to).incarnation,
+                        .target = {},
+                        .updates = {}};
+    me->swim_->on_message(me->now(), to, alive, out);
+  } else if (!answer) {
     me->swim_->on_undelivered(me->now(), to, seq, me->random_, out);
   } else if (auto reply = membership::decode_swim_message(as_bytes(answer->header));
              reply && !membership::is_request(reply->kind) && reply->seq == seq) {
