@@ -24,8 +24,9 @@ constexpr Duration kVoteHolds = seconds(3);        // Unless it is cast again, w
 constexpr Duration kLeaderless = seconds(4);       // Longer than an election takes.
 constexpr Duration kVoterHeard = seconds(3);
 constexpr Duration kLeadTick = milliseconds(100);
-constexpr Duration kPropose = seconds(5);        // What the leader proposes of itself.
-constexpr Duration kChangeMember = seconds(10);  // Also lets a new voter catch up.
+constexpr Duration kFollowTick = milliseconds(500);  // It may have come to lead; an idle node need not wake more often.
+constexpr Duration kPropose = seconds(5);            // What the leader proposes of itself.
+constexpr Duration kChangeMember = seconds(10);      // Also lets a new voter catch up.
 constexpr Duration kReconcilePause = milliseconds(200);
 constexpr Duration kServeJoin = seconds(10);
 constexpr Duration kRetryJoin = milliseconds(200);
@@ -325,7 +326,8 @@ Task<void> ControlService::Impl::admit(Self me, wire::NodeInfo node, bool alive)
 Task<void> ControlService::Impl::lead_loop(Self me) {
   while (!me->stopped && !me->ports.loop->stopping()) {
     tend_leases(me);
-    co_await env::sleep_for(*me->ports.loop, kLeadTick);
+    const Duration pause = me->leads() ? kLeadTick : kFollowTick;
+    co_await env::sleep_for(*me->ports.loop, pause);
   }
 }
 

@@ -16,7 +16,7 @@ using membership::Standing;
 using membership::Swim;
 using membership::Verdict;
 
-constexpr Duration kReportEvery = milliseconds(400);  // As the node does it.
+constexpr Duration kReportEvery = milliseconds(500);  // As the node does it.
 constexpr Duration kElection = milliseconds(1500);
 constexpr Duration kCommit = milliseconds(5);
 constexpr Duration kVoteHolds = seconds(3);

@@ -21,7 +21,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr Duration kProbe = milliseconds(200);  // What a node does when nothing happens: internals, "Liveness".
-constexpr Duration kHeartbeat = milliseconds(400);
+constexpr Duration kHeartbeat = milliseconds(500);
 constexpr Duration kLogTick = milliseconds(100);
 
 /// Processor time of a process and of its ended children, in clock ticks.

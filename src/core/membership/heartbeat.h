@@ -11,7 +11,7 @@
 namespace holo::membership {
 
 struct HeartbeatConfig {
-  Duration interval = milliseconds(400);
+  Duration interval = milliseconds(500);
   Duration leaderless = milliseconds(1000);  ///< After so long without a leader, anybody is asked who leads.
 };
 

@@ -365,11 +365,12 @@ void Swim::probe_failed(Instant now, const Probe& p, Random& random, Effects& ou
   // Helpers that say nothing at all make it likely that the fault is here.
   if (!m->own_failed) worse(p.nacks_expected == 0 ? 1 : p.nacks_expected - std::min(p.nacks, p.nacks_expected));
   if (!m->heard && now < m->grace) return;
+  const bool news = !m->own_failed;
   m->own_failed = true;
   if (m->suspected) m->expires = m->since + time_out(m->accusers == 0 ? 0U : m->accusers - 1U);
   const bool first = !m->suspected;
   accuse(now, *m, me_, out);
-  if (first) tell_at_once(*m, random, out);
+  if (first || (voter_ && news)) tell_at_once(*m, first ? config_.helpers : 0, random, out);
 }
 
 void Swim::run_relays(Instant now, Effects& out) {
@@ -595,14 +596,15 @@ void Swim::accuse(Instant now, Member& m, NodeId by, Effects& out) {
   if (voter_ && by != me_ && !m.own_failed) begin_probe(now, m, false, out);
 }
 
-/// The first here to suspect: the suspect is told before anybody, then the voters, then a few others.
-void Swim::tell_at_once(const Member& m, Random& random, Effects& out) {
+/// The suspect is told before anybody, then the voters: they decide, and each confirmation shortens their wait. Then
+/// `others` at random.
+void Swim::tell_at_once(const Member& m, unsigned others, Random& random, Effects& out) {
   std::vector<NodeId> whom{m.fact.node};
   for (const Member& x : members_) {
     if (x.fact.voter && x.fact.alive && x.fact.node != m.fact.node && !x.own_failed && whom.size() < 8)
       whom.push_back(x.fact.node);
   }
-  for (unsigned i = 0; i < config_.helpers && !order_.empty(); ++i) {
+  for (unsigned i = 0; i < others && !order_.empty(); ++i) {
     const NodeId n = order_[random.below(order_.size())];
     if (std::ranges::find(whom, n) == whom.end()) whom.push_back(n);
   }

@@ -237,7 +237,7 @@ class Swim {
   void take(Instant now, const Update& u, Effects& out);
   void take_about_self(const Update& u, Effects& out);
   void accuse(Instant now, Member& m, NodeId by, Effects& out);
-  void tell_at_once(const Member& m, Random& random, Effects& out);
+  void tell_at_once(const Member& m, unsigned others, Random& random, Effects& out);
   void absolve(Instant now, Member& m, Effects& out);
   void retract(Instant now, Member& m, Effects& out);
   [[nodiscard]] Duration time_out(unsigned confirmations) const;
