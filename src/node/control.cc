@@ -76,6 +76,7 @@ void ControlService::add_observer(control::StateObserver* observer) { impl_->sta
 NodeId ControlService::self() const { return impl_->identity.id; }
 std::uint64_t ControlService::incarnation() const { return impl_->incarnation; }
 NodeId ControlService::leader() const { return log_status().leader; }
+bool ControlService::removed() const { return impl_->removed; }
 bool ControlService::is_leader() const { return impl_->leads(); }
 bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
@@ -348,6 +349,10 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
   Duration pause = kRetry;
   for (;;) {
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+    if (me->removed) {
+      co_return fail(Errc::permission_denied, "this node was removed from its cluster",
+                     "holo leave here, then holo join makes it a member anew");
+    }
     if (auto refusal = me->not_primary()) co_return std::unexpected(std::move(*refusal));
     command.set_outstanding(*me->outstanding.begin());
     const std::string bytes = command.SerializeAsString();

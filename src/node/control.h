@@ -94,6 +94,8 @@ class ControlService {
   /// The leader as this node knows it; 0 while unknown.
   [[nodiscard]] NodeId leader() const;
   [[nodiscard]] bool is_leader() const;
+  /// The others refuse this node: it was removed, and has to join anew.
+  [[nodiscard]] bool removed() const;
   /// This node is alive in the state under its own incarnation: it may commit.
   [[nodiscard]] bool ready() const;
   [[nodiscard]] env::LogStatus log_status() const;

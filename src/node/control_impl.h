@@ -71,6 +71,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void nodes_changed();
   void return_anew();
   static Task<Status> join(Self me, std::string seed, Instant deadline);
+  /// What a member answered: refused as a stranger by all for a while, this node knows that it was removed.
+  void note_standing(const Status& answer);
   static Task<Status> leave(Self me, Instant deadline);
   static Task<Status> leave_draining(Self me, Instant deadline);
   static Task<Status> give_up_lead(Self me, Instant deadline);
@@ -107,6 +109,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::unique_ptr<env::CommandLog> log;
   bool stopped = false;
   bool leaving = false;
+  bool removed = false;                  ///< The others say that it is no member any more.
+  std::optional<Instant> refused_since;  ///< By every member that answered.
 
   std::function<wire::NodeReport()> report_source;
   std::vector<std::function<void()>> floors_observers;

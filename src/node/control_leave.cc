@@ -18,10 +18,28 @@ constexpr Duration kPropose = seconds(5);        // To take back a drain.
 constexpr Duration kChangeMember = seconds(10);  // For the leader, to take a member out of the log.
 constexpr Duration kRetryRemoval = milliseconds(200);
 constexpr Duration kRetryLeave = milliseconds(200);
+constexpr Duration kAskLeader = seconds(12);  // More than the leader takes: then it cannot be reached, or is another.
+constexpr Duration kBelieveRemoval = seconds(3);
 
 }  // namespace
 
+void ControlService::Impl::note_standing(const Status& answer) {
+  if (!answer && answer.error().code != Errc::permission_denied) return;  // It says nothing about that.
+  if (answer) {
+    refused_since.reset();
+    removed = false;
+    return;
+  }
+  if (!refused_since) refused_since = now();
+  // Somebody whose log is behind may not know a member; it asks others before it says so, but not for this long.
+  if (removed || now() - *refused_since < kBelieveRemoval) return;
+  removed = true;
+  log_error("membership",
+            "this node was removed from its cluster: holo leave here, then holo join makes it a member anew");
+}
+
 Task<Status> ControlService::Impl::leave(Self me, Instant deadline) {
+  if (me->removed) co_return me->ports.store->put("cluster", ByteSpan{});  // There is nothing to leave any more.
   if (!me->log || me->state.node(me->identity.id) == nullptr)
     co_return fail(Errc::refused, "this node is in no cluster");
   if (std::exchange(me->leaving, true)) co_return fail(Errc::refused, "this node is leaving already");
@@ -66,7 +84,13 @@ Task<Status> ControlService::Impl::leave_draining(Self me, Instant deadline) {
     Status s = co_await give_up_lead(me, deadline);  // Another change of voters may be under way: then again.
     if (s) s = co_await ask_to_leave(me, deadline);
     if (s || s.error().code == Errc::refused || s.error().code == Errc::out_of_memory) co_return s;
-    if (me->stopped || me->now() + kRetryLeave >= deadline) co_return s;
+    if (me->stopped) co_return s;
+    if (me->now() + kRetryLeave >= deadline) {
+      Error e = s.error();
+      e.message = str("no leader has taken this node out of the cluster in time: ", e.message);
+      e.hint = "holo status tells who leads; holo remove on another machine takes this node out as well";
+      co_return std::unexpected(std::move(e));
+    }
     co_await env::sleep_for(*me->ports.loop, kRetryLeave);
   }
 }
@@ -97,7 +121,7 @@ Task<Status> ControlService::Impl::ask_to_leave(Self me, Instant deadline) {
   wire::LeaveRequest ask;
   ask.set_node(me->identity.id.value);
   env::Request request = request_of(PeerMessage::leave, ask.SerializeAsString());
-  const env::CallOptions options = control_call(deadline);
+  const env::CallOptions options = control_call(std::min(deadline, me->now() + kAskLeader));
   auto answer = co_await me->ports.transport->call(leader, std::move(request), options);
   if (!answer) co_return std::unexpected(answer.error());
   co_return Status{};

@@ -183,6 +183,7 @@ Task<void> ControlService::Impl::beat(Self me, NodeId to) {
   auto answer = co_await me->ports.transport->call(to, std::move(request), options);
   --me->beats_in_flight;
   if (me->stopped) co_return;
+  me->note_standing(answer ? Status{} : Status(std::unexpected(answer.error())));
   wire::HeartbeatReply reply;
   if (!answer || !reply.ParseFromString(answer->header)) {
     me->plan.on_failure(to);

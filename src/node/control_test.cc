@@ -190,15 +190,17 @@ class ControlTest : public ::testing::Test {
   /// As the memory service would hand over: says of every fill that it is done, until nothing is left to fill.
   static Task<Status> fill(ControlTest* test, std::uint64_t id) {
     for (;;) {
-      wire::CommandBody b;
-      b.mutable_shards_filled()->set_epoch(test->at(id).state().epoch().value);
-      test->at(id).state().for_each_fill([&](const control::State::ShardView& v) {
-        auto* f = b.mutable_shards_filled()->add_fills();
-        f->set_region(v.region.value);
-        f->set_shard(v.shard.value);
-        f->set_node(v.filling.value);
+      wire::CommandBody copied, whole;
+      test->at(id).state().for_each_move([&](const control::State::ShardView& v) {
+        if (!v.filling && !v.unproven) return;
+        auto* m = v.filling ? copied.mutable_shards_copied()->add_moves() : whole.mutable_shards_whole()->add_moves();
+        m->set_region(v.region.value);
+        m->set_shard(v.shard.value);
+        m->set_node((v.filling ? v.filling : v.unproven).value);
+        m->set_serial(v.serial);
       });
-      if (b.shards_filled().fills_size() == 0) co_return Status{};
+      wire::CommandBody b = copied.shards_copied().moves_size() != 0 ? copied : whole;
+      if (b.kind_case() == wire::CommandBody::KIND_NOT_SET) co_return Status{};
       const Instant limit = test->deadline();
       auto r = co_await test->at(id).propose(std::move(b), limit);
       if (!r) co_return std::unexpected(r.error());

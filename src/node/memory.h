@@ -27,6 +27,7 @@ struct MemoryConfig {
   std::string state_dir;                   ///< A clean stop leaves its pages under it; empty: they are not kept.
   Duration fetch_deadline = seconds(8);    ///< A fault that no node could answer by then fails its view.
   Duration stage_deadline = seconds(8);
+  std::uint64_t move_rate = 0;  ///< Bytes a second that this node copies to others when shards move; 0: no limit.
 };
 
 /// Pages staged under a transaction, and who holds the staged bytes.
@@ -81,6 +82,8 @@ struct MemoryCounters {
   std::uint64_t evicted = 0;
   std::uint64_t out_of_memory = 0;
   std::uint64_t fetch_failures = 0;
+  std::uint64_t pages_moved = 0;   ///< Copied to nodes that take over shards, or copies of them.
+  std::uint64_t shards_moved = 0;  ///< Shards of regions that were copied whole.
 };
 
 struct MemoryStatus {

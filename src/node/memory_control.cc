@@ -19,6 +19,21 @@ void to_wire(std::span<const PageSpan> pages, wire::RegionPages& out) {
   }
 }
 
+void to_wire(const ShardMove& m, wire::ShardMove& out) {
+  out.set_region(m.region.value);
+  out.set_shard(m.shard.value);
+  out.set_node(m.node.value);
+  out.set_serial(m.serial);
+}
+
+ShardCopies copies_from(const control::State::ShardView& view) {
+  return {.in_sync = {view.in_sync.begin(), view.in_sync.end()},
+          .filling = view.filling,
+          .unproven = view.unproven,
+          .serial = view.serial,
+          .planned = !view.target.empty()};
+}
+
 class Adapter final : public MemoryControl, private control::StateObserver {
  public:
   Adapter(ControlService& control, ClusterId remembered) : control_(control), remembered_(remembered) {
@@ -115,17 +130,22 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     co_return out;
   }
 
-  Task<Status> shards_filled(Epoch epoch, RegionId region, std::vector<ShardNo> shards, NodeId node,
-                             Instant deadline) override {
+  std::vector<std::pair<ShardNo, ShardCopies>> moves(RegionId region) const override {
+    std::vector<std::pair<ShardNo, ShardCopies>> out;
+    state().for_each_move(region, [&](const control::State::ShardView& view) {
+      if (view.filling || view.unproven) out.emplace_back(view.shard, copies_from(view));
+    });
+    return out;
+  }
+  Task<Status> shards_copied(std::vector<ShardMove> moves, Instant deadline) override {
     wire::CommandBody body;
-    auto* command = body.mutable_shards_filled();
-    command->set_epoch(epoch.value);
-    for (const auto shard : shards) {
-      auto* fill = command->add_fills();
-      fill->set_region(region.value);
-      fill->set_shard(shard.value);
-      fill->set_node(node.value);
-    }
+    for (const ShardMove& m : moves) to_wire(m, *body.mutable_shards_copied()->add_moves());
+    HOLO_CO_TRY(co_await control_.propose(std::move(body), deadline));
+    co_return Status{};
+  }
+  Task<Status> shards_whole(std::vector<ShardMove> moves, Instant deadline) override {
+    wire::CommandBody body;
+    for (const ShardMove& m : moves) to_wire(m, *body.mutable_shards_whole()->add_moves());
     HOLO_CO_TRY(co_await control_.propose(std::move(body), deadline));
     co_return Status{};
   }
@@ -139,9 +159,8 @@ class Adapter final : public MemoryControl, private control::StateObserver {
   const CopiesTable& copies_of(RegionId region) const {
     const auto [it, fresh] = copies_.try_emplace(region);
     if (fresh) {
-      state().for_each_shard(region, [&](const control::State::ShardView& view) {
-        it->second[view.shard] = {{view.in_sync.begin(), view.in_sync.end()}, view.filling};
-      });
+      state().for_each_shard(
+          region, [&](const control::State::ShardView& view) { it->second[view.shard] = copies_from(view); });
     }
     return it->second;
   }
@@ -173,7 +192,12 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     }
   }
   void on_nodes_changed(Epoch, NodeId) override { placement_moved(); }
-  void on_placement_changed(RegionId) override { placement_moved(); }
+  void on_placement_changed(RegionId id) override {
+    copies_.erase(id);
+    for (const auto& o : observers_) {
+      if (o.on_placement_changed) o.on_placement_changed(id);
+    }
+  }
   void on_restored() override {
     copies_.clear();
     for (const auto& o : observers_) {

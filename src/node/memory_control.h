@@ -32,9 +32,21 @@ struct RegionShape {
 };
 
 /// Where a shard's pages live now. `in_sync[0]` is the home. `filling`: a node that is being given copies; 0: none.
+/// `unproven`: one that is in sync since it was given them, and looks whether it lacks what was staged without it.
 struct ShardCopies {
   std::vector<NodeId> in_sync;
   NodeId filling;
+  NodeId unproven;
+  std::uint64_t serial = 0;  ///< Of the move of `filling` or `unproven`.
+  bool planned = true;       ///< False: it stays where it is, because nobody else can have it.
+};
+
+/// A step of a move: `node` has been given the shard, or lacks nothing of it.
+struct ShardMove {
+  RegionId region;
+  ShardNo shard;
+  NodeId node;
+  std::uint64_t serial = 0;
 };
 
 /// One transaction in a commit command: what it wrote, and regions that move on without a write.
@@ -67,8 +79,10 @@ struct MemoryObserver {
   std::function<void(const RegionShape&)> on_region_created;
   std::function<void(RegionId)> on_region_freed;
   std::function<void(const CommitEvent&)> on_commit;
-  /// A node died, left, came (back), or in-sync lists changed: placement and epoch may differ.
+  /// A node died, left, came (back): placement and epoch may differ.
   std::function<void()> on_nodes_changed;
+  /// Who holds shards of this region, or is to, has changed, and perhaps the epoch.
+  std::function<void(RegionId)> on_placement_changed;
   /// The whole state was replaced by a snapshot of the log: everything known about regions is to be read anew.
   std::function<void()> on_restored;
 };
@@ -112,9 +126,12 @@ class MemoryControl {
   /// ...).
   virtual Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> commit(Epoch epoch, std::vector<TxnCommit> txns,
                                                                                Instant deadline) = 0;
-  /// Announces that `node` now holds every committed page of these shards.
-  virtual Task<Status> shards_filled(Epoch epoch, RegionId region, std::vector<ShardNo> shards, NodeId node,
-                                     Instant deadline) = 0;
+  /// Shards of the region that have a node to fill, or one that has something to prove, ascending.
+  [[nodiscard]] virtual std::vector<std::pair<ShardNo, ShardCopies>> moves(RegionId region) const = 0;
+  /// By the home: these nodes have been given every committed page. They are in sync then, under another epoch.
+  virtual Task<Status> shards_copied(std::vector<ShardMove> moves, Instant deadline) = 0;
+  /// By the node: it lacks nothing of these shards, so whom it replaces may go.
+  virtual Task<Status> shards_whole(std::vector<ShardMove> moves, Instant deadline) = 0;
 };
 
 class ControlService;

@@ -1,5 +1,5 @@
-// Copies that are to be elsewhere: filling new holders, repairing own gaps, handing over before leaving, keeping at a
-// stop.
+// Copies that are to be elsewhere: moving shards as the plan says, repairing own gaps, handing over before leaving,
+// keeping at a stop.
 #include <algorithm>
 
 #include "base/log.h"
@@ -9,39 +9,51 @@
 
 namespace holo::node {
 
-// ---- filling
+// ---- moving
 
-void MemoryImpl::start_fills() {
-  if (stopped_) return;
-  for (auto& [id, r] : regions_) {
-    if (r->filling) continue;
-    r->filling = true;
-    loop_.spawn(fill_region(r));
+void MemoryImpl::start_all_moves() {
+  for (auto& [id, r] : regions_) start_moves(r);
+}
+
+void MemoryImpl::start_moves(const RegionPtr& r) {
+  if (stopped_ || (r->filling && r->proving)) return;
+  bool fill = false, prove = false;
+  for (const auto& [shard, c] : control_.moves(r->id())) {
+    fill = fill || (c.filling && !c.in_sync.empty() && c.in_sync.front() == control_.self());
+    prove = prove || c.unproven == control_.self();
+  }
+  // Not from inside the log's apply.
+  if (fill && !std::exchange(r->filling, true)) {
+    loop_.post([this, r, alive = alive_] {
+      if (*alive) loop_.spawn(fill_region(r));
+    });
+  }
+  if (prove && !std::exchange(r->proving, true)) {
+    loop_.post([this, r, alive = alive_] {
+      if (*alive) loop_.spawn(prove_region(r));
+    });
   }
 }
 
 /// Gives copies to every node that the control state names as filling for a shard homed here, until there is none.
 Task<void> MemoryImpl::fill_region(RegionPtr r) {
-  for (int attempt = 0; attempt < 8 && !r->freed && !stopped_; ++attempt) {
-    // By target: shards, in order. Only those in use have an entry in the placement.
-    std::map<NodeId, std::vector<ShardNo>> todo;
-    std::set<ShardNo> seen;
-    for (std::uint64_t p = 0; p < r->shape.pages() && seen.size() < limits::kShards; p += r->shape.block_pages) {
-      const ShardNo shard = control_.shard_of(r->id(), PageNo{p});
-      if (!seen.insert(shard).second) continue;
-      const ShardCopies c = control_.copies(r->id(), shard);
-      if (c.filling && !c.in_sync.empty() && c.in_sync.front() == control_.self()) todo[c.filling].push_back(shard);
+  for (int failures = 0; failures < 8 && !r->freed && !stopped_;) {
+    std::map<NodeId, std::vector<ShardMove>> todo;  // by target
+    for (const auto& [shard, c] : control_.moves(r->id())) {
+      if (!c.filling || c.in_sync.empty() || c.in_sync.front() != control_.self()) continue;
+      todo[c.filling].push_back({.region = r->id(), .shard = shard, .node = c.filling, .serial = c.serial});
     }
     if (todo.empty()) break;
     bool failed = false;
-    for (auto& [target, shards] : todo) {
-      auto done = co_await fill_shards(r, target, shards);
+    for (auto& [target, moves] : todo) {
+      auto done = co_await fill_shards(r, target, moves);
       if (!done) {
         failed = true;
         log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ",
                  done.error().message);
       }
     }
+    failures = failed ? failures + 1 : 0;
     bool awake = true;
     if (failed) awake = co_await env::sleep_for(loop_, milliseconds(200));
     if (!awake) break;
@@ -49,9 +61,36 @@ Task<void> MemoryImpl::fill_region(RegionPtr r) {
   r->filling = false;
 }
 
-Task<Status> MemoryImpl::fill_shards(RegionPtr r, NodeId target, std::vector<ShardNo> shards) {
-  const Epoch epoch = control_.epoch();
-  const std::set<ShardNo> wanted(shards.begin(), shards.end());
+/// Takes out what the plan no longer wants from here.
+void MemoryImpl::drop_overtaken(const Region& r, std::vector<ShardMove>& moves) const {
+  std::erase_if(moves, [&](const ShardMove& m) {
+    const ShardCopies c = control_.copies(r.id(), m.shard);
+    const bool home = !c.in_sync.empty() && c.in_sync.front() == control_.self();
+    return !home || c.filling != m.node || c.serial != m.serial;
+  });
+}
+
+bool MemoryImpl::windows_open(const Region& r, const std::set<ShardNo>& shards) const {
+  for (const auto& [id, view] : r.views) {
+    for (const PageNo page : view->windows) {
+      if (r.pages->window_open(page) && shards.contains(control_.shard_of(r.id(), page))) return true;
+    }
+  }
+  return false;
+}
+
+Task<bool> MemoryImpl::pace(std::uint64_t bytes) {
+  if (config_.move_rate == 0) co_return true;
+  const Duration takes =
+      nanoseconds(static_cast<std::int64_t>(static_cast<unsigned __int128>(bytes) * 1'000'000'000 / config_.move_rate));
+  next_move_ = std::max(next_move_, loop_.now()) + takes;
+  const bool awake = co_await env::sleep_until(loop_, next_move_);
+  co_return awake;
+}
+
+Task<Status> MemoryImpl::fill_shards(RegionPtr r, NodeId target, std::vector<ShardMove> moves) {
+  std::set<ShardNo> wanted;
+  for (const ShardMove& m : moves) wanted.insert(m.shard);
   auto in_shards = [&](PageNo page) { return wanted.contains(control_.shard_of(r->id(), page)); };
 
   // What is staged has to be there when its commit comes; what is staged from now on goes there by itself.
@@ -66,15 +105,92 @@ Task<Status> MemoryImpl::fill_shards(RegionPtr r, NodeId target, std::vector<Sha
   for (const PageAt& at : committed_pages(r)) {
     if (in_shards(at.page)) pages.push_back(at);
   }
-  const std::size_t most = std::max<std::size_t>(1, kStageRequestBytes / r->page_bytes());
+  const std::size_t most = std::max<std::size_t>(1, kMoveRequestBytes / r->page_bytes());
   for (std::size_t i = 0; i < pages.size(); i += most) {
     std::vector<PageAt> some(pages.begin() + static_cast<std::ptrdiff_t>(i),
                              pages.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, pages.size())));
+    const bool going_on = co_await pace(some.size() * r->page_bytes());
+    if (!going_on) co_return fail(Errc::cancelled, "the agent is stopping");
+    counters_.pages_moved += some.size();
     HOLO_CO_TRY(co_await send_fill(r, target, std::move(some)));
-    if (control_.epoch() != epoch) co_return fail(Errc::stale_epoch, "the placement moved meanwhile");
+    drop_overtaken(*r, moves);
+    if (moves.empty()) co_return Status{};
   }
-  auto told = co_await control_.shards_filled(epoch, r->id(), shards, target, loop_.now() + seconds(5));
+  // A task that writes in place would have to be run again elsewhere. No new windows open here meanwhile.
+  const Instant patience = loop_.now() + kWindowPatience;
+  while (windows_open(*r, wanted) && loop_.now() < patience) {
+    const bool awake = co_await env::sleep_for(loop_, milliseconds(5));
+    if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");
+  }
+  drop_overtaken(*r, moves);
+  if (moves.empty()) co_return Status{};
+  counters_.shards_moved += moves.size();
+  auto told = co_await control_.shards_copied(std::move(moves), loop_.now() + seconds(5));
   co_return told;
+}
+
+/// Looks, for every shard that this node has just been given, whether it lacks what was staged before, and says so when
+/// it does not.
+Task<void> MemoryImpl::prove_region(RegionPtr r) {
+  while (!r->freed && !stopped_) {
+    std::vector<ShardMove> moves;
+    for (const auto& [shard, c] : control_.moves(r->id())) {
+      if (c.unproven != control_.self()) continue;
+      moves.push_back({.region = r->id(), .shard = shard, .node = c.unproven, .serial = c.serial});
+    }
+    if (moves.empty()) break;
+    const bool proven = co_await prove_shards(r, std::move(moves));
+    bool awake = true;
+    if (!proven) awake = co_await env::sleep_for(loop_, milliseconds(200));
+    if (!awake) break;
+  }
+  r->proving = false;
+}
+
+/// Newest versions of pages in these shards that are not here.
+std::vector<PageAt> MemoryImpl::lacking(const RegionPtr& r, const std::set<ShardNo>& shards) const {
+  std::vector<PageAt> out;
+  control_.for_each_written(r->id(), [&](PageSpan span, Version version) {
+    for (std::uint64_t i = 0; i < span.count; ++i) {
+      const PageNo page{span.first.value + i};
+      if (shards.contains(control_.shard_of(r->id(), page)) && !r->pages->has(page, version)) {
+        out.push_back({page, version});
+      }
+    }
+  });
+  return out;
+}
+
+Task<bool> MemoryImpl::prove_shards(RegionPtr r, std::vector<ShardMove> moves) {
+  std::set<ShardNo> shards;
+  for (const ShardMove& m : moves) shards.insert(m.shard);
+  std::vector<PageAt> wants = lacking(r, shards);
+  std::set<PageNo> lost;
+  const std::size_t most = std::max<std::size_t>(1, kPopulateBytes / r->page_bytes());
+  for (std::size_t i = 0; i < wants.size(); i += most) {
+    std::vector<PageAt> some(wants.begin() + static_cast<std::ptrdiff_t>(i),
+                             wants.begin() + static_cast<std::ptrdiff_t>(std::min(i + most, wants.size())));
+    auto all = co_await fetch(r, some, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
+    if (all) continue;
+    for (const PageAt& at : some) {  // Which of them?
+      std::vector<PageAt> one{at};
+      auto bytes =
+          co_await fetch(r, std::move(one), true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
+      // What nobody has any more is no reason to stay for those who do not have it either.
+      if (!bytes && bytes.error().code == Errc::page_lost && !bytes.error().retryable) lost.insert(at.page);
+      if (r->freed || stopped_) co_return false;
+    }
+  }
+  for (const PageAt& at : lacking(r, shards)) {
+    if (!lost.contains(at.page)) co_return false;
+  }
+  std::erase_if(moves, [&](const ShardMove& m) {
+    const ShardCopies c = control_.copies(r->id(), m.shard);
+    return c.unproven != m.node || c.serial != m.serial;
+  });
+  if (moves.empty()) co_return true;
+  auto told = co_await control_.shards_whole(std::move(moves), loop_.now() + seconds(5));
+  co_return told.has_value();
 }
 
 Task<Status> MemoryImpl::send_fill(RegionPtr r, NodeId target, std::vector<PageAt> pages) {
@@ -200,7 +316,7 @@ bool MemoryImpl::stranded() const {
     control_.for_each_written(id, [&](PageSpan span, Version) {
       for (std::uint64_t i = 0; i < span.count && !found; ++i) {
         const ShardCopies c = copies(*r, PageNo{span.first.value + i});
-        found = c.in_sync.size() == 1 && c.in_sync.front() == control_.self() && !c.filling;
+        found = c.in_sync.size() == 1 && c.in_sync.front() == control_.self() && !c.planned;
       }
     });
   }
@@ -211,8 +327,8 @@ Task<Status> MemoryImpl::hand_over(Instant deadline) {
   for (;;) {
     auto free = may_leave();
     if (free) co_return free;
-    start_fills();
-    // Draining has named a node for every last copy that any node has room for: what has none now will not get one.
+    start_all_moves();
+    // The plan has a node for every last copy that any node has room for: what has none now will not get one.
     if (stranded() || loop_.now() >= deadline) co_return free;
     const bool awake = co_await env::sleep_for(loop_, milliseconds(50));
     if (!awake) co_return fail(Errc::cancelled, "the agent is stopping");

@@ -23,6 +23,7 @@ class MemoryImpl;
 inline constexpr std::uint64_t kReadAheadBytes = 1 << 20;     // of one fault in a sequential scan, at most
 inline constexpr std::uint64_t kFetchRequestBytes = 1 << 20;  // asked from a node in one request (one page at least)
 inline constexpr std::uint64_t kStageRequestBytes = 4 << 20;  // sent to a node in one request (one page at least)
+inline constexpr std::uint64_t kMoveRequestBytes = 1 << 20;   // copied to a node at a time (one page at least)
 inline constexpr std::uint64_t kPopulateBytes = 8 << 20;      // fetched at a time by VIEW_POPULATE
 inline constexpr std::size_t kTxnsPerCommand = 512;
 inline constexpr std::size_t kDecidedKept = 1 << 16;       // transactions remembered as decided
@@ -30,10 +31,11 @@ inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;  // for copies beside 
 inline constexpr Duration kTick = milliseconds(200);       // floors
 inline constexpr Duration kSweepEvery = seconds(5);        // staged pages that nobody decides
 inline constexpr Duration kDecisionPatience =
-    milliseconds(300);                                 // at a stop, for the log to decide what is staged here
-inline constexpr std::uint64_t kLongStop = 512 << 20;  // of pages to write: the log says so
-inline constexpr Duration kRoomDeadline = seconds(2);  // then out_of_memory
-inline constexpr Duration kPeerDeadline = seconds(2);  // of one request, within the caller's
+    milliseconds(300);                                   // at a stop, for the log to decide what is staged here
+inline constexpr std::uint64_t kLongStop = 512 << 20;    // of pages to write: the log says so
+inline constexpr Duration kWindowPatience = seconds(1);  // of a move, for tasks that write its pages in place
+inline constexpr Duration kRoomDeadline = seconds(2);    // then out_of_memory
+inline constexpr Duration kPeerDeadline = seconds(2);    // of one request, within the caller's
 
 struct PageAt {
   PageNo page;
@@ -75,6 +77,7 @@ struct Region {
   std::set<PageNo> repairs;  // owned pages whose newest bytes are to be fetched
   bool repairing = false;
   bool filling = false;
+  bool proving = false;
   bool freed = false;
   [[nodiscard]] RegionId id() const { return shape.id; }
   [[nodiscard]] std::uint64_t page_bytes() const { return shape.page_bytes; }
@@ -171,6 +174,12 @@ Result<Message> decode(const std::string& header) {
 }
 std::string digest_of(ByteSpan bytes);
 
+/// Staged pages that an in-sync node is not known to hold.
+struct Unheld {
+  std::size_t region = 0, span = 0;  // indexes into TxnWrites
+  NodeId node;
+};
+
 class MemoryImpl final : public MemoryService {
  public:
   MemoryImpl(Ports ports, MemoryConfig config);
@@ -204,6 +213,8 @@ class MemoryImpl final : public MemoryService {
   void remove_region(RegionId id);
   void apply(const CommitEvent& event);
   void nodes_changed();
+  void placement_changed(RegionId id);
+  void refuse_doubts();
   void tick();
   void schedule_tick();
   Task<void> sweep_staged();
@@ -281,16 +292,29 @@ class MemoryImpl final : public MemoryService {
   Handled local_stage(std::shared_ptr<LocalSession> session, LocalRequest request);
   Handled local_commit(std::shared_ptr<LocalSession> session, LocalRequest request);
   Handled local_abort(std::shared_ptr<LocalSession> session, LocalRequest request);
-  Status check_holders(const TxnWrites& writes) const;
+  Status check_holders(const TxnWrites& writes, std::vector<Unheld>* unheld) const;
+  Task<void> learn_holders(TxnId txn, std::shared_ptr<TxnWrites> writes, std::vector<Unheld> unheld);
+  Task<std::vector<std::string>> staged_digests(NodeId node, RegionId region, TxnId txn, std::vector<PageNo> pages);
+  [[nodiscard]] std::vector<std::string> digests_here(RegionId region, const TxnId& txn,
+                                                      const std::vector<PageNo>& pages) const;
+  Task<Result<env::Reply>> serve_staged_query(NodeId from, env::Request request);
   void abort_here(const TxnId& txn);
   Task<bool> send_abort(NodeId node, std::string header);
   Task<void> abort_everywhere(std::vector<TxnId> txns);
 
   // -- memory_fill.cc
-  void start_fills();
+  void start_moves(const RegionPtr& r);
+  void start_all_moves();
   Task<void> fill_region(RegionPtr r);
-  Task<Status> fill_shards(RegionPtr r, NodeId target, std::vector<ShardNo> shards);
+  Task<Status> fill_shards(RegionPtr r, NodeId target, std::vector<ShardMove> moves);
+  void drop_overtaken(const Region& r, std::vector<ShardMove>& moves) const;
+  [[nodiscard]] bool windows_open(const Region& r, const std::set<ShardNo>& shards) const;
   Task<Status> send_fill(RegionPtr r, NodeId target, std::vector<PageAt> pages);
+  Task<void> prove_region(RegionPtr r);
+  Task<bool> prove_shards(RegionPtr r, std::vector<ShardMove> moves);
+  [[nodiscard]] std::vector<PageAt> lacking(const RegionPtr& r, const std::set<ShardNo>& shards) const;
+  /// Until `bytes` more may be copied to other nodes (MemoryConfig::move_rate). False: the agent is stopping.
+  Task<bool> pace(std::uint64_t bytes);
   void start_repair(const RegionPtr& r);
   Task<void> repair(RegionPtr r);
   [[nodiscard]] std::vector<PageAt> committed_pages(const RegionPtr& r) const;
@@ -323,6 +347,7 @@ class MemoryImpl final : public MemoryService {
   std::uint64_t next_view_ = 1;
   std::uint64_t next_txn_ = 1;
   Instant next_sweep_;
+  Instant next_move_;  ///< When the bytes copied so far have had their time.
   bool stopped_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };

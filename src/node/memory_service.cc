@@ -69,11 +69,13 @@ MemoryImpl::MemoryImpl(Ports ports, MemoryConfig config)
   serve(wire::PeerMessage::page_backup, &MemoryImpl::serve_backup);
   serve(wire::PeerMessage::txn_abort, &MemoryImpl::serve_abort);
   serve(wire::PeerMessage::txn_status, &MemoryImpl::serve_txn_status);
+  serve(wire::PeerMessage::staged_query, &MemoryImpl::serve_staged_query);
   control_.observe({
       .on_region_created = [this](const RegionShape& shape) { add_region(shape); },
       .on_region_freed = [this](RegionId id) { remove_region(id); },
       .on_commit = [this](const CommitEvent& event) { apply(event); },
       .on_nodes_changed = [this] { nodes_changed(); },
+      .on_placement_changed = [this](RegionId id) { placement_changed(id); },
       .on_restored = [this] { sync_regions(); },
   });
   sync_regions();
@@ -223,13 +225,27 @@ void MemoryImpl::nodes_changed() {
     const std::uint64_t incarnation = control_.incarnation_of(txn.node);
     if (incarnation != txn.incarnation && !(incarnation == 0 && txn.node == control_.self())) abort_here(txn);
   }
+  refuse_doubts();
+  start_all_moves();
+}
+
+/// What was proposed under an earlier epoch, and given up, is not going to be committed any more.
+void MemoryImpl::refuse_doubts() {
   std::vector<TxnId> refused;
   for (const auto& [txn, doubt] : in_doubt_) {
     if (doubt.given_up && doubt.epoch < control_.epoch()) refused.push_back(txn);
   }
   for (const TxnId& txn : refused) in_doubt_.erase(txn);
   if (!refused.empty()) abort(refused);
-  start_fills();
+}
+
+void MemoryImpl::placement_changed(RegionId id) {
+  refuse_doubts();
+  const auto it = regions_.find(id);
+  if (it == regions_.end()) return;
+  std::fill(it->second->owned.begin(), it->second->owned.end(), static_cast<std::int8_t>(-1));
+  it->second->pages->reclassify();
+  start_moves(it->second);
 }
 
 Result<RegionPtr> MemoryImpl::find_region(RegionId id) const {
@@ -377,7 +393,7 @@ void MemoryImpl::schedule_tick() {
     if (loop_.now() >= next_sweep_) {
       next_sweep_ = loop_.now() + kSweepEvery;
       if (!staged_since_.empty()) loop_.spawn(sweep_staged());
-      start_fills();
+      start_all_moves();
       for (auto& [id, r] : regions_) {
         if (!r->repairs.empty()) start_repair(r);
       }

@@ -173,6 +173,7 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
   for (PageNo page : pages) blocks[page.value / r->shape.block_pages].push_back(page);
   for (auto& [block, group] : blocks) {
     std::set<NodeId> sent;
+    NodeId filled;  // Holds them too, though nothing depends on it yet.
     for (;;) {
       if (r->freed) co_return fail(Errc::not_found, str("region \"", r->shape.name, "\" was freed"));
       const ShardCopies holders = copies(*r, group.front());
@@ -182,7 +183,7 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
       for (NodeId node : holders.in_sync) {
         if (node != control_.self() && !sent.contains(node)) targets.push_back(node);
       }
-      const bool fills = holders.filling && !sent.contains(holders.filling);
+      const bool fills = holders.filling && holders.filling != filled;
       if (fills) targets.push_back(holders.filling);
       std::vector<Task<Status>> tasks;
       tasks.reserve(targets.size());
@@ -191,8 +192,11 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
       Error last{.code = Errc::unavailable, .message = "no other node holds a copy"};
       auto results = co_await gather(loop_, std::move(tasks));
       for (std::size_t i = 0; i < results.size(); ++i) {
-        // A node that is being filled fetches what it misses when the commit comes: it is not waited for.
-        if (results[i] || (fills && i + 1 == results.size())) {
+        if (fills && i + 1 == results.size()) {
+          // It fetches what it misses when the commit comes: it is not waited for.
+          if (results[i]) sent.insert(targets[i]);
+          filled = targets[i];
+        } else if (results[i]) {
           sent.insert(targets[i]);
         } else {
           last = results[i].error();
@@ -207,7 +211,11 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
       std::size_t required = std::min<std::size_t>(r->shape.replication, control_.live_nodes().size());
       if (r->shape.replication >= 2) required = std::max<std::size_t>(required, 2);
       if (home && all && now.in_sync.size() >= required) {
-        for (const PageSpan& span : memory::to_spans(group)) out.push_back({.pages = span, .holders = now.in_sync});
+        std::vector<NodeId> hold = now.in_sync;
+        for (const NodeId n : sent) {
+          if (std::find(hold.begin(), hold.end(), n) == hold.end()) hold.push_back(n);
+        }
+        for (const PageSpan& span : memory::to_spans(group)) out.push_back({.pages = span, .holders = hold});
         break;
       }
       if (loop_.now() + milliseconds(20) >= deadline) {
@@ -351,6 +359,13 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
   if (ask.has_txn()) HOLO_CO_TRY(check_open(txn));
   std::uint64_t at = 0;
   for (const auto& p : ask.pages()) {
+    if (ask.has_txn() && ask.epoch() < control_.epoch().value && p.page() < r->shape.pages()) {
+      // It was the home when it checked them for conflicts. Whoever is now checks without it.
+      const ShardCopies now = copies(*r, PageNo{p.page()});
+      if (now.in_sync.empty() || now.in_sync.front() != from) {
+        co_return fail(Errc::stale_epoch, str("the home of page ", p.page(), " has moved"));
+      }
+    }
     if (p.page() >= r->shape.pages() || (!p.zero() && r->page_bytes() > payload.size() - at)) {
       co_return fail(Errc::malformed, "copied pages outside their region");
     }

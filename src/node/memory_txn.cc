@@ -48,34 +48,112 @@ Task<Result<std::vector<RegionWrites>>> MemoryImpl::seal(TxnId txn, Instant dead
   co_return out;
 }
 
-/// Whether enough of those who hold the staged pages are still in sync.
-Status MemoryImpl::check_holders(const TxnWrites& writes) const {
-  for (const RegionWrites& region : writes.regions) {
+/// Whether all who are in sync now hold the staged pages, and are enough. `unheld`: who is not known to.
+Status MemoryImpl::check_holders(const TxnWrites& writes, std::vector<Unheld>* unheld) const {
+  Status ok{};
+  for (std::size_t ri = 0; ri < writes.regions.size(); ++ri) {
+    const RegionWrites& region = writes.regions[ri];
     auto it = regions_.find(region.region);
     if (it == regions_.end()) return fail(Errc::not_found, "a region was freed while it was written");
     const Region& r = *it->second;
-    for (const StagedSpan& span : region.pages) {
+    for (std::size_t si = 0; si < region.pages.size(); ++si) {
+      const StagedSpan& span = region.pages[si];
       for (std::uint64_t p = span.pages.first.value; p < span.pages.first.value + span.pages.count;
            p = block_end(r, p)) {
         const ShardCopies now = copies(r, PageNo{p});
-        std::size_t have = 0;
+        bool all = true;
         for (NodeId node : now.in_sync) {
-          have += static_cast<std::size_t>(
-              control_.alive(node) && std::find(span.holders.begin(), span.holders.end(), node) != span.holders.end());
+          if (control_.alive(node) && std::find(span.holders.begin(), span.holders.end(), node) != span.holders.end())
+            continue;
+          all = false;
+          if (unheld && control_.alive(node)) unheld->push_back({.region = ri, .span = si, .node = node});
         }
         std::size_t required = std::min<std::size_t>(r.shape.replication, control_.live_nodes().size());
         if (r.shape.replication >= 2) required = std::max<std::size_t>(required, 2);
-        if (have >= required) continue;
-        Error e{
-            .code = Errc::stale_epoch,
-            .message = str("page ", p, " of region \"", r.shape.name, "\" was staged on nodes that have died since"),
-            .hint = "stage it again",
-            .retryable = true};
-        return std::unexpected(std::move(e));
+        if (all && now.in_sync.size() >= required) continue;
+        Error e{.code = Errc::stale_epoch,
+                .message = str("page ", p, " of region \"", r.shape.name,
+                               "\" was staged on nodes that have died or handed it over since"),
+                .hint = "stage it again",
+                .retryable = true};
+        ok = std::unexpected(std::move(e));
+        if (!unheld) return ok;
       }
     }
   }
-  return {};
+  return ok;
+}
+
+std::vector<std::string> MemoryImpl::digests_here(RegionId region, const TxnId& txn,
+                                                  const std::vector<PageNo>& pages) const {
+  std::vector<std::string> out(pages.size());
+  const auto it = regions_.find(region);
+  if (it == regions_.end()) return out;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (pages[i].value >= it->second->shape.pages()) continue;
+    if (const ByteSpan bytes = it->second->pages->staged(txn, pages[i]); !bytes.empty()) out[i] = digest_of(bytes);
+  }
+  return out;
+}
+
+Task<std::vector<std::string>> MemoryImpl::staged_digests(NodeId node, RegionId region, TxnId txn,
+                                                          std::vector<PageNo> pages) {
+  if (node == control_.self()) co_return digests_here(region, txn, pages);
+  wire::StagedQuery ask;
+  to_wire(txn, ask.mutable_txn());
+  ask.set_region(region.value);
+  for (const PageNo page : pages) ask.add_pages(page.value);
+  env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::staged_query),
+                       .header = ask.SerializeAsString(),
+                       .payload = {}};
+  env::CallOptions options{.klass = env::StreamClass::data, .deadline = loop_.now() + kPeerDeadline};
+  auto reply = co_await transport_.call(node, std::move(request), options);
+  std::vector<std::string> out(pages.size());
+  wire::StagedQueryReply answer;
+  if (!reply || !answer.ParseFromString(reply->header) || answer.digests_size() != static_cast<int>(pages.size())) {
+    co_return out;
+  }
+  for (std::size_t i = 0; i < pages.size(); ++i) out[i] = answer.digests(static_cast<int>(i));
+  co_return out;
+}
+
+/// Pages were staged before a node came to be in sync: it has them all the same when their home gave it what was staged
+/// there. Asks, and compares with a node that is known to hold them.
+Task<void> MemoryImpl::learn_holders(TxnId txn, std::shared_ptr<TxnWrites> writes, std::vector<Unheld> unheld) {
+  std::set<std::tuple<std::size_t, std::size_t, NodeId>> asked;
+  for (const Unheld& u : unheld) {
+    if (!asked.insert({u.region, u.span, u.node}).second) continue;
+    StagedSpan& span = writes->regions[u.region].pages[u.span];
+    const RegionId region = writes->regions[u.region].region;
+    NodeId known;
+    for (const NodeId n : span.holders) {
+      if (control_.alive(n) && n != u.node) known = n;
+    }
+    if (!known) continue;
+    bool all = true;
+    constexpr std::uint64_t kMost = 4096;  // Pages in one question.
+    for (std::uint64_t at = 0; at < span.pages.count && all; at += kMost) {
+      std::vector<PageNo> pages;
+      for (std::uint64_t i = at; i < std::min(at + kMost, span.pages.count); ++i) {
+        pages.push_back(PageNo{span.pages.first.value + i});
+      }
+      auto theirs = co_await staged_digests(known, region, txn, pages);
+      auto its = co_await staged_digests(u.node, region, txn, pages);
+      for (std::size_t i = 0; i < pages.size(); ++i) all = all && !its[i].empty() && its[i] == theirs[i];
+    }
+    if (all) span.holders.push_back(u.node);
+  }
+}
+
+Task<Result<env::Reply>> MemoryImpl::serve_staged_query(NodeId, env::Request request) {
+  HOLO_CO_ASSIGN(ask, decode<wire::StagedQuery>(request.header));
+  std::vector<PageNo> pages;
+  for (const std::uint64_t page : ask.pages()) pages.push_back(PageNo{page});
+  wire::StagedQueryReply reply;
+  for (std::string& d : digests_here(RegionId{ask.region()}, from_wire(ask.txn()), pages)) {
+    reply.add_digests(std::move(d));
+  }
+  co_return env::Reply{.header = reply.SerializeAsString(), .payload = {}};
 }
 
 Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit(std::vector<TxnWrites> txns,
@@ -88,9 +166,20 @@ Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit
     const Epoch epoch = control_.epoch();
     std::vector<TxnCommit> command;
     std::vector<std::size_t> places;
+    bool moved = false;
     for (std::size_t i : left) {
       if (command.size() == kTxnsPerCommand) break;
-      if (auto ok = check_holders(txns[i]); !ok) {
+      std::vector<Unheld> unheld;
+      auto ok = check_holders(txns[i], &unheld);
+      if (!ok && !unheld.empty()) {
+        auto writes = std::make_shared<TxnWrites>(std::move(txns[i]));
+        co_await learn_holders(writes->txn, writes, std::move(unheld));
+        txns[i] = std::move(*writes);
+        moved = control_.epoch() != epoch;
+        if (moved) break;
+        ok = check_holders(txns[i], nullptr);
+      }
+      if (!ok) {
         out[i] = std::unexpected(std::move(ok).error());
         continue;
       }
@@ -103,6 +192,10 @@ Task<Result<std::vector<Result<std::vector<RegionVersion>>>>> MemoryImpl::commit
       }
       command.push_back(std::move(c));
       places.push_back(i);
+    }
+    if (moved) {  // Everything is looked at again.
+      if (loop_.now() >= deadline) co_return fail(Errc::deadline_exceeded, "shards move faster than this commit");
+      continue;
     }
     const std::size_t taken =
         left.size() > kTxnsPerCommand && command.size() == kTxnsPerCommand ? places.back() : SIZE_MAX;

@@ -395,7 +395,8 @@ MemoryImpl::Handled MemoryImpl::window_open(std::shared_ptr<LocalSession> sessio
     const std::uint64_t end = std::min(block_end(*r, p), first + count);
     const ShardCopies holders = copies(*r, PageNo{p});
     const bool home = !holders.in_sync.empty() && holders.in_sync.front() == control_.self();
-    for (; home && p < end; ++p) {
+    const bool moving = holders.filling && holders.in_sync.size() <= r->shape.replication;
+    for (; home && !moving && p < end; ++p) {
       const PageNo page{p};
       if (r->pages->window_needs_twin(page) && !make_room(r->page_bytes())) continue;
       auto open = r->pages->open_window(page, txn, view->snapshot, view->bit);

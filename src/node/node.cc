@@ -5,12 +5,13 @@
 #include "node/json.h"
 #include "node/link_bench.h"
 #include "node/ping.h"
+#include "node/placement_local.h"
 #include "node/status.h"
 
 namespace holo::node {
 namespace {
 
-constexpr Duration kLeaveDeadline = seconds(60);
+constexpr Duration kLeaveDeadline = seconds(40);
 constexpr Duration kReadyPoll = milliseconds(10);
 
 /// What others dial: see NodeConfig::advertise.
@@ -153,6 +154,7 @@ void Node::serve_admin() {
   api_.serve(wire::QLOG, [this](std::shared_ptr<LocalSession>, LocalRequest request) -> Task<Result<LocalReply>> {
     return qlog_reply(change_qlog(request));
   });
+  serve_placement(ports_.loop, *control_, api_);
   serve_ping(*bus_);
   api_.serve(wire::LINK_BENCH, [this](std::shared_ptr<LocalSession>, LocalRequest request) {
     return ask_link_bench(&ports_.loop, bus_.get(), control_.get(), std::move(request));
@@ -237,7 +239,7 @@ bool Node::nobody_takes_over() const {
   for (const auto region : state.regions()) {
     state.for_each_shard(region, [&](const control::State::ShardView& shard) {
       const bool only_here = shard.in_sync.size() == 1 && shard.in_sync[0] == control_->self();
-      stuck = stuck || (only_here && !shard.filling);
+      stuck = stuck || (only_here && shard.target.empty());
     });
   }
   return stuck;

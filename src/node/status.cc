@@ -261,6 +261,7 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
   w.object([&] {
     w.field("id", to_hex(s.control.self().value));
     w.field("ready", s.control.ready());
+    w.field("removed", s.control.removed());
     w.field("processes", s.sessions);
     w.key("memory");
     w.object([&] {
@@ -279,6 +280,8 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
       w.field("evicted", m.counters.evicted);
       w.field("out_of_memory", m.counters.out_of_memory);
       w.field("fetch_failures", m.counters.fetch_failures);
+      w.field("pages_moved", m.counters.pages_moved);
+      w.field("shards_moved", m.counters.shards_moved);
     });
     w.key("compute");
     w.object([&] {

@@ -134,6 +134,44 @@ TEST(MemoryService, WritersOfOnePageMergeAndTheSameByteConflicts) {
   }
 }
 
+TEST(MemoryService, ShardsMoveUnderWritersAndReaders) {
+  // Everything goes from one node to the next, round and round, while others write and read; transactions that were
+  // staged before a move are committed after it.
+  for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+    MemoryCluster c(4, seed);
+    const RegionId r = c.create(32, seed % 2 == 0 ? 1 : 2);
+    Program a{c, 4}, b{c, 2};
+    Random rnd(seed);
+    std::string model(32 * kPage, '\0');
+    std::uint64_t version = 0;
+    std::uint64_t from = 1;
+    for (int round = 0; round < 12; ++round) {
+      const std::uint64_t to = from % 3 + 1;
+      const auto write = [&] {
+        const std::uint64_t at = rnd.below(31 * kPage), n = 1 + rnd.below(kPage);
+        const char with = static_cast<char>('a' + rnd.below(26));
+        ASSERT_TRUE(a.write(r, version, at, filled(n, with))) << "seed " << seed << " round " << round;
+        model.replace(at, n, std::string(n, with));
+      };
+      write();
+      c.log.append([from, to](TestControl& control) { control.move(NodeId{from}, NodeId{to}); });
+      c.settle(milliseconds(static_cast<std::int64_t>(rnd.below(8))));
+      write();
+      if (rnd.chance(1, 2)) c.settle(milliseconds(500));
+      const auto done = a.commit(r);
+      ASSERT_TRUE(done) << "seed " << seed << " round " << round << ": " << done.error().message;
+      version = *done;
+      const auto read = b.read(r, version, 0, model.size());
+      ASSERT_TRUE(read) << read.error().message;
+      ASSERT_EQ(*read, model) << "seed " << seed << " round " << round;
+      c.settle(seconds(2));
+      EXPECT_FALSE(seed % 2 == 0 && c.members[3]->control->holds_anything(NodeId{from}))
+          << "seed " << seed << " round " << round;
+      from = to;
+    }
+  }
+}
+
 TEST(MemoryService, AProgramThatEndsLeavesNothing) {
   MemoryCluster c(3);
   const RegionId r = c.create(8, 2);

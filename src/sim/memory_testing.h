@@ -133,27 +133,49 @@ class TestControl final : public node::MemoryControl {
     auto answer = co_await *shot;
     co_return answer;
   }
-  Task<Status> shards_filled(Epoch epoch, RegionId region, std::vector<ShardNo> shards, NodeId node, Instant) override {
-    auto shot = std::make_shared<OneShot<Status>>();
-    const NodeId proposer = self_;
-    log_.append([=](TestControl& c) {
-      const bool ok = epoch.value == c.epoch_;
-      if (ok) {
-        for (ShardNo s : shards) {
-          auto& copies = c.regions_.at(region).shards[s.value];
-          if (copies.filling != node) continue;
-          copies.filling = {};
-          copies.in_sync.push_back(node);
-        }
-        if (c.observer_.on_nodes_changed) c.observer_.on_nodes_changed();
+  std::vector<std::pair<ShardNo, node::ShardCopies>> moves(RegionId region) const override {
+    std::vector<std::pair<ShardNo, node::ShardCopies>> out;
+    const auto it = regions_.find(region);
+    if (it == regions_.end()) return out;
+    for (std::size_t s = 0; s < it->second.shards.size(); ++s) {
+      const node::ShardCopies& c = it->second.shards[s];
+      if (c.filling || c.unproven) out.emplace_back(ShardNo{static_cast<std::uint16_t>(s)}, c);
+    }
+    return out;
+  }
+  Task<Status> shards_copied(std::vector<node::ShardMove> moves, Instant) override {
+    auto entry = [moves](TestControl& c) {
+      std::set<RegionId> changed;
+      for (const node::ShardMove& m : moves) {
+        auto& copies = c.regions_.at(m.region).shards[m.shard.value];
+        if (copies.filling != m.node || copies.serial != m.serial) continue;
+        copies.filling = {};
+        copies.unproven = m.node;
+        copies.in_sync.push_back(m.node);
+        if (c.takes_over(copies)) std::rotate(copies.in_sync.begin(), copies.in_sync.end() - 1, copies.in_sync.end());
+        changed.insert(m.region);
       }
-      if (c.self_ == proposer) {
-        c.log_.world.at(c.log_.world.now(),
-                        [shot, ok] { shot->set(ok ? Status{} : Status(fail(Errc::stale_epoch, "moved"))); });
+      if (changed.empty()) return;
+      ++c.epoch_;
+      c.tell(changed);
+    };
+    auto done = append_and_wait(std::move(entry));
+    co_return co_await done;
+  }
+  Task<Status> shards_whole(std::vector<node::ShardMove> moves, Instant) override {
+    auto entry = [moves](TestControl& c) {
+      std::set<RegionId> changed;
+      for (const node::ShardMove& m : moves) {
+        auto& copies = c.regions_.at(m.region).shards[m.shard.value];
+        if (copies.unproven != m.node || copies.serial != m.serial) continue;
+        copies.unproven = {};
+        if (c.takes_over(copies)) std::erase(copies.in_sync, c.moving_from_);
+        changed.insert(m.region);
       }
-    });
-    auto done = co_await *shot;
-    co_return done;
+      c.tell(changed);
+    };
+    auto done = append_and_wait(std::move(entry));
+    co_return co_await done;
   }
 
   // -- entries
@@ -171,6 +193,8 @@ class TestControl final : public node::MemoryControl {
     for (auto& [id, r] : regions_) {
       for (auto& s : r.shards) {  // A new incarnation holds nothing for sure, unless nobody else does.
         if (s.in_sync.size() > 1) std::erase(s.in_sync, node);
+        if (s.filling == node) s.filling = {};
+        if (s.unproven == node) s.unproven = {};
       }
     }
     assign_fills();
@@ -183,6 +207,7 @@ class TestControl final : public node::MemoryControl {
       for (auto& s : r.shards) {
         if (s.in_sync.size() > 1) std::erase(s.in_sync, node);
         if (s.filling == node) s.filling = {};
+        if (s.unproven == node) s.unproven = {};
       }
     }
     assign_fills();
@@ -195,11 +220,35 @@ class TestControl final : public node::MemoryControl {
         for (auto& [n, inc] : alive_) {
           if (std::find(s.in_sync.begin(), s.in_sync.end(), n) == s.in_sync.end()) {
             s.filling = n;
+            s.serial = ++serial_;
             break;
           }
         }
       }
     }
+  }
+  /// Every shard that `from` holds is to go to `to`, home and all.
+  void move(NodeId from, NodeId to) {
+    moving_from_ = from;
+    for (auto& [id, r] : regions_) {
+      for (auto& s : r.shards) {
+        const bool has = std::find(s.in_sync.begin(), s.in_sync.end(), from) != s.in_sync.end();
+        const bool gets = std::find(s.in_sync.begin(), s.in_sync.end(), to) == s.in_sync.end();
+        if (!has || !gets || s.filling || s.unproven) continue;
+        s.filling = to;
+        s.serial = ++serial_;
+      }
+    }
+    ++epoch_;
+    if (observer_.on_nodes_changed) observer_.on_nodes_changed();
+  }
+  [[nodiscard]] bool holds_anything(NodeId node) const {
+    for (auto& [id, r] : regions_) {
+      for (auto& s : r.shards) {
+        if (std::find(s.in_sync.begin(), s.in_sync.end(), node) != s.in_sync.end()) return true;
+      }
+    }
+    return false;
   }
   /// A node leaves: each of its shards gets another holder first.
   void drain(NodeId node) {
@@ -209,6 +258,7 @@ class TestControl final : public node::MemoryControl {
         for (auto& [n, inc] : alive_) {
           if (n != node) s.filling = n;
         }
+        s.serial = ++serial_;
       }
     }
     if (observer_.on_nodes_changed) observer_.on_nodes_changed();
@@ -219,6 +269,25 @@ class TestControl final : public node::MemoryControl {
   const std::function<Version(RegionId)>* floors_ = nullptr;
 
  private:
+  void tell(const std::set<RegionId>& changed) const {
+    for (const RegionId id : changed) {
+      if (observer_.on_placement_changed) observer_.on_placement_changed(id);
+    }
+  }
+  /// Whether whoever was just given the shard replaces the one that it was moved from.
+  [[nodiscard]] bool takes_over(const node::ShardCopies& c) const {
+    return moving_from_ && std::find(c.in_sync.begin(), c.in_sync.end(), moving_from_) != c.in_sync.end();
+  }
+  Task<Status> append_and_wait(std::function<void(TestControl&)> entry) {
+    auto shot = std::make_shared<OneShot<Status>>();
+    log_.append([entry = std::move(entry), shot, proposer = self_](TestControl& c) {
+      entry(c);
+      if (c.self_ == proposer) c.log_.world.at(c.log_.world.now(), [shot] { shot->set(Status{}); });
+    });
+    auto done = co_await *shot;
+    co_return done;
+  }
+
   Result<std::vector<Result<std::vector<node::RegionVersion>>>> apply_commit(Epoch epoch,
                                                                              const std::vector<node::TxnCommit>& txns) {
     if (epoch.value != epoch_) return fail(Errc::stale_epoch, "the epoch has moved");
@@ -266,6 +335,8 @@ class TestControl final : public node::MemoryControl {
   node::MemoryObserver observer_;
   std::size_t applied_ = 0;
   std::uint64_t epoch_ = 1;
+  std::uint64_t serial_ = 0;
+  NodeId moving_from_;
   std::map<NodeId, std::uint64_t> alive_;
   std::map<RegionId, RegionState> regions_;
   std::map<TxnId, std::vector<node::RegionVersion>> decided_;

@@ -17,11 +17,12 @@ enum class PeerMessage : std::uint16_t {
   read_index = 12,    // ReadIndexRequest -> ReadIndexReply
   confirm_term = 13,  // ConfirmTerm -> ConfirmTermReply: leader to voters, for reads without a log entry
   // memory
-  page_fetch = 20,   // PageFetch -> PageFetchReply + page bytes
-  page_stage = 21,   // PageStage + page bytes -> PageStageReply  (to the home)
-  page_backup = 22,  // PageBackup + page bytes -> PageBackupReply (home to the other in-sync nodes, and fills)
-  txn_abort = 23,    // TxnAbort -> TxnAbortReply
-  txn_status = 24,   // TxnStatus -> TxnStatusReply: is it still open at its coordinator?
+  page_fetch = 20,    // PageFetch -> PageFetchReply + page bytes
+  page_stage = 21,    // PageStage + page bytes -> PageStageReply  (to the home)
+  page_backup = 22,   // PageBackup + page bytes -> PageBackupReply (home to the other in-sync nodes, and fills)
+  txn_abort = 23,     // TxnAbort -> TxnAbortReply
+  txn_status = 24,    // TxnStatus -> TxnStatusReply: is it still open at its coordinator?
+  staged_query = 30,  // StagedQuery -> StagedQueryReply
   // compute
   task_run = 40,       // TaskBatch -> TaskBatchReply (accepted or refused)
   task_done = 41,      // TaskDone -> empty: executor to coordinator

@@ -1,6 +1,8 @@
 // What the end-to-end tests run on a cluster: small programs that behave, and some that do not.
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -177,14 +179,65 @@ int chatter(holo::Cluster& c, const Arguments&) {
                 }).wait());
 }
 
+/// Whether the test has closed our standard input: then it is enough.
+bool enough() {
+  pollfd in{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0};
+  return ::poll(&in, 1, 0) > 0;
+}
+
+/// writer NAME: every element becomes 1, then 2, ..., one version each, until standard input ends; prints the last.
+int writer(holo::Cluster& c, const Arguments& a) {
+  auto xs = array(c, a);
+  std::uint64_t round = 0;
+  std::puts("started");
+  std::fflush(stdout);
+  while (!enough()) {
+    ++round;
+    auto view = xs.map_write();
+    if (!view) return failed(view.error());
+    std::fill(view->begin(), view->end(), round);
+    if (auto synced = xs.sync(); !synced) return failed(synced.error());
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  std::printf("%llu\n", static_cast<unsigned long long>(round));
+  return 0;
+}
+
+/// reader NAME: looks until standard input ends that all elements are alike, and never less than before; prints how
+/// often.
+int reader(holo::Cluster& c, const Arguments& a) {
+  auto xs = array(c, a);
+  std::uint64_t looks = 0, last = 0;
+  std::puts("started");
+  std::fflush(stdout);
+  while (!enough()) {
+    if (auto fresh = xs.refresh(); !fresh) return failed(fresh.error());
+    auto view = xs.map_read();
+    if (!view) return failed(view.error());
+    const std::uint64_t first = view->front();
+    for (std::size_t i = 0; i < view->size(); ++i) {
+      if ((*view)[i] == first && first >= last) continue;
+      std::fprintf(stderr, "probe: element %zu is %llu, the first %llu, before %llu\n", i,
+                   static_cast<unsigned long long>((*view)[i]), static_cast<unsigned long long>(first),
+                   static_cast<unsigned long long>(last));
+      return 1;
+    }
+    last = first;
+    ++looks;
+  }
+  std::printf("%llu %llu\n", static_cast<unsigned long long>(looks), static_cast<unsigned long long>(last));
+  return 0;
+}
+
 struct Command {
   const char* name;
   std::size_t arguments;
   int (*run)(holo::Cluster&, const Arguments&);
 };
 constexpr Command kCommands[] = {
-    {"fill", 2, fill}, {"sum", 1, sum},   {"scan", 1, scan},           {"bulk", 1, bulk},       {"put", 3, put},
-    {"get", 2, get},   {"slow", 3, slow}, {"misbehave", 2, misbehave}, {"chatter", 0, chatter}, {"churn", 1, churn}};
+    {"fill", 2, fill},       {"sum", 1, sum},     {"scan", 1, scan},     {"bulk", 1, bulk},
+    {"put", 3, put},         {"get", 2, get},     {"slow", 3, slow},     {"misbehave", 2, misbehave},
+    {"chatter", 0, chatter}, {"churn", 1, churn}, {"writer", 1, writer}, {"reader", 1, reader}};
 
 }  // namespace
 

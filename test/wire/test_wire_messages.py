@@ -24,7 +24,7 @@ REQUESTS = {
     "join": 1, "heartbeat": 2, "leave": 3, "member_query": 4, "swim": 5, "raft": 10, "propose": 11, "read_index": 12,
     "confirm_term": 13, "page_fetch": 20,
     "page_stage": 21, "page_backup": 22,
-    "txn_abort": 23, "txn_status": 24, "task_run": 40, "task_done": 41, "task_cancel": 42, "binary_fetch": 43, "worker_output": 44,
+    "txn_abort": 23, "txn_status": 24, "staged_query": 30, "task_run": 40, "task_done": 41, "task_cancel": 42, "binary_fetch": 43, "worker_output": 44,
     "program_end": 45, "key_change": 60, "ping": 70, "link_bench": 71,
 }  # fmt: skip
 

@@ -230,6 +230,7 @@ class Agent {
                  .keys = membership_.keys,
                  .certificate = membership_.certificate};
     out.memory.limit_bytes = config_.memory_bytes;
+    out.memory.move_rate = config_.move_rate;
     out.memory.state_dir = config_.state_dir;
     out.compute.workers = config_.workers;
     out.compute.state_dir = config_.state_dir;

@@ -1,4 +1,5 @@
 // holo init, holo join, holo leave
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 
@@ -8,15 +9,18 @@
 #include "cmd/holo/agent_options.h"
 #include "cmd/holo/agent_start.h"
 #include "cmd/holo/command_line.h"
+#include "cmd/holo/placement_commands.h"
 #include "cmd/holo/units.h"
 #include "driver/posix/files.h"
 #include "driver/posix/os_entropy.h"
+#include "wire/placement.pb.h"
 
 namespace holo::cmd {
 namespace {
 
 constexpr Duration kStartLimit = seconds(30);
 constexpr Duration kLeaveLimit = seconds(70);
+constexpr Duration kAskLimit = seconds(30);
 constexpr std::size_t kMaxKeyFile = 4096;
 
 struct StartOptions {
@@ -182,11 +186,35 @@ Outcome<int> join(StartOptions& o) {
   return kDone;
 }
 
-Outcome<int> leave(const TargetOptions& target) {
-  HOLO_ASSIGN(link, AgentLink::connect(target));
+struct LeaveOptions {
+  TargetOptions target;
+  double timeout = 600;
+  bool json = false;
+};
+
+/// Everything is moved off first, with all the time that takes; leaving itself is then a matter of moments.
+Outcome<int> leave(const LeaveOptions& o) {
+  HOLO_ASSIGN(link, AgentLink::connect(o.target));
   const auto process = process_name(link.agent().pid);
+  HOLO_ASSIGN(status, link.json(wire::STATUS));
+  const auto& here = status["this_node"]["id"];
+  const bool others = std::ranges::any_of(status["nodes"], [&](const nlohmann::json& n) {
+    return n["id"] != here && n["state"] == "alive" && !n["draining"];
+  });
+  if (others && !status["this_node"].value("removed", false)) {
+    wire::DrainRequest drain;
+    drain.set_on(true);
+    drain.set_force(true);  // Fewer copies than asked for: the others make up for it as soon as they can.
+    HOLO_TRY(link.json(wire::NODE_DRAIN, drain, kAskLimit));
+    if (auto moved = wait_for_moves(link, here, Moves::away, o.timeout); !moved) {
+      drain.set_on(false);
+      (void)link.json(wire::NODE_DRAIN, drain, kAskLimit);
+      return std::unexpected(moved.error());
+    }
+  }
   HOLO_TRY(link.call(wire::LEAVE, wire::Empty(), kLeaveLimit));
   wait_for_end(process, seconds(5));
+  if (o.json) std::cout << nlohmann::json({{"node", here}, {"left", true}}).dump() << "\n";
   return kDone;
 }
 
@@ -216,11 +244,15 @@ void add_cluster_commands(CommandLine& line) {
   join_app.add_option("--certificate-file", j->certificate_file, "Read it from this file, - is standard input");
   add_start_options(join_app, *j, "--name,--node-name");
 
-  auto l = std::make_shared<TargetOptions>();
+  auto l = std::make_shared<LeaveOptions>();
   auto& leave_app =
       line.add(line.root(), "leave", "Leave the cluster for good, after handing over what only this node holds",
                "holo leave", [l] { return leave(*l); });
-  add_target_options(leave_app, *l);
+  add_target_options(leave_app, l->target);
+  leave_app.add_option("--timeout", l->timeout, "Seconds to wait until everything has moved to other nodes")
+      ->check(CLI::Range(0.1, 1e7))
+      ->capture_default_str();
+  leave_app.add_flag("--json", l->json, "One JSON object");
 }
 
 }  // namespace holo::cmd

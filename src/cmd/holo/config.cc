@@ -39,6 +39,7 @@ std::string default_value(std::string_view key) {
   if (key == "listen") return str("0.0.0.0:", kDefaultPort);
   if (key == "name") return host_name();
   if (key == "memory") return str(memory_bytes() / 2 / limits::kMaxPageBytes * limits::kMaxPageBytes);
+  if (key == "move_rate") return "0";
   if (key == "workers") return str(core_count());
   if (key == "userfaultfd") return "auto";
   if (key == "carrier") return "auto";
@@ -144,6 +145,9 @@ Status apply(const Setting& s, AgentConfig& c) {
                                               format_size(all), " of this machine"));
     }
     c.memory_bytes = bytes;
+  } else if (s.key == "move_rate") {
+    HOLO_ASSIGN(bytes, at(s, parse_size(s.value)));
+    c.move_rate = bytes;
   } else if (s.key == "workers") {
     HOLO_ASSIGN(count, at(s, parse_count(s.value)));
     if (count < 1 || count > 1024)
@@ -268,6 +272,8 @@ const std::vector<SettingInfo>& setting_table() {
        "Address that other nodes dial, or several with commas between them, best first (default: the one listened on)"},
       {"name", "--name", "HOLO_NAME", "This node's name"},
       {"memory", "--memory", "HOLO_MEMORY", "Most memory for pages on this node, for example 8GiB"},
+      {"move_rate", "--move-rate", "HOLO_MOVE_RATE",
+       "Most bytes a second that this node copies to others when shards move, for example 100MiB; 0: no limit"},
       {"workers", "--workers", "HOLO_WORKERS", "Worker processes for each program"},
       {"userfaultfd", "--userfaultfd", "HOLO_USERFAULTFD",
        "auto, user (faults of user code only) or off (views are populated whole)"},

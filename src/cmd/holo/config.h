@@ -24,10 +24,11 @@ struct AgentConfig {
   std::vector<std::string> advertise;  ///< "host:port" that others dial, best first; none: derived from `listen`.
   std::string name;                    ///< The node's name, at most kMaxNodeName of [A-Za-z0-9._-].
   std::uint64_t memory_bytes = 0;
-  unsigned workers = 0;     ///< Worker processes per program.
-  std::string userfaultfd;  ///< "auto", "user" or "off".
-  std::string carrier;      ///< "auto", "quic" or "tcp".
-  std::size_t mtu = 0;      ///< UDP payload that passes on every path; 0: discovered.
+  std::uint64_t move_rate = 0;  ///< Bytes a second; 0: no limit.
+  unsigned workers = 0;         ///< Worker processes per program.
+  std::string userfaultfd;      ///< "auto", "user" or "off".
+  std::string carrier;          ///< "auto", "quic" or "tcp".
+  std::size_t mtu = 0;          ///< UDP payload that passes on every path; 0: discovered.
   /// How long the event loop looks for more before it sleeps, where more mostly comes soon; none: as the machine
   /// allows.
   std::optional<Duration> poll;

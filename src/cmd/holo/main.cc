@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   add_cluster_commands(line);
   add_status_command(line);
   add_ping_command(line);
+  add_placement_commands(line);
   add_qlog_commands(line);
   add_region_commands(line);
   add_kv_commands(line);

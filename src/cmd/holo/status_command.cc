@@ -12,15 +12,17 @@
 #include "base/strings.h"
 #include "cmd/holo/agent_link.h"
 #include "cmd/holo/command_line.h"
+#include "cmd/holo/placement_commands.h"
 #include "cmd/holo/table.h"
 #include "cmd/holo/units.h"
+#include "wire/placement.pb.h"
 
 namespace holo::cmd {
 namespace {
 
 struct StatusOptions {
   TargetOptions target;
-  bool json = false, watch = false, links = false;
+  bool json = false, watch = false, links = false, shards = false;
   double interval = 1.0;
 };
 
@@ -126,6 +128,9 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
   out +=
       leader.empty() ? "no leader: what is committed can be read, nothing can be changed\n" : "leader " + leader + "\n";
   if (!c.value("primary", true)) out += str("primary: no (", c.value("primary_reason", std::string()), ")\n");
+  if (status["this_node"].value("removed", false)) {
+    out += "this node was removed from the cluster: holo leave here, then holo join makes it a member anew\n";
+  }
   out += nodes_table(status);
   const auto& regions = status["regions"];
   std::uint64_t bytes = 0;
@@ -145,6 +150,7 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
   if (!counted.empty()) out += counted + '\n';
   out += tcp_line(status);
   if (options.links) out += links_table(status);
+  if (options.shards) out += shards_table(status["shards"]);
   return out;
 }
 
@@ -153,6 +159,10 @@ Outcome<int> show_status(const StatusOptions& options) {
   HOLO_ASSIGN(link, AgentLink::connect(options.target));
   for (;;) {
     HOLO_ASSIGN(status, link.json(wire::STATUS));
+    if (options.shards) {
+      HOLO_ASSIGN(shards, link.json(wire::SHARDS, wire::ShardsRequest(), seconds(30)));
+      status["shards"] = std::move(shards);
+    }
     if (options.json) {
       std::cout << status.dump(options.watch ? -1 : 2) << "\n";
     } else {
@@ -176,6 +186,7 @@ void add_status_command(CommandLine& line) {
   app.add_flag("--watch", options->watch, "Again every --interval seconds, until interrupted");
   app.add_option("--interval", options->interval, "Seconds between two looks")->check(CLI::Range(0.1, 3600.0));
   app.add_flag("--links", options->links, "Also this node's connections");
+  app.add_flag("--shards", options->shards, "Also who holds the shards, and what is on its way");
 }
 
 }  // namespace holo::cmd

@@ -24,9 +24,11 @@
 #include "core/control/directory.h"
 #include "core/control/keyspace.h"
 #include "core/control/leases.h"
+#include "core/control/moves.h"
 #include "core/control/node_info.h"
 #include "core/control/placement.h"
 #include "core/control/session.h"
+#include "core/control/shard_table.h"
 #include "wire/control.pb.h"
 
 namespace holo::control {
@@ -48,9 +50,12 @@ struct NodeRecord {
   std::uint64_t incarnation = 0;  ///< Grows with every start of that agent.
   NodeState state = NodeState::alive;
   bool voter = false;
-  bool draining = false;             ///< Takes no new shards; its last copies get a second node.
-  WallTime since;                    ///< When it entered `state`.
-  std::uint64_t reserved_bytes = 0;  ///< Pages of regions assigned here, whether written or not.
+  bool draining = false;                         ///< Takes no new shards; its last copies get a second node.
+  WallTime since;                                ///< When it entered `state`.
+  std::uint64_t reserved_bytes = 0;              ///< Pages of regions assigned here, whether written or not.
+  std::uint32_t weight_permille = kWholeWeight;  ///< Of what its memory (or score) would give it. 1 to kMaxWeight.
+
+  static constexpr std::uint32_t kWholeWeight = 1000, kMaxWeight = 100'000;
 
   [[nodiscard]] bool alive() const { return state == NodeState::alive; }
   /// Gets new shards.
@@ -167,11 +172,40 @@ class State {
     NodeList in_sync;
     NodeId filling;
     std::uint64_t pages = 0;
+    NodeList target;  ///< Where the plan wants it, home first; empty: as it is.
+    NodeId unproven;  ///< In sync, and still to say that it lacks nothing (ShardsWhole).
+    std::uint64_t serial = 0;
+    bool written = false;
+    [[nodiscard]] bool moving() const { return filling || unproven || (!target.empty() && !(target == in_sync)); }
   };
   /// Every shard of the region that has pages, ascending.
   void for_each_shard(RegionId region, const std::function<void(const ShardView&)>& f) const;
   /// Every shard of every region that has a node to fill.
   void for_each_fill(const std::function<void(const ShardView&)>& f) const;
+  /// Every shard of every region that is not where the plan wants it, by region and shard.
+  void for_each_move(const std::function<void(const ShardView&)>& f) const;
+  /// Those of one region.
+  void for_each_move(RegionId region, const std::function<void(const ShardView&)>& f) const;
+  [[nodiscard]] std::size_t moves_left() const { return moves_.size(); }
+  /// One shard; nullopt when the region has no page in it.
+  [[nodiscard]] std::optional<ShardView> shard_view(RegionId region, ShardNo shard) const;
+
+  /// The cluster's table: live nodes that take shards.
+  [[nodiscard]] const ShardTable& table() const { return table_; }
+  /// The ring of a class; `memory` is table(). Nodes without any of it are left out. Cost: n * 4096 scores.
+  [[nodiscard]] ShardTable ring(ResourceClass c) const;
+  /// What `n` weighs in the ring of a class. 0: it has nothing of it.
+  [[nodiscard]] std::uint64_t ring_weight(const NodeRecord& n, ResourceClass c) const;
+  [[nodiscard]] bool weighs_by_score() const { return by_score_; }
+  /// Written pages that only `node` has, by region.
+  struct LastCopies {
+    RegionId region;
+    std::uint64_t pages = 0;  ///< Of the shards of which some page was written.
+    bool nowhere = false;     ///< The plan has no other node for some of them.
+  };
+  [[nodiscard]] std::vector<LastCopies> last_copies(NodeId node) const;
+  /// Nothing lies on `node` or is on its way there.
+  [[nodiscard]] bool is_empty(NodeId node) const;
   /// Every block, ascending, with its pages and its home: how a job is split.
   void for_each_block(RegionId region, const std::function<void(PageRange pages, NodeId home)>& f) const;
   /// The blocks of one shard as page ranges, ascending. Cost: O(blocks of the region).
@@ -210,29 +244,47 @@ class State {
   wire::CommandResult create_region(const wire::CreateRegion& c);
   wire::CommandResult free_region(const wire::FreeRegion& c);
   wire::CommandResult commit(const wire::CommitTxns& c);
-  wire::CommandResult shards_filled(const wire::ShardsFilled& c);
+  wire::CommandResult shards_copied(const wire::ShardsCopied& c);
+  wire::CommandResult shards_whole(const wire::ShardsWhole& c);
+  wire::CommandResult node_drain(const wire::NodeDrain& c);
+  wire::CommandResult node_remove(const wire::NodeRemove& c);
+  wire::CommandResult weigh_nodes(const wire::WeighNodes& c);
   wire::CommandResult kv_txn(const wire::KvTxn& c);
   wire::CommandResult lease_grant(const wire::LeaseGrant& c);
   wire::CommandResult lock_acquire(const wire::LockAcquire& c);
   wire::TxnResult commit_one(const wire::TxnCommit& t);
 
-  /// Live nodes that take new shards, ascending, with their free bytes.
-  [[nodiscard]] std::vector<NodeCapacity> capacities() const;
-  /// The nearest of them for `shard` that is not in its list and has room; 0 when there is none.
-  [[nodiscard]] NodeId choose_node(ShardNo shard, const Placement::Shard& s, std::uint64_t bytes) const;
+  /// Not reserved by any region, of each node of table().
+  [[nodiscard]] std::vector<std::uint64_t> free_bytes() const;
   void reserve(NodeId node, std::uint64_t bytes);
   void release(NodeId node, std::uint64_t bytes);
+  void reserve(const Placement& p, const Placement::Shard& s);
+  void release(const Placement& p, const Placement::Shard& s);
   /// Takes the node out of every in-sync list that has another node, and out of every fill.
   void end_incarnation(NodeId node);
-  /// Gives every shard that is short of copies a node to fill. Only with a new epoch: it may also change homes, and
-  /// what was staged under the old epoch is then void.
-  void settle(Region& region);
-  void choose_fill(Region& region, ShardNo shard_no, Placement::Shard& shard);
+  /// Plans the region anew. Only with a new epoch: homes change, and what was staged under the old epoch is then void.
+  void settle(Region& region, Planner& planner, const std::vector<NodeId>& alive);
+  void settle_all();
+  /// Whether some shard has fewer holders, or will have, than the region asks for and the nodes could give.
+  [[nodiscard]] bool short_of_copies(const Region& region) const;
+  /// Puts what is in sync in the plan's order, lets go of what is not in the plan once all of it is in sync.
+  void arrange(const Placement& p, Placement::Shard& s);
+  /// Names nodes to fill, up to limits::kMovesPerNode for each; shards that are short of copies first.
+  void start_moves(std::set<RegionId>& changed);
+  Placement::Shard* find_move(const wire::ShardMove& m, Region*& region);
+  void track(RegionId region, ShardNo shard, Placement::Shard& s);
+  void placement_changed(const std::set<RegionId>& regions);
   void count_nodes();
   /// Moves the epoch, settles every region, and tells the observers.
   void nodes_changed(NodeId node);
   /// What keeps the node from leaving.
   [[nodiscard]] Status may_leave(NodeId node) const;
+  /// What keeps the voters from doing without it.
+  [[nodiscard]] Status may_lose_vote(const NodeRecord& n) const;
+  [[nodiscard]] Status may_drain(const NodeRecord& n, bool force) const;
+  void add_lost(NodeId node, wire::CommandResult& result) const;
+  static ShardTable ring_of(const std::map<NodeId, NodeRecord>& nodes, ResourceClass c, bool by_score,
+                            const ShardTable* earlier);
   /// It is no longer a member; what it alone had is given up, or has been handed over.
   void remove_member(NodeRecord& n);
   [[nodiscard]] const Region* find(RegionId id) const;
@@ -253,6 +305,10 @@ class State {
   std::size_t taker_count_ = 0;   ///< Those of them that do not drain.
   std::unordered_map<RegionId, std::unique_ptr<Region>> regions_;
   std::map<std::string, RegionId, std::less<>> names_;
+  ShardTable table_;                                    ///< A function of nodes_.
+  std::set<std::pair<RegionId, std::uint16_t>> moves_;  ///< Shards that are moving().
+  std::uint64_t move_serial_ = 0;
+  bool by_score_ = false;
   KeySpace keys_;
   Leases leases_;
   std::map<NodeId, Session> sessions_;

@@ -39,7 +39,6 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kCreateRegion: return create_region(body.create_region());
     case wire::CommandBody::kFreeRegion: return free_region(body.free_region());
     case wire::CommandBody::kCommit: return commit(body.commit());
-    case wire::CommandBody::kShardsFilled: return shards_filled(body.shards_filled());
     case wire::CommandBody::kNodeRevoke: return node_revoke(body.node_revoke());
     case wire::CommandBody::kKv: return kv_txn(body.kv());
     case wire::CommandBody::kKvCompact: return done(keys_.compact(body.kv_compact().revision()));
@@ -50,6 +49,12 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kLeadershipBegun: leases_.extend(now_); return {};
     case wire::CommandBody::kLockAcquire: return lock_acquire(body.lock_acquire());
     case wire::CommandBody::kLockRelease: return done(leases_.release(body.lock_release(), keys_));
+    case wire::CommandBody::kShardsCopied: return shards_copied(body.shards_copied());
+    case wire::CommandBody::kShardsWhole: return shards_whole(body.shards_whole());
+    case wire::CommandBody::kNodeDrain: return node_drain(body.node_drain());
+    case wire::CommandBody::kNodeRemove: return node_remove(body.node_remove());
+    case wire::CommandBody::kWeighNodes: return weigh_nodes(body.weigh_nodes());
+    case wire::CommandBody::kShardsFilled:  // Of earlier versions.
     case wire::CommandBody::KIND_NOT_SET: break;
   }
   return refusal(Errc::unsupported, "this version does not know the command");
@@ -167,37 +172,6 @@ wire::CommandResult State::node_dead(const wire::NodeDead& c) {
   return {};
 }
 
-Status State::may_leave(NodeId leaver) const {
-  std::uint64_t last_copies = 0;
-  std::uint64_t unwritten_bytes = 0;
-  std::string first_name;
-  for (const RegionId id : region_ids()) {
-    const Region& r = *regions_.at(id);
-    for (const std::uint16_t number : r.placement.used()) {
-      const Placement::Shard& s = *r.placement.shard(ShardNo{number});
-      if (s.in_sync.size() != 1 || s.in_sync[0] != leaver) continue;
-      if (s.written) {
-        if (last_copies == 0) first_name = r.record.name;
-        last_copies += s.pages;
-      } else {
-        unwritten_bytes += r.placement.bytes_of(s);
-      }
-    }
-  }
-  if (last_copies != 0) {
-    return fail(Errc::refused,
-                str("node ", leaver, " holds the last copy of ", last_copies, " pages, first of region ", first_name),
-                "wait until another node has them, free the region, or use --force to give them up");
-  }
-  std::uint64_t free = 0;
-  for (const NodeCapacity& c : capacities()) free += c.node == leaver ? 0 : c.free_bytes;
-  if (unwritten_bytes > free) {
-    return fail(Errc::out_of_memory, str("the other nodes have ", human_bytes(free), " free, and ",
-                                         human_bytes(unwritten_bytes), " are assigned to node ", leaver));
-  }
-  return {};
-}
-
 wire::CommandResult State::node_leave(const wire::NodeLeave& c) {
   const NodeId id{c.node()};
   const auto it = nodes_.find(id);
@@ -207,8 +181,10 @@ wire::CommandResult State::node_leave(const wire::NodeLeave& c) {
   if (!c.force()) {
     if (const Status ok = may_leave(id); !ok) return refusal(ok.error());
   }
+  wire::CommandResult result;
+  add_lost(id, result);
   remove_member(n);
-  return {};
+  return result;
 }
 
 void State::remove_member(NodeRecord& n) {
@@ -221,11 +197,12 @@ void State::remove_member(NodeRecord& n) {
   // What it alone had, empty or given up, finds a new home when the regions settle.
   for (const RegionId region : region_ids()) {
     Placement& p = regions_[region]->placement;
-    for (const std::uint16_t number : p.used()) {
-      Placement::Shard& s = *p.shard(ShardNo{number});
-      if (!s.in_sync.contains(id)) continue;
+    for (Placement::Shard& s : p.shards()) {
+      release(p, s);
       s.in_sync.erase(id);
-      release(id, p.bytes_of(s));
+      s.target.erase(id);
+      if (s.unproven == id) s.unproven = {};
+      reserve(p, s);
     }
   }
   nodes_changed(id);
@@ -241,18 +218,11 @@ wire::CommandResult State::node_revoke(const wire::NodeRevoke& c) {
   }
   const auto it = nodes_.find(id);
   const bool member = it != nodes_.end() && it->second.state != NodeState::left;
-  if (member && it->second.voter) {
-    // It is cut off at once, so the others must be able to decide without it, if only to replace it.
-    std::size_t voters = 0, others_alive = 0;
-    for (const auto& [other, n] : nodes_) {
-      voters += n.voter ? 1 : 0;
-      others_alive += n.voter && n.alive() && other != id ? 1 : 0;
-    }
-    if (others_alive * 2 <= voters) {
-      return refusal(Errc::refused,
-                     str("without node ", id, " the cluster could decide nothing: only ", others_alive, " of its ",
-                         voters, voters == 1 ? " voter" : " voters", " would be left"),
-                     "stop that agent with holo leave, or let a third node join first; then revoke it");
+  if (member) {
+    if (const Status ok = may_lose_vote(it->second); !ok) {
+      Error e = ok.error();
+      e.hint = "stop that agent with holo leave, or let a third node join first; then revoke it";
+      return refusal(e);
     }
   }
   revoked_[id] = now_;
@@ -312,47 +282,47 @@ wire::CommandResult State::create_region(const wire::CreateRegion& c) {
   if (regions_.size() >= limits::kMaxRegions) {
     return refusal(Errc::over_limit, str("a cluster has at most ", limits::kMaxRegions, " regions"));
   }
-  std::vector<NodeCapacity> members = capacities();
-  if (members.size() < record.replication) {
+  std::vector<std::uint64_t> free_of = free_bytes();
+  const std::size_t members = free_of.size();
+  if (members < record.replication) {
     return refusal(Errc::under_replicated,
                    str("region ", record.name, " wants ", record.replication, " copies of each page, and only ",
-                       members.size(), members.size() == 1 ? " node is" : " nodes are", " there to hold them"),
+                       members, members == 1 ? " node is" : " nodes are", " there to hold them"),
                    "let more nodes join, or ask for less replication");
   }
   const std::uint64_t one_copy = record.pages * record.page_bytes;
   std::uint64_t free = 0;
   std::uint64_t usable = 0;  // No node holds a page twice.
-  for (const NodeCapacity& m : members) {
-    free += m.free_bytes;
-    usable += std::min(m.free_bytes, one_copy);
+  for (const std::uint64_t f : free_of) {
+    free += f;
+    usable += std::min(f, one_copy);
   }
   const auto out_of_memory = [&] {
     return refusal(Errc::out_of_memory,
                    str("region ", record.name, " needs ", human_bytes(one_copy * record.replication), " in all (",
                        record.replication, record.replication == 1 ? " copy" : " copies", "), and ", human_bytes(free),
-                       " is free on ", members.size(), members.size() == 1 ? " node" : " nodes"),
+                       " is free on ", members, members == 1 ? " node" : " nodes"),
                    "free a region, let a node join, or give the agents more --memory");
   };
   if (usable < one_copy * record.replication) return out_of_memory();
   record.id = RegionId{next_region_};
-  record.block_pages = Placement::choose_block_pages(record.pages, record.page_bytes, members.size());
+  record.block_pages = Placement::choose_block_pages(record.pages, record.page_bytes, members);
   record.blocks = (record.pages + record.block_pages - 1) / record.block_pages;
   record.created = now_;
-  auto placement = Placement::create({.region = record.id,
-                                      .pages = record.pages,
-                                      .page_bytes = record.page_bytes,
-                                      .block_pages = record.block_pages,
-                                      .replication = record.replication},
-                                     members);
-  if (!placement) return out_of_memory();
+  Placement placement({.region = record.id,
+                       .pages = record.pages,
+                       .page_bytes = record.page_bytes,
+                       .block_pages = record.block_pages,
+                       .replication = record.replication});
+  if (!Planner(table_, free_of).create(placement)) return out_of_memory();
 
   ++next_region_;
   const RegionId id = record.id;
   names_[record.name] = id;
-  auto region = std::make_unique<Region>(Region{std::move(record), std::move(*placement), {}});
-  for (const std::uint16_t number : region->placement.used()) {
-    const Placement::Shard& s = *region->placement.shard(ShardNo{number});
-    for (const NodeId n : s.in_sync) reserve(n, region->placement.bytes_of(s));
+  auto region = std::make_unique<Region>(Region{std::move(record), std::move(placement), {}});
+  for (Placement::Shard& s : region->placement.shards()) {
+    s.in_sync = s.target;
+    reserve(region->placement, s);
   }
   regions_[id] = std::move(region);
   for (StateObserver* o : observers_) o->on_region_created(id);
@@ -373,29 +343,28 @@ wire::CommandResult State::free_region(const wire::FreeRegion& c) {
   }
   const RegionId id = record->id;
   const Region& region = *regions_[id];
-  for (const std::uint16_t number : region.placement.used()) {
-    const Placement::Shard& s = *region.placement.shard(ShardNo{number});
-    for (const NodeId n : s.in_sync) release(n, region.placement.bytes_of(s));
-    if (s.filling) release(s.filling, region.placement.bytes_of(s));
-  }
+  for (const Placement::Shard& s : region.placement.shards()) release(region.placement, s);
+  moves_.erase(moves_.lower_bound({id, 0}), moves_.upper_bound({id, UINT16_MAX}));
   names_.erase(record->name);
   regions_.erase(id);
   for (StateObserver* o : observers_) o->on_region_freed(id);
 
-  // The room may let another region have the copies that it is short of.
+  // The room may let other regions have the copies that they are short of, and others move on.
+  std::set<RegionId> changed;
+  std::optional<std::vector<std::uint64_t>> free;
+  std::optional<Planner> planner;
   for (const RegionId other : region_ids()) {
-    bool changed = false;
-    Region& r = *regions_[other];
-    for (const std::uint16_t number : r.placement.used()) {
-      Placement::Shard& s = *r.placement.shard(ShardNo{number});
-      const NodeRecord* home = s.in_sync.empty() ? nullptr : node(s.in_sync[0]);
-      if (s.filling || home == nullptr || !home->alive()) continue;
-      choose_fill(r, ShardNo{number}, s);
-      changed = changed || s.filling;
+    if (!short_of_copies(*regions_[other])) continue;
+    if (!planner) {
+      free = free_bytes();
+      planner.emplace(table_, *free);
+      ++epoch_.value;  // Homes may change.
     }
-    if (!changed) continue;
-    for (StateObserver* o : observers_) o->on_placement_changed(other);
+    settle(*regions_[other], *planner, live_nodes());
+    changed.insert(other);
   }
+  start_moves(changed);
+  placement_changed(changed);
   return {};
 }
 
@@ -483,31 +452,6 @@ wire::TxnResult State::commit_one(const wire::TxnCommit& t) {
     for (StateObserver* o : observers_) o->on_commit(d.region, d.version, txn, d.pages);
   }
   return result;
-}
-
-wire::CommandResult State::shards_filled(const wire::ShardsFilled& c) {
-  if (c.epoch() != epoch_.value) {
-    Error e{.code = Errc::stale_epoch,
-            .message = str("filled in epoch ", c.epoch(), ", and the cluster is in ", epoch_)};
-    e.retryable = true;
-    return refusal(e);
-  }
-  std::set<RegionId> changed;
-  for (const wire::Fill& f : c.fills()) {
-    const auto it = regions_.find(RegionId{f.region()});
-    if (it == regions_.end() || f.shard() >= limits::kShards) continue;
-    const ShardNo number{static_cast<std::uint16_t>(f.shard())};
-    Placement::Shard* s = it->second->placement.shard(number);
-    if (s == nullptr || !s->filling || s->filling != NodeId{f.node()}) continue;  // Said before, or overtaken.
-    HOLO_ASSERT(s->in_sync.push(s->filling), "choose_fill leaves room");
-    s->filling = {};
-    choose_fill(*it->second, number, *s);
-    changed.insert(it->first);
-  }
-  for (const RegionId id : changed) {
-    for (StateObserver* o : observers_) o->on_placement_changed(id);
-  }
-  return {};
 }
 
 wire::CommandResult State::kv_txn(const wire::KvTxn& c) {

@@ -9,7 +9,7 @@
 namespace holo::control {
 namespace {
 
-constexpr std::uint32_t kFormat = 1;
+constexpr std::uint32_t kFormat = 2;  // 1: regions had tables of their own.
 
 Status bad(std::string what) { return fail(Errc::corrupt, "the snapshot of the control state is corrupt: " + what); }
 
@@ -62,6 +62,7 @@ Bytes State::snapshot() const {
     sn->set_voter(n.voter);
     sn->set_draining(n.draining);
     sn->set_since_ms(n.since.ms);
+    if (n.weight_permille != NodeRecord::kWholeWeight) sn->set_weight_permille(n.weight_permille);
   }
   for (const RegionId id : region_ids()) {
     const Region& r = *regions_.at(id);
@@ -72,17 +73,18 @@ Bytes State::snapshot() const {
     sr->set_version(r.record.version.value);
     sr->set_block_pages(r.record.block_pages);
     sr->set_created_ms(r.record.created.ms);
-    for (const NodeCapacity& m : r.placement.members()) {
-      sr->add_members(m.node.value);
-      sr->add_weights(m.weight);
-    }
-    for (const std::uint16_t number : r.placement.used()) {
-      const Placement::Shard& s = *r.placement.shard(ShardNo{number});
-      if (!s.filling && s.in_sync == r.placement.plain_list(ShardNo{number})) continue;
+    for (std::size_t i = 0; i < r.placement.shards().size(); ++i) {
+      const Placement::Shard& s = r.placement.shards()[i];
+      const ShardNo number{r.placement.used()[i]};
+      const bool moving = s.moving() || s.target.empty();
+      if (!moving && s.serial == 0 && s.in_sync == table_.list(number, r.record.replication)) continue;
       auto* d = sr->add_deviations();
-      d->set_shard(number);
+      d->set_shard(number.value);
       for (const NodeId n : s.in_sync) d->add_in_sync(n.value);
       d->set_filling(s.filling.value);
+      for (const NodeId n : s.target) d->add_target(n.value);
+      d->set_unproven(s.unproven.value);
+      d->set_serial(s.serial);
     }
     for_each_written(id, [&](PageRange p, Version v) {
       auto* pages = sr->add_pages();
@@ -99,6 +101,8 @@ Bytes State::snapshot() const {
   }
   if (keys_.revision() != 0) keys_.save(out.mutable_kv());
   if (leases_.used()) leases_.save(out.mutable_leases());
+  out.set_moves(move_serial_);
+  out.set_weigh_by(by_score_ ? 1 : 0);
 
   Bytes bytes(out.ByteSizeLong());
   HOLO_ASSERT(out.SerializeToArray(bytes.data(), static_cast<int>(bytes.size())), "a snapshot of more than 2 GiB");
@@ -111,6 +115,8 @@ struct SnapshotReader {
   std::unordered_map<RegionId, std::unique_ptr<State::Region>> regions;
   std::map<std::string, RegionId, std::less<>> names;
   std::map<NodeId, Session> sessions;
+  std::set<std::pair<RegionId, std::uint16_t>> moves;
+  ShardTable table;  ///< Of the nodes, once they are read.
 
   Status read_node(const wire::SnapshotNode& sn) {
     NodeRecord n;
@@ -122,6 +128,8 @@ struct SnapshotReader {
     n.voter = sn.voter();
     n.draining = sn.draining();
     n.since = WallTime{sn.since_ms()};
+    if (sn.weight_permille() > NodeRecord::kMaxWeight) return bad("a node with a weight that cannot be");
+    if (sn.weight_permille() != 0) n.weight_permille = sn.weight_permille();
     if (!n.id || !nodes.emplace(n.id, n).second) return bad("a node without an id, or twice");
     return {};
   }
@@ -133,6 +141,29 @@ struct SnapshotReader {
     return {};
   }
 
+  static Status read_list(const google::protobuf::RepeatedField<std::uint64_t>& in, NodeList& out) {
+    out = {};
+    for (const std::uint64_t n : in) {
+      if (n == 0 || out.contains(NodeId{n}) || !out.push(NodeId{n})) return bad("a shard with nodes that cannot be");
+    }
+    return {};
+  }
+
+  static Status read_shard(const wire::SnapshotShard& d, Placement::Shard& s) {
+    HOLO_TRY(read_list(d.in_sync(), s.in_sync));
+    HOLO_TRY(read_list(d.target(), s.target));
+    s.filling = NodeId{d.filling()};
+    s.unproven = NodeId{d.unproven()};
+    s.serial = d.serial();
+    if (s.filling && (s.in_sync.contains(s.filling) || s.in_sync.size() == NodeList::kMax || s.in_sync.empty() ||
+                      !s.target.contains(s.filling))) {
+      return bad("a shard that fills what it has");
+    }
+    if (s.unproven && !s.in_sync.contains(s.unproven)) return bad("a shard whose newcomer does not hold it");
+    if ((s.filling || s.unproven) != (s.serial != 0)) return bad("a move without a number");
+    return {};
+  }
+
   Status read_region(const wire::SnapshotRegion& sr) {
     Result<RegionRecord> shape = shape_of(sr.shape(), sr.owner_uid());
     if (!shape) return bad(shape.error().message);
@@ -141,43 +172,35 @@ struct SnapshotReader {
     record.version = Version{sr.version()};
     record.created = WallTime{sr.created_ms()};
     record.block_pages = sr.block_pages();
-    const auto count = static_cast<std::size_t>(sr.members_size());
-    if (count < record.replication || sr.members_size() != sr.weights_size() || count > limits::kMaxNodes ||
-        record.block_pages != Placement::choose_block_pages(record.pages, record.page_bytes, count)) {
-      return bad("a region whose placement does not fit its shape");
-    }
+    const bool block_fits = std::has_single_bit(record.block_pages) &&
+                            (record.block_pages == 1 || record.block_pages <= (4ULL << 20) / record.page_bytes);
+    if (!block_fits) return bad("a region whose placement does not fit its shape");
     record.blocks = (record.pages + record.block_pages - 1) / record.block_pages;
-    std::vector<NodeCapacity> members;
-    for (int i = 0; i < sr.members_size(); ++i) {
-      if (i > 0 && sr.members(i) <= sr.members(i - 1)) return bad("members out of order");
-      members.push_back({.node = NodeId{sr.members(i)}, .weight = sr.weights(i), .free_bytes = 0});
-    }
     if (!record.id || regions.contains(record.id) || !names.emplace(record.name, record.id).second) {
       return bad("a region without an id, or twice");
     }
-    Placement placement = Placement::plain({.region = record.id,
-                                            .pages = record.pages,
-                                            .page_bytes = record.page_bytes,
-                                            .block_pages = record.block_pages,
-                                            .replication = record.replication},
-                                           std::move(members));
+    Placement placement({.region = record.id,
+                         .pages = record.pages,
+                         .page_bytes = record.page_bytes,
+                         .block_pages = record.block_pages,
+                         .replication = record.replication});
+    for (std::size_t i = 0; i < placement.shards().size(); ++i) {
+      Placement::Shard& s = placement.shards()[i];
+      s.in_sync = s.target = table.list(ShardNo{placement.used()[i]}, record.replication);
+    }
     for (const wire::SnapshotShard& d : sr.deviations()) {
       if (d.shard() >= limits::kShards) return bad("a shard that cannot be");
-      Placement::Shard* s = placement.shard(ShardNo{static_cast<std::uint16_t>(d.shard())});
+      const ShardNo number{static_cast<std::uint16_t>(d.shard())};
+      Placement::Shard* s = placement.shard(number);
       if (s == nullptr) return bad("a shard without pages");
-      s->in_sync = {};
-      for (const std::uint64_t n : d.in_sync()) {
-        if (s->in_sync.contains(NodeId{n}) || !s->in_sync.push(NodeId{n})) return bad("a shard with too many nodes");
-      }
-      s->filling = NodeId{d.filling()};
-      if (s->filling && (s->in_sync.contains(s->filling) || s->in_sync.size() == NodeList::kMax)) {
-        return bad("a shard that fills what it has");
-      }
+      HOLO_TRY(read_shard(d, *s));
+      if (s->moving()) moves.emplace(record.id, number.value);
     }
-    for (const std::uint16_t number : placement.used()) {
-      const Placement::Shard& s = *placement.shard(ShardNo{number});
+    for (const Placement::Shard& s : placement.shards()) {
       for (const NodeId n : s.in_sync) HOLO_TRY(reserve(n, placement.bytes_of(s)));
-      if (s.filling) HOLO_TRY(reserve(s.filling, placement.bytes_of(s)));
+      for (const NodeId n : s.target) {
+        if (!s.in_sync.contains(n)) HOLO_TRY(reserve(n, placement.bytes_of(s)));
+      }
     }
     Directory directory;
     std::uint64_t next = 0;
@@ -231,6 +254,8 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   if (static_cast<std::size_t>(in.regions_size()) > limits::kMaxRegions) return bad("too many regions");
   SnapshotReader reader;
   for (const wire::SnapshotNode& n : in.nodes()) HOLO_TRY(reader.read_node(n));
+  if (in.weigh_by() > 1) return bad("weights of an unknown kind");
+  reader.table = ring_of(reader.nodes, ResourceClass::memory, in.weigh_by() == 1, &table_);
   for (const wire::SnapshotRegion& r : in.regions()) {
     HOLO_TRY(reader.read_region(r));
     if (r.id() >= in.next_region()) return bad("a region from the future");
@@ -255,6 +280,9 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   next_region_ = in.next_region();
   nodes_ = std::move(reader.nodes);
   regions_ = std::move(reader.regions);
+  moves_ = std::move(reader.moves);
+  move_serial_ = in.moves();
+  by_score_ = in.weigh_by() == 1;
   names_ = std::move(reader.names);
   sessions_ = std::move(reader.sessions);
   revoked_ = std::move(revoked);

@@ -22,11 +22,18 @@ void expect_invariants(const State& s) {
         ASSERT_TRUE(s.node(n)->alive() || v.in_sync.size() == 1) << "a dead node among living ones";
         reserved[n] += v.pages * r.page_bytes;
       }
+      for (const NodeId n : v.target) {
+        ASSERT_TRUE(s.node(n)->takes_shards());
+        if (!v.in_sync.contains(n)) reserved[n] += v.pages * r.page_bytes;
+      }
       if (v.filling) {
         ASSERT_TRUE(s.node(v.filling)->alive());
+        ASSERT_TRUE(v.target.contains(v.filling));
         ASSERT_FALSE(v.in_sync.contains(v.filling));
-        reserved[v.filling] += v.pages * r.page_bytes;
+        ASSERT_FALSE(v.unproven);
       }
+      ASSERT_TRUE(!v.unproven || v.in_sync.contains(v.unproven));
+      ASSERT_EQ(v.serial != 0, v.filling || v.unproven);
     });
     ASSERT_EQ(pages, r.pages);
   }
@@ -245,12 +252,13 @@ TEST(ControlState, DeathPromotesFillsAndKeepsSoleHolders) {
       EXPECT_EQ(rig.state.home(two, PageNo{p}), home_before[p]) << "nothing else moves";
     }
     const NodeList in_sync = rig.state.replicas(two, PageNo{p});
-    EXPECT_TRUE(in_sync.size() == 2 || rig.state.filling(two, PageNo{p}));
+    EXPECT_TRUE(in_sync.size() == 2 || rig.state.shard_view(two, rig.state.shard_of(two, PageNo{p}))->moving());
   }
   EXPECT_TRUE(sole);
   EXPECT_EQ(rig.state.wanted_copies(two), 2U);
-  EXPECT_TRUE(rig.fill_all());
-  EXPECT_FALSE(rig.fill_all());
+  EXPECT_TRUE(rig.move_some());
+  rig.move_all();
+  EXPECT_EQ(rig.state.moves_left(), 0U);
   for (std::uint64_t p = 0; p < 512; ++p) EXPECT_EQ(rig.state.replicas(two, PageNo{p}).size(), 2U);
   rig.back(2, 2);
   for (std::uint64_t p = 0; p < 512; ++p) EXPECT_FALSE(rig.state.sole_holder(one, PageNo{p}));
@@ -277,9 +285,14 @@ TEST(ControlState, LeaveIsRefusedWhileItHoldsALastCopy) {
   rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
   EXPECT_EQ(code(rig.leave(1)), Errc::refused);
   rig.drain(1);
-  EXPECT_EQ(rig.state.home(xs, PageNo{0}), NodeId{1}) << "it stays home until it leaves";
-  EXPECT_EQ(rig.state.filling(xs, PageNo{0}), NodeId{2});
-  EXPECT_TRUE(rig.fill_all());
+  std::size_t filling = 0;
+  for (std::uint64_t p = 0; p < 64; ++p) {
+    if (rig.state.home(xs, PageNo{p}) == NodeId{2}) continue;
+    EXPECT_EQ(rig.state.home(xs, PageNo{p}), NodeId{1}) << "it stays home until another has the pages";
+    filling += rig.state.filling(xs, PageNo{p}) == NodeId{2} ? 1 : 0;
+  }
+  EXPECT_GT(filling, 0U);
+  rig.move_all();
   EXPECT_EQ(code(rig.leave(1)), kOk);
   for (std::uint64_t p = 0; p < 64; ++p) EXPECT_EQ(rig.state.home(xs, PageNo{p}), NodeId{2});
   expect_invariants(rig.state);
@@ -341,23 +354,119 @@ TEST(ControlState, RevokingIsRefusedWhereNobodyCouldDecideAfterwards) {
   EXPECT_EQ(code(rig.revoke(4)), kOk) << "it was dead before";
 }
 
-TEST(ControlState, AStaleFillIsIgnored) {
+TEST(ControlState, AMoveThatWasPlannedAnewSinceIsAnother) {
   Rig rig;
   rig.cluster(3);
   const RegionId xs{rig.create("xs", 64 * 4096, 2).region()};
   rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
   rig.dead(3);
+  rig.back(3, 2);
   wire::CommandBody b;
-  b.mutable_shards_filled()->set_epoch(rig.state.epoch().value - 1);
-  EXPECT_EQ(code(rig.send(b)), Errc::stale_epoch);
-  b.mutable_shards_filled()->set_epoch(rig.state.epoch().value);
-  auto* f = b.mutable_shards_filled()->add_fills();
-  f->set_region(xs.value);
-  f->set_shard(rig.state.shard_of(xs, PageNo{0}).value);
-  f->set_node(3);
-  const NodeList before = rig.state.replicas(xs, PageNo{0});
+  std::size_t moves = 0;
+  rig.state.for_each_fill([&](const State::ShardView& v) {
+    auto* m = b.mutable_shards_copied()->add_moves();
+    m->set_region(v.region.value);
+    m->set_shard(v.shard.value);
+    m->set_node(v.filling.value);
+    m->set_serial(v.serial + 1000);
+    ++moves;
+  });
+  ASSERT_GT(moves, 0U);
+  const Epoch before = rig.state.epoch();
   EXPECT_EQ(code(rig.send(b)), kOk);
-  EXPECT_EQ(rig.state.replicas(xs, PageNo{0}), before);
+  EXPECT_EQ(rig.state.epoch(), before);
+  EXPECT_TRUE(rig.move_some());
+  EXPECT_GT(rig.state.epoch(), before) << "what was staged without the new holders is void";
+}
+
+TEST(ControlState, ANewcomerTakesItsShareAndAReturnedNodeToo) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 4096 * 4096, 2).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 4096}})});
+  EXPECT_EQ(rig.state.moves_left(), 0U);
+  const auto share_of = [&](std::uint64_t id) {
+    for (const auto& [node, pages] : rig.state.pages_by_node(xs)) {
+      if (node == NodeId{id}) return static_cast<double>(pages) / 4096;
+    }
+    return 0.0;
+  };
+  rig.join(4);
+  EXPECT_GT(rig.state.moves_left(), 0U);
+  EXPECT_EQ(share_of(4), 0.0) << "nothing is home where it has not been copied";
+  rig.move_all();
+  EXPECT_NEAR(share_of(4), 0.25, 0.03);
+  rig.dead(4);
+  rig.move_all();
+  EXPECT_EQ(share_of(4), 0.0);
+  rig.back(4, 2);
+  rig.move_all();
+  EXPECT_NEAR(share_of(4), 0.25, 0.03);
+  rig.weigh(4, 3000);
+  rig.move_all();
+  EXPECT_NEAR(share_of(4), 0.5, 0.05);
+  rig.drain_safely(4);
+  rig.move_all();
+  EXPECT_TRUE(rig.state.is_empty(NodeId{4}));
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, OnlySoManyShardsMoveAtATime) {
+  Rig rig;
+  rig.cluster(3, 4096 * kMiB);
+  const RegionId xs{rig.create("xs", 2048 * kMiB, 1, 2 * kMiB).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 1024}})});
+  rig.join(4, 4096 * kMiB);
+  std::map<NodeId, std::size_t> from, to;
+  rig.state.for_each_fill([&](const State::ShardView& v) {
+    ++from[v.in_sync[0]];
+    ++to[v.filling];
+  });
+  EXPECT_GT(rig.state.moves_left(), limits::kMovesPerNode);
+  EXPECT_EQ(to[NodeId{4}], limits::kMovesPerNode);
+  for (const auto& [node, n] : from) EXPECT_LE(n, limits::kMovesPerNode);
+}
+
+TEST(ControlState, DrainIsRefusedWhereNothingCanGo) {
+  Rig rig;
+  rig.cluster(2, 64 * kMiB);
+  const RegionId xs{rig.create("xs", 100 * kMiB).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 100}})});
+  EXPECT_EQ(code(rig.drain_safely(2)), Errc::out_of_memory);
+  EXPECT_EQ(code(rig.drain_safely(2, true, true)), Errc::out_of_memory) << "no force makes room";
+  EXPECT_FALSE(rig.state.node(NodeId{2})->draining);
+  rig.free("xs");
+  rig.create("ys", 4096, 2);
+  EXPECT_EQ(code(rig.drain_safely(2)), Errc::under_replicated);
+  EXPECT_EQ(code(rig.drain_safely(2, true, true)), kOk);
+  EXPECT_EQ(code(rig.drain_safely(1, true, true)), Errc::refused) << "the last one";
+  EXPECT_EQ(code(rig.drain_safely(2, false)), kOk);
+  rig.dead(2);
+  EXPECT_EQ(code(rig.drain_safely(2)), Errc::refused);
+  EXPECT_EQ(code(rig.drain_safely(9)), Errc::not_found);
+}
+
+TEST(ControlState, RemoveNamesWhatOnlyThatNodeHas) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 600 * 4096).region()};
+  rig.create("ys", 600 * 4096, 2);
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 300}})});
+  EXPECT_EQ(code(rig.remove(1)), Errc::refused) << "the only voter";
+  const auto refused = rig.remove(3);
+  EXPECT_EQ(code(refused), Errc::refused);
+  EXPECT_NE(refused.error().message().find("xs"), std::string::npos);
+  std::uint64_t only = 0;
+  for (std::uint64_t p = 0; p < 300; ++p) only += rig.state.home(xs, PageNo{p}) == NodeId{3} ? 1 : 0;
+  const auto removed = rig.remove(3, true);
+  ASSERT_EQ(code(removed), kOk);
+  ASSERT_EQ(removed.lost_size(), 1);
+  EXPECT_EQ(removed.lost(0).region(), "xs");
+  EXPECT_EQ(removed.lost(0).pages(), only);
+  EXPECT_EQ(rig.state.node(NodeId{3})->state, NodeState::left);
+  EXPECT_EQ(code(rig.back(3, 2)), Errc::refused) << "it must join anew";
+  EXPECT_EQ(code(rig.join(3, 256 * kMiB, 2)), kOk);
+  expect_invariants(rig.state);
 }
 
 TEST(ControlState, GarbageChangesNothing) {
@@ -391,10 +500,10 @@ TEST(ControlState, TheSameLogGivesTheSameBytesForEver) {
   rig.commit({Rig::txn(1, 1, xs, {{0, 1000}}), Rig::txn(2, 1, ys, {{3, 4}, {100, 1}})});
   rig.dead(3);
   rig.commit({Rig::txn(1, 2, xs, {{7, 1}, {9, 90}})});
-  rig.fill_all();
+  rig.move_all();
   rig.back(3, 2, 64 * kMiB);
   rig.drain(4);
-  EXPECT_EQ(digest(rig.state.snapshot()), 3958820868337343496ULL);
+  EXPECT_EQ(digest(rig.state.snapshot()), 11345725636267332490ULL);
 }
 
 // ---- Any sequence of commands
@@ -409,7 +518,7 @@ wire::CommandBody random_body(Random& rnd, const State& s) {
     const auto ids = s.regions();
     return ids.empty() || rnd.chance(1, 10) ? rnd.below(8) : ids[rnd.below(ids.size())].value;
   };
-  switch (rnd.chance(1, 60) ? 100 : rnd.below(14)) {
+  switch (rnd.chance(1, 60) ? 100 : rnd.below(17)) {
     case 100: b.mutable_node_revoke()->set_node(node); break;
     case 12: b.mutable_kv_compact()->set_revision(rnd.below(s.keys().revision() + 2)); break;
     case 13: {
@@ -450,16 +559,32 @@ wire::CommandBody random_body(Random& rnd, const State& s) {
     }
     case 7: b.mutable_free_region()->set_name("r" + std::to_string(rnd.below(6))); break;
     case 8: {
-      b.mutable_shards_filled()->set_epoch(s.epoch().value);
-      s.for_each_fill([&](const State::ShardView& v) {
-        if (rnd.chance(1, 3)) return;
-        auto* f = b.mutable_shards_filled()->add_fills();
-        f->set_region(v.region.value);
-        f->set_shard(v.shard.value);
-        f->set_node(v.filling.value);
+      const bool whole = rnd.chance(1, 2);
+      auto* moves = whole ? b.mutable_shards_whole()->mutable_moves() : b.mutable_shards_copied()->mutable_moves();
+      s.for_each_move([&](const State::ShardView& v) {
+        if (rnd.chance(1, 4)) return;
+        auto* m = moves->Add();
+        m->set_region(v.region.value);
+        m->set_shard(v.shard.value);
+        m->set_node((whole ? v.unproven : v.filling).value);
+        m->set_serial(rnd.chance(1, 20) ? v.serial + 1 : v.serial);
       });
       break;
     }
+    case 14:
+      b.mutable_node_drain()->set_node(node);
+      b.mutable_node_drain()->set_on(rnd.chance(1, 2));
+      b.mutable_node_drain()->set_force(rnd.chance(1, 3));
+      break;
+    case 15:
+      b.mutable_node_remove()->set_node(node);
+      b.mutable_node_remove()->set_force(rnd.chance(1, 4));
+      break;
+    case 16:
+      b.mutable_weigh_nodes()->set_by(static_cast<wire::WeighNodes::By>(rnd.below(3)));
+      b.mutable_weigh_nodes()->set_node(rnd.chance(1, 2) ? node : 0);
+      b.mutable_weigh_nodes()->set_permille(static_cast<std::uint32_t>(rnd.below(3000)));
+      break;
     default: {
       b.mutable_commit()->set_epoch(rnd.chance(1, 10) ? 1 : s.epoch().value);
       for (std::uint64_t n = 0; n < 1 + rnd.below(3); ++n) {

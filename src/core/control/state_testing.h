@@ -102,6 +102,25 @@ class Rig {
     b.mutable_node_update()->set_draining(on);
     return send(b);
   }
+  wire::CommandResult drain_safely(std::uint64_t id, bool on = true, bool force = false) {
+    wire::CommandBody b;
+    b.mutable_node_drain()->set_node(id);
+    b.mutable_node_drain()->set_on(on);
+    b.mutable_node_drain()->set_force(force);
+    return send(b);
+  }
+  wire::CommandResult remove(std::uint64_t id, bool force = false) {
+    wire::CommandBody b;
+    b.mutable_node_remove()->set_node(id);
+    b.mutable_node_remove()->set_force(force);
+    return send(b);
+  }
+  wire::CommandResult weigh(std::uint64_t id, std::uint32_t permille) {
+    wire::CommandBody b;
+    b.mutable_weigh_nodes()->set_node(id);
+    b.mutable_weigh_nodes()->set_permille(permille);
+    return send(b);
+  }
   static wire::CommandBody region_body(const std::string& name) {
     wire::CommandBody b;
     b.mutable_create_region()->mutable_region()->set_name(name);
@@ -148,19 +167,27 @@ class Rig {
     for (const auto& t : txns) *b.mutable_commit()->add_txns() = t;
     return send(b);
   }
-  /// Says that every fill under way is done; false when there was none.
-  bool fill_all() {
-    wire::CommandBody b;
-    b.mutable_shards_filled()->set_epoch(state.epoch().value);
-    state.for_each_fill([&](const State::ShardView& s) {
-      auto* f = b.mutable_shards_filled()->add_fills();
-      f->set_region(s.region.value);
-      f->set_shard(s.shard.value);
-      f->set_node(s.filling.value);
+  /// Says that every fill under way is done, and that who was filled lacks nothing; false when nothing moved.
+  bool move_some() {
+    wire::CommandBody copied, whole;
+    state.for_each_move([&](const State::ShardView& s) {
+      const auto name = [&](wire::ShardMove* m, NodeId node) {
+        m->set_region(s.region.value);
+        m->set_shard(s.shard.value);
+        m->set_node(node.value);
+        m->set_serial(s.serial);
+      };
+      if (s.filling) name(copied.mutable_shards_copied()->add_moves(), s.filling);
+      if (s.unproven) name(whole.mutable_shards_whole()->add_moves(), s.unproven);
     });
-    if (b.shards_filled().fills_size() == 0) return false;
-    send(b);
-    return true;
+    if (copied.shards_copied().moves_size() != 0) send(copied);
+    if (whole.shards_whole().moves_size() != 0) send(whole);
+    return copied.shards_copied().moves_size() + whole.shards_whole().moves_size() != 0;
+  }
+  /// Until everything is where the plan wants it.
+  void move_all() {
+    while (move_some()) {
+    }
   }
 
  private:
