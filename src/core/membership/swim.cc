@@ -50,7 +50,13 @@ void Swim::set_self(Instant now, std::uint64_t start) {
   stood_still(now);
   if (start == self_.start) return;
   self_ = {.start = start, .round = 0};
-  forget_rumours(me_);
+  // Others had declared it dead, so it was out of touch: what it held against them in that time is void.
+  rumours_.clear();
+  probes_.clear();
+  for (const NodeId n : std::exchange(suspects_, {})) {
+    if (Member* m = find(n); m != nullptr) m->suspected = m->own_failed = m->condemned = false;
+  }
+  reschedule();
 }
 
 void Swim::set_members(Instant now, std::vector<Fact> facts, Random& random, Effects& out) {
@@ -416,7 +422,11 @@ void Swim::on_message(Instant now, NodeId from, const Message& message, Effects&
   stood_still(now);
   Member* sender = find(from);
   if (sender != nullptr) heard(now, *sender, message.sender, out);
-  for (const Update& u : message.updates) take(now, u, out);
+  // Who is dead by the log was out of touch, and accuses everybody.
+  const bool believed = sender != nullptr && sender->fact.alive && message.sender.start == sender->fact.start;
+  for (const Update& u : message.updates) {
+    if (believed || (u.node == me_ && u.claim == Claim::dead)) take(now, u, out);
+  }
   switch (message.kind) {
     case Kind::ping: {
       Message ack{.kind = Kind::ack, .seq = message.seq, .sender = {}, .target = {}, .updates = {}};

@@ -318,6 +318,23 @@ TEST(Swim, TheLogEndsAVerdictAndBeginsANewLife) {
   EXPECT_EQ(r.standing(3), Standing::left);
 }
 
+TEST(Swim, WhoWasDeclaredDeadWasOutOfTouchAndIsNotBelieved) {
+  Rig r(5);
+  r.facts[1].alive = false;
+  Effects out;
+  r.swim.set_members(r.now, r.facts, r.random, out);
+  r.hear(2, {Rig::suspect(3, 2), Rig::suspect(1, 2)});
+  EXPECT_EQ(r.standing(3), Standing::alive);
+  EXPECT_EQ(r.swim.self().round, 0U);
+  EXPECT_EQ(r.swim.counters().health, 0U);
+  // And the other way round: under its new incarnation this node has nothing against anybody.
+  r.run(seconds(8), {3, 4, 5});
+  ASSERT_TRUE(r.condemns(4));
+  r.swim.set_self(r.now, kStart + 1);
+  EXPECT_TRUE(r.swim.verdicts().empty());
+  EXPECT_FALSE(r.swim.suspects_any());
+}
+
 TEST(Swim, AnAskIsAnsweredForTheTargetOrWithANack) {
   Rig r(5);
   r.sent.clear();

@@ -37,8 +37,8 @@ constexpr std::size_t kMaxPayload = 65'535 - 28;  // of one message, GSO or not:
 constexpr std::size_t kSendMessages = 64;         // of one sendmmsg(), where there is no GSO
 constexpr std::size_t kMaxSegments = 64;          // of one GSO message: the least that any kernel with GSO allows
 constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while the loop does something else
-/// What waits in this machine's own queues, where a heartbeat would wait behind it: about 2 ms of a gigabit a second (the
-/// kernel takes twice of it, and counts its own part too). What is not taken is asked for again, by priority.
+/// What waits in this machine's own queues, where a heartbeat would wait behind it: about 2 ms of a gigabit a second
+/// (the kernel takes twice of it, and counts its own part too). What is not taken is asked for again, by priority.
 constexpr int kSendBuffer = 128 << 10;
 constexpr Duration kNoMemoryPause = milliseconds(1);  // The descriptor says "writable" while the kernel has no memory.
 constexpr Duration kLogPause = seconds(60);
