@@ -5,7 +5,7 @@
 
 Prints one line per breach (`file:line: what is wrong`), exit 1 when there is any. The rules are those of the README:
 a file includes only lower layers; two cores do not include each other; core and driver never see each other, and the
-node and the simulator see no driver (but driver/quic, which touches no world, is simulated); cores include nothing
+node and the simulator see no driver (but driver/quic and driver/raft, which touch no world, are simulated); cores include nothing
 that touches the world; third-party headers appear only in driver/, crypto/, wire/ (protobuf), cmd/ and tests; examples
 and public headers include only public headers.
 """
@@ -78,7 +78,7 @@ def check_source(root, path):
         target_layer, target_module = layer_of(name)
         if quote == '"' and target_layer:
             on_real_drivers = layer == "node" and is_test(path)  # The bus is tested over real sockets.
-            simulated = layer == "sim" and target_module == "driver/quic"  # Bytes and time in, bytes and timers out.
+            simulated = layer == "sim" and target_module in ("driver/quic", "driver/raft")  # Bytes and time in, bytes and timers out.
             if (layer, target_layer) in NEVER and not on_real_drivers and not simulated:
                 yield f"{where}: {layer} never sees {target_layer} ({name})"
             elif LAYERS.index(target_layer) > LAYERS.index(layer):

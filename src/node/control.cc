@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "core/control/results.h"
 #include "node/control_impl.h"
@@ -363,7 +364,12 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
       HOLO_CO_TRY(control::status_of(result->error()));
       co_return std::move(*result);
     }
-    if (appended) co_return fail(Errc::refused, "this node has been started again, or declared dead, since");
+    if (appended && HOLO_SEEDED_BUG(done_reported_as_refused)) co_return fail(Errc::refused, "declared dead since");
+    if (appended) {
+      // Results go with the incarnation that asked. It may have acted before that, now or with an earlier attempt.
+      co_return fail(Errc::unavailable,
+                     "this node was declared dead meanwhile; whether the command took effect is not known");
+    }
     if (!worth_retrying(appended.error().code)) co_return std::unexpected(appended.error());
     if (me->now() + pause >= deadline) co_return std::unexpected(appended.error());
     co_await env::sleep_for(*me->ports.loop, pause);

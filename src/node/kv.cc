@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "node/local_calls.h"
 
@@ -85,7 +86,8 @@ struct KvService::Impl final : control::StateObserver {
 
   static LocalAnswer get(Self me, Session, wire::KvGet ask) {
     // At a revision that this node has there is nothing newer to be learnt.
-    if (!ask.stale() && (ask.revision() == 0 || ask.revision() > me->keys().revision())) {
+    if (!HOLO_SEEDED_BUG(read_without_asking) && !ask.stale() &&
+        (ask.revision() == 0 || ask.revision() > me->keys().revision())) {
       const Instant deadline = me->loop.now() + kRead;
       HOLO_CO_TRY(co_await me->control.barrier(deadline));
       if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
@@ -100,7 +102,7 @@ struct KvService::Impl final : control::StateObserver {
     for (;;) {
       HOLO_CO_ASSIGN(events, me->keys().events(ask));
       if (!events.events().empty() || me->loop.now() >= deadline) co_return local_reply(events);
-      ask.set_from(events.from());
+      ask.set_from(events.from() + (HOLO_SEEDED_BUG(watch_skips_a_revision) ? 1 : 0));
       ask.set_skip(events.skip());
       if (me->waiting.size() >= limits::kMaxKvWatches) {
         co_return std::unexpected(Error{.code = Errc::overloaded,
@@ -113,7 +115,8 @@ struct KvService::Impl final : control::StateObserver {
       auto woken = co_await env::await_until(me->loop, shot, deadline, "a watch");
       std::erase_if(me->waiting, [&](const Waiter& other) { return other.shot == shot; });
       if (!woken && woken.error().code != Errc::deadline_exceeded) co_return std::unexpected(woken.error());
-      if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
+      // While the loop stops every wait ends at once: this one would begin again for ever.
+      if (me->stopped || me->loop.stopping()) co_return fail(Errc::cancelled, "the agent is stopping");
     }
   }
 

@@ -44,41 +44,72 @@ bool World::run_while_not(const std::function<bool()>& done, Instant deadline) {
 }
 
 std::uint64_t SimLoop::enqueue(Instant when, std::function<void()> f) {
-  return world_.at(when, [alive = alive_, f = std::move(f)] {
-    if (*alive) f();
+  return world_.at(when, [alive = alive_, state = state_, f = std::move(f)]() mutable {
+    if (!*alive) return;
+    if (state->paused) {
+      state->backlog.push_back(std::move(f));
+      return;
+    }
+    f();
+    if (*alive && state->after) state->after();
+  });
+}
+
+void SimLoop::resume() {
+  state_->paused = false;
+  for (auto& f : std::exchange(state_->backlog, {})) enqueue(world_.now(), std::move(f));
+}
+
+void SimLoop::set_drift(std::int64_t parts_per_million) {
+  gained_ = gained_ + (world_.now() - anchor_) / 1'000'000 * drift_;
+  anchor_ = world_.now();
+  drift_ = parts_per_million;
+}
+
+Instant SimLoop::world_time_of(Instant when) const {
+  if (when >= kNever) return kNever;
+  const Duration ahead = when - local(world_.now());
+  return world_.now() + ahead - ahead / 1'000'000 * drift_;
+}
+
+/// The clock may change its pace meanwhile: whoever comes too early is sent to wait again.
+void SimLoop::arm(const std::shared_ptr<TimerId>& id, Instant when) {
+  const Instant at = std::max(world_time_of(when), world_.now() + nanoseconds(now() < when ? 1 : 0));
+  timers_.at(*id).event = enqueue(stopping() ? world_.now() : at, [this, id] {
+    auto it = timers_.find(*id);
+    if (it == timers_.end()) return;
+    if (!stopping() && now() < it->second.when) return arm(id, it->second.when);
+    auto run = std::move(it->second.f);
+    timers_.erase(it);
+    run();
   });
 }
 
 env::Loop::TimerId SimLoop::call_at(Instant when, std::function<void()> f) {
-  const Instant world_time = stopping() ? world_.now() : when - skew_;
-  auto id = std::make_shared<TimerId>(0);
-  *id = enqueue(world_time, [this, id] {
-    auto it = timers_.find(*id);
-    if (it == timers_.end()) return;
-    auto run = std::move(it->second);
-    timers_.erase(it);
-    run();
-  });
-  timers_.emplace(*id, std::move(f));
-  return *id;
+  const TimerId id = next_timer_++;
+  timers_.emplace(id, Timer{.when = when, .f = std::move(f)});
+  arm(std::make_shared<TimerId>(id), when);
+  return id;
 }
 
 void SimLoop::cancel(TimerId id) {
-  timers_.erase(id);
-  world_.cancel(id);
+  const auto it = timers_.find(id);
+  if (it == timers_.end()) return;
+  world_.cancel(it->second.event);
+  timers_.erase(it);
 }
 
 void SimLoop::offload(std::function<void()> work, std::function<void()> done) {
   work();
-  post(std::move(done));
+  enqueue(work_end_ ? work_end_() : world_.now(), std::move(done));
 }
 
 void SimLoop::begin_stop() {
   env::Loop::begin_stop();
   auto timers = std::exchange(timers_, {});
-  for (auto& [id, f] : timers) {
-    world_.cancel(id);
-    post(std::move(f));
+  for (auto& [id, timer] : timers) {
+    world_.cancel(timer.event);
+    post(std::move(timer.f));
   }
 }
 

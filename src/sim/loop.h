@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <utility>
 
 #include "env/loop.h"
@@ -34,12 +35,14 @@ class World {
 };
 
 /// One node's event loop in the simulated world. A loop that has been killed runs nothing any more, as after kill -9.
+/// It may stand still for a while (SIGSTOP), and its clocks may be wrong.
 class SimLoop final : public env::Loop {
  public:
-  explicit SimLoop(World& world) : world_(world) {}
+  explicit SimLoop(World& world) : world_(world), anchor_(world.now()) {}
+  ~SimLoop() override { kill(); }
 
-  Instant now() const override { return world_.now() + skew_; }
-  WallTime wall_now() const override { return {1'700'000'000'000 + now().ns / 1'000'000}; }
+  Instant now() const override { return local(world_.now()); }
+  WallTime wall_now() const override { return {1'700'000'000'000 + (now() + wall_offset_).ns / 1'000'000}; }
   void post(std::function<void()> f) override { enqueue(world_.now(), std::move(f)); }
   TimerId call_at(Instant when, std::function<void()> f) override;
   void cancel(TimerId id) override;
@@ -48,16 +51,48 @@ class SimLoop final : public env::Loop {
 
   /// From now on nothing of this loop runs: what was queued is dropped.
   void kill() { *alive_ = false; }
+  /// From now on what is due waits, until resume().
+  void pause() { state_->paused = true; }
+  void resume();
+  [[nodiscard]] bool paused() const { return state_->paused; }
   /// This node's clock runs ahead of the others' by `skew` from now on (may be negative).
   void set_skew(Duration skew) { skew_ = skew; }
+  /// This node's clock gains so many microseconds in each second from now on (may be negative).
+  void set_drift(std::int64_t parts_per_million);
+  /// The wall clock alone is ahead by so much: people and time servers change it at will.
+  void set_wall_offset(Duration offset) { wall_offset_ = offset; }
+  /// Offloaded work ends when the world has come to what this says (a slow disk); at once without one.
+  void set_work_end(std::function<Instant()> f) { work_end_ = std::move(f); }
+  /// Called after everything that ran on this loop.
+  void set_after_event(std::function<void()> f) { state_->after = std::move(f); }
 
  private:
+  struct State {
+    bool paused = false;
+    std::deque<std::function<void()>> backlog;
+    std::function<void()> after;
+  };
   std::uint64_t enqueue(Instant when, std::function<void()> f);
+  void arm(const std::shared_ptr<TimerId>& id, Instant when);
+  [[nodiscard]] Instant local(Instant world_time) const {
+    return world_time + skew_ + gained_ + (world_time - anchor_) / 1'000'000 * drift_;
+  }
+  [[nodiscard]] Instant world_time_of(Instant when) const;
 
   World& world_;
-  Duration skew_{};
+  Instant anchor_;
+  Duration skew_{}, gained_{}, wall_offset_{};
+  std::int64_t drift_ = 0;
+  std::function<Instant()> work_end_;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
-  std::map<TimerId, std::function<void()>> timers_;
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+  struct Timer {
+    Instant when;
+    std::function<void()> f;
+    std::uint64_t event = 0;
+  };
+  std::map<TimerId, Timer> timers_;
+  TimerId next_timer_ = 1;
 };
 
 }  // namespace holo::sim

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/limits.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 
 namespace holo::control {
@@ -235,7 +236,9 @@ bool KeySpace::holds(const wire::KvCompare& c) const {
     case wire::KvCompare::VERSION: return related(c.relation(), r ? r->version : 0, c.number());
     case wire::KvCompare::CREATED: return related(c.relation(), r ? r->created : 0, c.number());
     case wire::KvCompare::MODIFIED: return related(c.relation(), r ? r->revision : 0, c.number());
-    case wire::KvCompare::VALUE: return r != nullptr && related(c.relation(), r->value, c.value());
+    case wire::KvCompare::VALUE:
+      if (HOLO_SEEDED_BUG(comparison_always_holds)) return r != nullptr;
+      return r != nullptr && related(c.relation(), r->value, c.value());
     default: return false;
   }
 }

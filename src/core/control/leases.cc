@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/limits.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "base/utf8.h"
 #include "core/control/shape.h"
@@ -51,6 +52,7 @@ Result<std::uint64_t> Leases::grant(const wire::LeaseGrant& c, WallTime now) {
 Status Leases::keep(std::uint64_t id, WallTime now) {
   const auto it = leases_.find(id);
   if (it == leases_.end()) return std::unexpected(no_lease(id));
+  if (HOLO_SEEDED_BUG(keep_without_effect)) return {};
   set_deadline(id, it->second, now.ms + static_cast<std::int64_t>(it->second.ttl_ms));
   return {};
 }
@@ -71,6 +73,7 @@ Status Leases::end(std::uint64_t id, KeySpace& keys) {
 }
 
 void Leases::expire(WallTime now, KeySpace& keys) {
+  if (HOLO_SEEDED_BUG(lease_ends_early)) now.ms += 300;
   for (std::size_t n = 0; n < kExpireAtOnce && next_deadline() <= now; ++n) {
     HOLO_ASSERT(end(deadlines_.begin()->second, keys), "a deadline of a lease that is not there");
   }
@@ -103,6 +106,7 @@ wire::LeaseList Leases::list(WallTime now) const {
 // ---- Locks
 
 void Leases::give(const std::string& lock, const Queue& queue, KeySpace& keys) {
+  if (HOLO_SEEDED_BUG(token_used_again) && keys.modified(lock_key(lock)) != 0) return;
   keys.put_reserved(lock_key(lock), leases_.at(queue.front()).owner, queue.front());
 }
 
@@ -138,7 +142,12 @@ Result<wire::LockPlace> Leases::acquire(const wire::LockAcquire& c, KeySpace& ke
                                  .message = str(it->second.size(), " wait for lock ", c.name(), " already"),
                                  .retryable = true});
   }
-  it->second.push_back(c.lease());
+  if (HOLO_SEEDED_BUG(lock_given_while_held) && it->second.size() > 1) {
+    it->second.push_front(c.lease());
+    give(it->first, it->second, keys);
+  } else {
+    it->second.push_back(c.lease());
+  }
   lease->second.locks.insert(c.name());
   if (it->second.size() == 1) give(it->first, it->second, keys);
   return *place(c.name(), c.lease(), keys);
@@ -190,7 +199,7 @@ void Leases::save(wire::SnapshotLeases* out) const {
     auto* l = out->add_leases();
     l->set_lease(id);
     l->set_ttl_ms(lease.ttl_ms);
-    l->set_deadline_ms(lease.deadline_ms);
+    l->set_deadline_ms(HOLO_SEEDED_BUG(snapshot_without_deadlines) ? 0 : lease.deadline_ms);
     l->set_owner(lease.owner);
   }
   for (const auto& [name, queue] : locks_) {

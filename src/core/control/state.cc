@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "core/control/results.h"
 
@@ -40,7 +41,10 @@ wire::CommandResult State::apply(LogIndex index, WallTime when, ByteSpan command
     return refusal(Errc::refused, str("node ", client, " has been started again since"));
   }
   if (c.incarnation() > session.incarnation) session.start(c.incarnation());
-  if (const auto it = session.results.find(c.sequence()); it != session.results.end()) return it->second;
+  if (const auto it = session.results.find(c.sequence());
+      it != session.results.end() && !HOLO_SEEDED_BUG(forgotten_dedup)) {
+    return it->second;
+  }
   if (c.sequence() < session.floor) return refusal(Errc::refused, "the command was given up before it arrived");
 
   const std::uint64_t keys_before = keys_.revision();

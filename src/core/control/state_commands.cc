@@ -1,6 +1,7 @@
 // What each command does to the state. Each either refuses and changes nothing, or does all it says.
 #include <algorithm>
 
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "core/control/results.h"
 #include "core/control/shape.h"
@@ -132,7 +133,7 @@ wire::CommandResult State::node_alive(const wire::NodeAlive& c) {
   if (n.state == NodeState::left) return refusal(Errc::refused, str("node ", id, " has left the cluster"), "holo join");
   const std::uint64_t incarnation = c.node().incarnation();
   if (incarnation == n.incarnation && n.alive()) return {};
-  if (incarnation <= n.incarnation) {
+  if (incarnation <= n.incarnation && !HOLO_SEEDED_BUG(dead_come_back)) {
     // Its transactions are fenced and its copies given to others: it may come back only as someone new.
     return refusal(Errc::refused, str("incarnation ", incarnation, " of node ", id, " is dead"));
   }
@@ -150,6 +151,7 @@ wire::CommandResult State::node_dead(const wire::NodeDead& c) {
   const auto it = nodes_.find(id);
   if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
   NodeRecord& n = it->second;
+  if (HOLO_SEEDED_BUG(death_twice) && !n.alive()) ++epoch_.value;
   if (!n.alive() || n.incarnation != c.incarnation()) return {};  // It has died, or come back, before.
   if (c.votes_size() != 0) {                                      // Entries of earlier releases have none.
     std::set<NodeId> votes;

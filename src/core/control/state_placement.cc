@@ -1,6 +1,7 @@
 // Who holds what, as it changes: the table, the plan of moves, draining and removing nodes.
 #include <algorithm>
 
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "core/control/results.h"
 #include "core/control/shape.h"
@@ -237,7 +238,8 @@ void State::placement_changed(const std::set<RegionId>& regions) {
 }
 
 void State::nodes_changed(NodeId node) {
-  ++epoch_.value;
+  const NodeRecord* changed = this->node(node);
+  if (!HOLO_SEEDED_BUG(epoch_stays) || changed == nullptr || changed->alive()) ++epoch_.value;
   count_nodes();
   settle_all();
   for (StateObserver* o : observers_) o->on_nodes_changed(epoch_, node);

@@ -5,10 +5,13 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 
 namespace holo::driver {
 namespace {
+
+constexpr unsigned kSendSnapshotAgainMs = 8000;
 
 // Of every entry: who proposed it (origin, number), and the leader's time. An entry of several commands has kBatch for
 // its number, and before each command its own number and length.
@@ -77,6 +80,9 @@ Status RaftCore::start() {
   raft_set_snapshot_threshold(&raft_, options_.snapshot_threshold);
   raft_set_snapshot_trailing(&raft_, options_.snapshot_trailing);
   raft_set_pre_vote(&raft_, true);
+  // A snapshot that gets no answer (its receiver was busy with one of its own) is sent again after that; by default
+  // only after 30 s.
+  raft_set_install_snapshot_timeout(&raft_, kSendSnapshotAgainMs);
   if (options_.bootstrap) {
     if (!io_->empty()) return fail(Errc::refused, "the log is not empty: this node is in a cluster already");
     raft_configuration conf;
@@ -186,7 +192,8 @@ int RaftCore::apply(const raft_buffer* buf) {
   }
   const std::uint64_t origin = get_u64(entry.data());
   const std::uint64_t token = get_u64(entry.data() + 8);
-  last_wall_ = std::max(last_wall_, static_cast<std::int64_t>(get_u64(entry.data() + 16)));
+  const auto stamped = static_cast<std::int64_t>(get_u64(entry.data() + 16));
+  last_wall_ = HOLO_SEEDED_BUG(time_goes_back) ? stamped : std::max(last_wall_, stamped);
   ByteSpan rest = entry.subspan(kEnvelopeBytes);
   if (token != kBatch) {
     apply_one(index, origin, token, rest);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 
 namespace holo::driver {
@@ -79,7 +80,7 @@ void RaftIo::bind() {
   };
   io_.set_vote = [](raft_io* io, raft_id vote) {
     RaftIo* me = self(io);
-    if (!me->ports_.store->set_vote(me->term_, NodeId{vote})) return RAFT_IOERR;
+    if (!HOLO_SEEDED_BUG(vote_not_kept) && !me->ports_.store->set_vote(me->term_, NodeId{vote})) return RAFT_IOERR;
     me->vote_ = NodeId{vote};
     return 0;
   };
@@ -255,9 +256,13 @@ void RaftIo::tick() {
 int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb) {
   if (closing_) return RAFT_CANCELED;
   const NodeId peer{message->server_id};
-  if (in_flight_[peer] >= kMaxInFlight) return RAFT_NOCONNECTION;
   const std::uint64_t id = next_send_++;
   sends_[id] = {.request = request, .cb = cb};
+  if (const auto it = in_flight_.find(peer); it != in_flight_.end() && it->second >= kMaxInFlight) {
+    // Told later: libraft frees the entries of a message twice when it cannot send the answer at once.
+    ports_.loop->post([me = shared_from_this(), id] { me->ended(id, RAFT_NOCONNECTION); });
+    return 0;
+  }
   note_sent(*message);
   post(peer, id, *message);
   return 0;
@@ -322,6 +327,10 @@ Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId 
 
 void RaftIo::sent(std::uint64_t id, NodeId peer, int status) {
   if (auto it = in_flight_.find(peer); it != in_flight_.end() && --it->second == 0) in_flight_.erase(it);
+  ended(id, status);
+}
+
+void RaftIo::ended(std::uint64_t id, int status) {
   const auto it = sends_.find(id);
   if (it == sends_.end()) return;
   const Send send = it->second;
@@ -338,6 +347,10 @@ Status RaftIo::receive(NodeId from, const env::Request& request) {
   const std::string address = raft_address(from);
   (*decoded)->message.server_address = address.c_str();
   note_received(from, (*decoded)->message);
+  if ((*decoded)->message.type == RAFT_IO_TIMEOUT_NOW) {
+    // libraft becomes a candidate at once, and dies of it when the new term cannot be written.
+    HOLO_TRY(ports_.store->set_vote(term_, vote_));
+  }
   recv_cb_(&io_, (*decoded)->release());
   after_event_();
   return {};
@@ -381,13 +394,18 @@ void RaftIo::pump() {
       break;
   }
   auto status = std::make_shared<Status>();
+  if (HOLO_SEEDED_BUG(ack_before_sync)) {
+    *status = work();
+    ports_.loop->post([me = shared_from_this(), count, status] { me->written(count, *status); });
+    return;
+  }
   ports_.loop->offload([work = std::move(work), status] { *status = work(); },
                        [me = shared_from_this(), count, status] { me->written(count, *status); });
 }
 
 void RaftIo::written(std::size_t count, Status status) {
-  writing_ = false;
   if (!status && !closing_) {
+    writing_ = false;
     if (!disk_error_) log_error("control", "the log waits for the disk: ", status.error().to_string());
     disk_error_ = status.error();
     disk_error_->node = options_.self.value;
@@ -404,9 +422,11 @@ void RaftIo::written(std::size_t count, Status status) {
     const Write w = std::move(writes_.front());
     writes_.pop_front();
     const int code = status ? 0 : RAFT_IOERR;
-    if (w.append != nullptr) w.append->cb(w.append, code);
+    if (w.append != nullptr) w.append->cb(w.append, closing_ ? 0 : code);  // See finish_close().
     if (w.put != nullptr) w.put->cb(w.put, code);
   }
+  writing_ =
+      false;  // Not before: libraft appends from within its callbacks, and what is left of these is written already.
   if (closing_) return finish_close();
   after_event_();
   pump();
@@ -452,7 +472,9 @@ void RaftIo::finish_close() {
   while (!writes_.empty()) {
     const Write w = std::move(writes_.front());
     writes_.pop_front();
-    if (w.append != nullptr) w.append->cb(w.append, RAFT_CANCELED);
+    // It no longer does anything with the answer. Told of an error it would drop these entries and all after them, and
+    // stumble over those when their turn comes.
+    if (w.append != nullptr) w.append->cb(w.append, 0);
     if (w.put != nullptr) w.put->cb(w.put, RAFT_CANCELED);
   }
   std::exchange(close_cb_, nullptr)(&io_);

@@ -65,6 +65,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
                   size_t* n);
   int send(raft_io_send* request, const raft_message* message, raft_io_send_cb cb);
   void sent(std::uint64_t id, NodeId peer, int status);
+  void ended(std::uint64_t id, int status);
   void enqueue(Write w);
   void pump();
   void written(std::size_t count, Status status);

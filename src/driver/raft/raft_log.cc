@@ -4,6 +4,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "driver/raft/raft_core.h"
 #include "wire/message_types.h"
@@ -308,7 +309,7 @@ Task<Result<LogIndex>> RaftLog::confirm(Self me) {
       others.push_back(m.node);
     }
   }
-  if (tally->needed > 0) {
+  if (tally->needed > 0 && !HOLO_SEEDED_BUG(unconfirmed_read)) {
     tally->open = others.size();
     for (const NodeId node : others) me->ports_.loop->spawn(ask_term(me, node, point->term, tally));
     const Instant limit = me->ports_.loop->now() + kConfirm;
