@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,26 @@
 #include "base/time.h"
 
 namespace holo::env {
+
+/// The whole state as of one entry, as a stream of bytes that is read while further entries are applied. Thread: loop.
+class StateCut {
+ public:
+  virtual ~StateCut() = default;
+  /// What comes next, at most `limit` bytes; none: that was all. Cost: O(limit). Error: `cancelled` (the state was
+  /// replaced, or another cut begun, meanwhile).
+  virtual Result<Bytes> next(std::size_t limit) = 0;
+};
+
+/// The way back: a state put together beside the one that is there. Dropped without finish(): nothing has happened.
+/// Thread: loop.
+class StateLoad {
+ public:
+  virtual ~StateLoad() = default;
+  /// The stream's bytes in order, in pieces of any size. Error: `corrupt`.
+  virtual Status add(ByteSpan bytes) = 0;
+  /// Replaces the whole state. Error: `corrupt` (also: the stream ended too early); the state is then as before.
+  virtual Status finish(LogIndex index) = 0;
+};
 
 /// The deterministic state machine that stands on the log. Thread: the loop's.
 class StateMachine {
@@ -27,6 +48,11 @@ class StateMachine {
   /// Replaces the whole state; no bytes at all: the state before the first entry.
   /// Error: `corrupt` (the log then refuses to start).
   virtual Status restore(LogIndex index, ByteSpan snapshot) = 0;
+
+  /// The same as streams, for states that are too large to be written in one go. Equal states give equal streams. One
+  /// cut at a time. Unless they are overridden, they hold the whole snapshot in memory.
+  virtual std::unique_ptr<StateCut> cut();
+  virtual std::unique_ptr<StateLoad> load();
 };
 
 enum class LogRole : std::uint8_t { learner, follower, candidate, leader };

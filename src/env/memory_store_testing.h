@@ -14,7 +14,7 @@ class MemoryStore final : public LogStore, public KvStore {
  public:
   Result<StoredLog> load() override {
     const std::scoped_lock lock(mutex_);
-    StoredLog out{.term = term_, .vote = vote_, .snapshot = snapshot_, .entries = {}};
+    StoredLog out{.term = term_, .vote = vote_, .snapshot = snapshot_, .entries = {}, .lost = lost_};
     for (const auto& [index, e] : entries_) out.entries.push_back(e);
     return out;
   }
@@ -65,6 +65,23 @@ class MemoryStore final : public LogStore, public KvStore {
     return {};
   }
 
+  Status found() override {
+    const std::scoped_lock lock(mutex_);
+    lost_ = false;
+    return {};
+  }
+
+  /// As RocksStore::discard_log does it.
+  void lose_log() {
+    const std::scoped_lock lock(mutex_);
+    snapshot_.reset();
+    entries_.clear();
+    lost_ = true;
+  }
+  bool lost() {
+    const std::scoped_lock lock(mutex_);
+    return lost_;
+  }
   void set_full(bool full) {
     const std::scoped_lock lock(mutex_);
     full_ = full;
@@ -83,6 +100,7 @@ class MemoryStore final : public LogStore, public KvStore {
 
   std::mutex mutex_;
   bool full_ = false;
+  bool lost_ = false;
   std::uint64_t appends_ = 0;
   std::uint64_t term_ = 0;
   NodeId vote_;

@@ -26,6 +26,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void apply(LogIndex index, WallTime when, ByteSpan command) override;
   Bytes snapshot() const override { return state.snapshot(); }
   Status restore(LogIndex index, ByteSpan bytes) override { return state.restore(index, bytes); }
+  std::unique_ptr<env::StateCut> cut() override { return state.cut(); }
+  std::unique_ptr<env::StateLoad> load() override { return state.load(); }
 
   // ---- control::StateObserver
   void on_commit(RegionId, Version, TxnId, std::span<const control::PageRange>) override {}

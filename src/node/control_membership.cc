@@ -475,7 +475,12 @@ Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
       HOLO_CO_TRY(co_await me->log->add_learner(id, deadline));
       co_return true;
     }
-    members.push_back({.node = id, .alive = n.alive() && !n.draining, .voter = in_log->second});
+    members.push_back({.node = id,
+                       .alive = n.alive() && !n.draining,
+                       .voter = in_log->second,
+                       .witness = n.witness,
+                       .zone = n.place.zone,
+                       .host = n.place.host});
     if (n.voter != in_log->second) {
       wire::CommandBody body;
       body.mutable_node_update()->set_node(id.value);
@@ -484,7 +489,14 @@ Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
       co_return true;
     }
   }
-  const auto change = membership::next_voter_change(std::move(members), me->identity.id);
+  const auto change = membership::next_voter_change(members, me->identity.id);
+  // One that drains leads no longer, once somebody else can.
+  const bool others = std::ranges::any_of(
+      members, [&](const membership::Member& m) { return m.alive && m.voter && m.node != me->identity.id; });
+  if (!change && mine != nullptr && mine->draining && others) {
+    HOLO_CO_TRY(co_await me->log->hand_over(deadline));
+    co_return false;
+  }
   if (!change || (change->node == me->identity.id && !change->voter))
     co_return false;  // A leader that leaves hands over first.
   HOLO_CO_TRY(co_await me->log->set_voter(change->node, change->voter, deadline));

@@ -16,6 +16,8 @@ enum class PeerMessage : std::uint16_t {
   propose = 11,       // ProposeRequest -> ProposeReply: append a command at the leader
   read_index = 12,    // ReadIndexRequest -> ReadIndexReply
   confirm_term = 13,  // ConfirmTerm -> ConfirmTermReply: leader to voters, for reads without a log entry
+  log_lost = 14,      // LogLost -> LogLostReply: to the leader, from who has given up its log
+  propose_many = 15,  // ProposeManyRequest + commands -> ProposeManyReply
   // memory
   page_fetch = 20,    // PageFetch -> PageFetchReply + page bytes
   page_stage = 21,    // PageStage + page bytes -> PageStageReply  (to the home)

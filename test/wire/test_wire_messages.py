@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("protoc"), reason="protoc is no
 # Numbers of requests between agents: never another meaning, never reused.
 REQUESTS = {
     "join": 1, "heartbeat": 2, "leave": 3, "member_query": 4, "swim": 5, "raft": 10, "propose": 11, "read_index": 12,
-    "confirm_term": 13, "page_fetch": 20,
+    "confirm_term": 13, "log_lost": 14, "propose_many": 15, "page_fetch": 20,
     "page_stage": 21, "page_backup": 22,
     "txn_abort": 23, "txn_status": 24, "staged_query": 30, "task_run": 40, "task_done": 41, "task_cancel": 42, "binary_fetch": 43, "worker_output": 44,
     "program_end": 45, "key_change": 60, "ping": 70, "link_bench": 71,

@@ -28,7 +28,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::size_t kFillOps = 100;  // Keys to a transaction.
-constexpr unsigned kPipeline = 64;     // Open loop: unanswered writes of one client; more wait for the next.
+constexpr unsigned kPipeline =
+    30;  // Open loop: unanswered writes of one client, all of them fewer than an agent takes.
 
 std::chrono::nanoseconds in_seconds(double s) { return std::chrono::nanoseconds(static_cast<std::int64_t>(s * 1e9)); }
 double ms_between(Clock::time_point a, Clock::time_point b) {

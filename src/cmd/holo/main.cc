@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   add_region_commands(line);
   add_kv_commands(line);
   add_lock_commands(line);
+  add_control_repair_command(line);
   add_run_command(line);
   add_dev_commands(line);
   add_bench_commands(line);

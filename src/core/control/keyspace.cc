@@ -349,6 +349,7 @@ Result<wire::KvTxnResult> KeySpace::apply(const wire::KvTxn& txn) {
 
 void KeySpace::write(Keys::iterator key, Record record) {
   Chain& chain = key->second;
+  preserve(key->first, chain);
   if (chain.newest.revision != 0) {  // Not new in the map.
     const std::uint64_t size = size_of(key->first, chain.newest);
     if (chain.newest.version != 0) {
@@ -411,6 +412,7 @@ void KeySpace::forget_until(std::uint64_t revision) {
     const Change change = changes_.front();
     changes_.pop_front();
     Chain& chain = change.key->second;
+    preserve(change.key->first, chain);
     while (chain.older && chain.older->front().revision < change.revision) {
       history_bytes_ -= size_of(change.key->first, chain.older->front());
       chain.older->pop_front();
@@ -448,70 +450,6 @@ Status KeySpace::compact(std::uint64_t revision) {
                 str("compacted up to ", compacted_));
   }
   forget_until(revision);
-  return {};
-}
-
-// ---- Snapshot
-
-void KeySpace::save(wire::SnapshotKv* out) const {
-  out->set_revision(revision_);
-  out->set_compacted(compacted_);
-  const auto put = [](wire::SnapshotKey* key, const Record& r) {
-    auto* record = key->add_records();
-    record->set_revision(r.revision);
-    record->set_created(r.created);
-    record->set_version(r.version);
-    record->set_order(r.order);
-    record->set_value(r.value);
-    record->set_lease(r.lease);
-  };
-  for (const auto& [name, chain] : keys_) {
-    auto* key = out->add_keys();
-    key->set_key(name);
-    if (chain.older) {
-      for (const Record& r : *chain.older) put(key, r);
-    }
-    put(key, chain.newest);
-  }
-}
-
-Status KeySpace::load(const wire::SnapshotKv& in) {
-  const auto bad = [](const char* what) {
-    return fail(Errc::corrupt, str("the snapshot of the control state is corrupt: ", what));
-  };
-  if (in.compacted() > in.revision()) return bad("keys compacted beyond the newest");
-  struct Ordered {
-    std::uint64_t revision;
-    std::uint32_t order;
-    Keys::iterator key;
-  };
-  std::vector<Ordered> order;
-  for (const wire::SnapshotKey& k : in.keys()) {
-    if (!check_key(k.key()) || k.records().empty()) return bad("a key that cannot be");
-    if (!keys_.empty() && k.key() <= keys_.rbegin()->first) return bad("keys out of order");
-    const auto it = keys_.try_emplace(keys_.end(), k.key());
-    for (const wire::SnapshotKvRecord& r : k.records()) {
-      const bool forgotten = r.version() == 0 && r.revision() <= in.compacted();
-      if (forgotten || r.revision() <= it->second.newest.revision || r.revision() > in.revision() ||
-          r.value().size() > limits::kMaxKvValueBytes) {
-        return bad("a key's records out of order, or too large");
-      }
-      write(it, {.revision = r.revision(),
-                 .created = r.created(),
-                 .version = r.version(),
-                 .order = r.order(),
-                 .lease = r.lease(),
-                 .value = r.value()});
-      if (r.revision() > in.compacted()) order.push_back({r.revision(), r.order(), it});
-    }
-  }
-  std::ranges::sort(order, [](const Ordered& a, const Ordered& b) {
-    return a.revision != b.revision ? a.revision < b.revision : a.order < b.order;
-  });
-  changes_.clear();
-  for (const Ordered& o : order) changes_.push_back({o.revision, o.key});
-  revision_ = in.revision();
-  compacted_ = in.compacted();
   return {};
 }
 

@@ -77,6 +77,17 @@ class KeySpace {
   /// Into an empty one. Error: `corrupt`.
   Status load(const wire::SnapshotKv& in);
 
+  /// The same piece by piece, for millions of keys. First begin_load() with the revisions (its keys are not looked at),
+  /// then keys in order, then end_load(). Error: `corrupt`.
+  Status begin_load(const wire::SnapshotKv& in);
+  Status load_keys(const wire::SnapshotKv& in);
+  void end_load();
+
+  /// The keys as they are now, read piece by piece while they go on changing: what changes before it was read is kept
+  /// as it was. A later cut, or a new state in this one's place, ends an earlier one.
+  class Cut;
+  std::unique_ptr<Cut> cut();
+
   static constexpr std::size_t kPageKeys = 4096;
   static constexpr std::size_t kScanKeys = 65536;
 
@@ -99,6 +110,17 @@ class KeySpace {
     Keys::iterator key;
   };
 
+  /// What a cut still has to read as it was: see Cut.
+  struct Frozen;
+  struct Ordered {
+    std::uint64_t revision;
+    std::uint32_t order;
+    Keys::iterator key;
+  };
+
+  /// Before anything of that key changes.
+  void preserve(const std::string& key, const Chain& chain);
+  static void put_chain(const Chain& chain, wire::SnapshotKey* out);
   [[nodiscard]] Status check(const wire::KvTxn& txn) const;
   [[nodiscard]] bool holds(const wire::KvCompare& compare) const;
   [[nodiscard]] const Record* live(std::string_view key) const;
@@ -121,6 +143,24 @@ class KeySpace {
   std::uint64_t history_bytes_ = 0;  ///< Of records that are not the newest, and of deletions.
   Keys keys_;
   std::deque<Change> changes_;  ///< Every change after compacted_, in order.
+  std::vector<Ordered> loading_;
+  std::shared_ptr<Frozen> frozen_;  ///< Null: nobody reads a cut.
+};
+
+/// Thread: that of its KeySpace, which it may outlive.
+class KeySpace::Cut {
+ public:
+  Cut(const KeySpace& keys, std::shared_ptr<Frozen> frozen) : keys_(keys), frozen_(std::move(frozen)) {}
+  ~Cut();
+  Cut(const Cut&) = delete;
+  Cut& operator=(const Cut&) = delete;
+  /// Adds further keys to `out`, about `bytes` of them and at least one; false: there were none left. Error:
+  /// `cancelled` (it was ended).
+  Result<bool> next(std::size_t bytes, wire::SnapshotKv* out);
+
+ private:
+  const KeySpace& keys_;
+  std::shared_ptr<Frozen> frozen_;
 };
 
 }  // namespace holo::control

@@ -29,6 +29,7 @@
 #include "core/control/placement.h"
 #include "core/control/session.h"
 #include "core/control/shard_table.h"
+#include "env/command_log.h"
 #include "wire/control.pb.h"
 
 namespace holo::control {
@@ -120,6 +121,10 @@ class State {
   Bytes snapshot() const;
   /// Replaces everything; no bytes: the state before the first entry. Error: `corrupt`; the state is then as before.
   Status restore(LogIndex index, ByteSpan snapshot);
+  /// The same as streams (state_stream.cc): what the keys are is read and put together piece by piece. Both end with
+  /// the state.
+  std::unique_ptr<env::StateCut> cut();
+  std::unique_ptr<env::StateLoad> load();
 
   void add_observer(StateObserver* observer) { observers_.push_back(observer); }
 
@@ -290,7 +295,14 @@ class State {
   [[nodiscard]] const Region* find(RegionId id) const;
   [[nodiscard]] std::vector<RegionId> region_ids() const;
 
+  enum class Keys : std::uint8_t { all, none };
+  [[nodiscard]] wire::ControlSnapshot describe(Keys with) const;
+  /// Error: `corrupt`; the state is then as before.
+  Status replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace keys);
+
   friend struct SnapshotReader;
+  friend class StreamCut;
+  friend class StreamLoad;
 
   ClusterId cluster_;
   std::string name_;

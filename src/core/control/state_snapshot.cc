@@ -47,7 +47,7 @@ void write_session(NodeId node, const Session& s, wire::SnapshotClient* out) {
 
 }  // namespace
 
-Bytes State::snapshot() const {
+wire::ControlSnapshot State::describe(Keys with) const {
   wire::ControlSnapshot out;
   out.set_format(kFormat);
   out.set_cluster(cluster_.value);
@@ -99,11 +99,19 @@ Bytes State::snapshot() const {
     r->set_node(id.value);
     r->set_since_ms(since.ms);
   }
-  if (keys_.revision() != 0) keys_.save(out.mutable_kv());
+  if (keys_.revision() != 0 && with == Keys::all) keys_.save(out.mutable_kv());
+  if (keys_.revision() != 0 && with == Keys::none) {
+    out.mutable_kv()->set_revision(keys_.revision());
+    out.mutable_kv()->set_compacted(keys_.compacted());
+  }
   if (leases_.used()) leases_.save(out.mutable_leases());
   out.set_moves(move_serial_);
   out.set_weigh_by(by_score_ ? 1 : 0);
+  return out;
+}
 
+Bytes State::snapshot() const {
+  const wire::ControlSnapshot out = describe(Keys::all);
   Bytes bytes(out.ByteSizeLong());
   HOLO_ASSERT(out.SerializeToArray(bytes.data(), static_cast<int>(bytes.size())), "a snapshot of more than 2 GiB");
   return bytes;  // Without maps and unknown fields, equal messages give equal bytes.
@@ -248,8 +256,17 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
   if (snapshot.size() > INT32_MAX || !in.ParseFromArray(snapshot.data(), static_cast<int>(snapshot.size()))) {
     return bad("it does not decode");
   }
-  if (snapshot.empty()) in.set_next_region(1);  // As before the first entry.
-  if (!snapshot.empty() && in.format() != kFormat) return bad(str("format ", in.format(), " is unknown"));
+  if (snapshot.empty()) {  // As before the first entry.
+    in.set_format(kFormat);
+    in.set_next_region(1);
+  }
+  KeySpace keys;
+  HOLO_TRY(keys.load(in.kv()));
+  return replace(index, in, std::move(keys));
+}
+
+Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace keys) {
+  if (in.format() != kFormat) return bad(str("format ", in.format(), " is unknown"));
   if (static_cast<std::size_t>(in.nodes_size()) > limits::kMaxNodes) return bad("too many nodes");
   if (static_cast<std::size_t>(in.regions_size()) > limits::kMaxRegions) return bad("too many regions");
   SnapshotReader reader;
@@ -267,8 +284,6 @@ Status State::restore(LogIndex index, ByteSpan snapshot) {
       return bad("a revoked node without an id, or twice");
     }
   }
-  KeySpace keys;
-  HOLO_TRY(keys.load(in.kv()));
   Leases leases;
   HOLO_TRY(leases.load(in.leases(), keys));
 

@@ -18,7 +18,10 @@ constexpr unsigned kSendSnapshotAgainMs = 8000;
 constexpr std::size_t kEnvelopeBytes = 24;
 constexpr std::size_t kPartBytes = 12;
 constexpr std::uint64_t kBatch = ~std::uint64_t{0};
-constexpr std::size_t kSnapshotHeader = 16;  // Of every snapshot: its index, and the last wall time.
+constexpr std::uint64_t kLeastLogBytes = 16 << 20;  // Applied between two snapshots,
+constexpr std::uint64_t kMostLogBytes = 256 << 20;  // and at most this much,
+constexpr std::uint64_t kLogShare = 4;              // or a quarter of the last snapshot, so that both stay cheap.
+constexpr std::uint64_t kTrailingBytes = 4 << 20;   // Of entries kept below a snapshot, for those a little behind.
 constexpr std::size_t kMaxBatchCommands = 1024;
 constexpr std::size_t kMaxBatchBytes = 1 << 20;
 
@@ -62,7 +65,9 @@ RaftCore::RaftCore(RaftLogPorts ports, env::StateMachine& machine, RaftLogOption
 // ---- Life
 
 Status RaftCore::start() {
-  io_ = std::make_shared<RaftIo>(ports_, options_, [this] { after_event(); });
+  io_ = std::make_shared<RaftIo>(
+      ports_, options_,
+      RaftIo::Upward{.after_event = [this] { after_event(); }, .new_load = [this] { return machine_.load(); }});
   HOLO_TRY(io_->load());
   fsm_.version = 1;
   fsm_.data = this;
@@ -186,6 +191,7 @@ WallTime RaftCore::now() {
 int RaftCore::apply(const raft_buffer* buf) {
   const LogIndex index{raft_.last_applied + 1};
   const ByteSpan entry(static_cast<const std::byte*>(buf->base), buf->len);
+  note_applied(entry.size());
   if (entry.size() < kEnvelopeBytes) {
     machine_.apply(index, WallTime{last_wall_}, {});  // Not ours; the state machine refuses it like any garbage.
     return 0;
@@ -220,29 +226,54 @@ void RaftCore::apply_one(LogIndex index, std::uint64_t origin, std::uint64_t tok
   waiting_.erase(it);
 }
 
+/// A snapshot is due by entries, which libraft counts, or by bytes, which it does not.
+void RaftCore::note_applied(std::size_t bytes) {
+  applied_bytes_ += bytes;
+  recent_.push_back(bytes);
+  if (recent_.size() > options_.snapshot_trailing) recent_.pop_front();
+  const std::uint64_t limit = std::clamp(io_->snapshot_bytes() / kLogShare, kLeastLogBytes, kMostLogBytes);
+  if (applied_bytes_ < limit) return;
+  raft_set_snapshot_threshold(&raft_, 1);
+}
+
 int RaftCore::snapshot(raft_buffer** bufs, unsigned* n) {
-  const Bytes state = machine_.snapshot();
-  auto* all = static_cast<std::byte*>(raft_malloc(kSnapshotHeader + state.size()));
+  applied_bytes_ = 0;
+  raft_set_snapshot_threshold(&raft_, options_.snapshot_threshold);
+  // Entries kept are kept in memory, too: as many as are small.
+  unsigned trailing = 0;
+  std::uint64_t bytes = 0;
+  for (auto size = recent_.rbegin(); size != recent_.rend() && bytes < kTrailingBytes; ++size, ++trailing)
+    bytes += *size;
+  raft_set_snapshot_trailing(&raft_, std::max(trailing, 1U));  // None means to libraft that it is a leader's.
+  io_->offer(SnapshotSink::header(raft_.last_applied, last_wall_), machine_.cut());
   *bufs = static_cast<raft_buffer*>(raft_malloc(sizeof(raft_buffer)));
-  HOLO_ASSERT(all != nullptr && *bufs != nullptr, "out of memory");
-  put_u64(all, raft_.last_applied);
-  put_u64(all + 8, static_cast<std::uint64_t>(last_wall_));
-  if (!state.empty()) std::memcpy(all + kSnapshotHeader, state.data(), state.size());
-  (*bufs)[0] = {all, kSnapshotHeader + state.size()};
+  void* handle = raft_calloc(1, 8);
+  HOLO_ASSERT(handle != nullptr && *bufs != nullptr, "out of memory");
+  (*bufs)[0] = {handle, 8};
   *n = 1;
   return 0;
 }
 
 int RaftCore::restore(raft_buffer* buf) {
-  const auto* base = static_cast<const std::byte*>(buf->base);
-  if (buf->len < kSnapshotHeader) return RAFT_MALFORMED;
-  const LogIndex index{get_u64(base)};
-  const Status s = machine_.restore(index, {base + kSnapshotHeader, buf->len - kSnapshotHeader});
-  if (!s) {
-    restore_error_ = s.error();
+  const std::uint64_t handle = buf->len == 8 ? get_u64(static_cast<const std::byte*>(buf->base)) : 0;
+  std::unique_ptr<SnapshotSink> sink = io_->take_received(handle);
+  Status done;
+  if (!sink) {
+    auto stored = io_->read_stored();
+    if (stored) {
+      sink = std::move(*stored);
+    } else {
+      done = std::unexpected(stored.error());
+    }
+  }
+  if (done) done = sink->finish();
+  if (!done) {
+    restore_error_ = done.error();
     return RAFT_MALFORMED;
   }
-  last_wall_ = std::max(last_wall_, static_cast<std::int64_t>(get_u64(base + 8)));
+  last_wall_ = std::max(last_wall_, sink->wall());
+  applied_bytes_ = 0;
+  recent_.clear();
   raft_free(buf->base);
   return 0;
 }

@@ -1,6 +1,7 @@
 // One struct raft of libraft from start to close: proposals, reads, members, and the state machine under it.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -39,6 +40,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   [[nodiscard]] int role_of(NodeId node) const;  ///< -1: not a member.
   [[nodiscard]] LogIndex applied() { return LogIndex{started_ ? raft_last_applied(&raft_) : 0}; }
   [[nodiscard]] std::uint64_t term() const { return raft_.current_term; }
+  [[nodiscard]] bool lost() const { return io_->lost(); }
+  void found() { io_->found(); }
   [[nodiscard]] const std::optional<Error>& disk_error() const { return io_->disk_error(); }
   /// What an entry appended now would carry, had this node to stamp it.
   [[nodiscard]] WallTime now();
@@ -49,7 +52,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   StatusShot when_applied(LogIndex index);
   StatusShot change(std::function<int(raft*, raft_change*, raft_change_cb)> start, const char* what);
   StatusShot transfer();
-  Status receive(NodeId from, const env::Request& r) { return io_->receive(from, r); }
+  Task<Status> receive(NodeId from, env::Request r) { return RaftIo::receive(io_, from, std::move(r)); }
 
   /// A read point: who has applied `index` has everything that was committed when it was asked for, if this node still
   /// leads in `term` after that. `configuration` must not have changed until then.
@@ -71,6 +74,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   static RaftCore* self(const raft_fsm* fsm) { return static_cast<RaftCore*>(fsm->data); }
   int apply(const raft_buffer* buf);
   void apply_one(LogIndex index, std::uint64_t origin, std::uint64_t token, ByteSpan command);
+  void note_applied(std::size_t bytes);
   int snapshot(raft_buffer** bufs, unsigned* n);
   int restore(raft_buffer* buf);
   void flush();
@@ -95,6 +99,9 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   std::function<void()> closed_;
   std::shared_ptr<RaftCore> self_until_closed_;
   std::optional<Error> restore_error_;
+
+  std::uint64_t applied_bytes_ = 0;  ///< Since the last snapshot.
+  std::deque<std::size_t> recent_;   ///< Sizes of the newest entries applied.
 
   const std::uint64_t origin_;
   std::uint64_t next_token_ = 1;

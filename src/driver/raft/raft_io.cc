@@ -13,43 +13,13 @@ namespace {
 constexpr unsigned kMaxInFlight = 32;           // Messages to one peer; more are not sent, libraft sends again.
 constexpr std::size_t kMaxWriteEntries = 1024;  // In one write to the disk.
 constexpr Duration kRetryWrite = milliseconds(500);
+constexpr Duration kTick = milliseconds(30);  // How finely election timeouts are told apart.
 constexpr Duration kMessageDeadline = seconds(2);
-constexpr Duration kSnapshotDeadline = seconds(10);  // For each part.
-
-void* raft_copy(ByteSpan bytes) {
-  void* out = raft_malloc(std::max<std::size_t>(bytes.size(), 1));
-  HOLO_ASSERT(out != nullptr, "out of memory");
-  if (!bytes.empty()) std::memcpy(out, bytes.data(), bytes.size());
-  return out;
-}
-
-/// nullptr when the configuration does not hold together.
-raft_snapshot* to_raft(const env::LogSnapshot& s) {
-  auto* out = static_cast<raft_snapshot*>(raft_calloc(1, sizeof(raft_snapshot)));
-  HOLO_ASSERT(out != nullptr, "out of memory");
-  out->index = s.index;
-  out->term = s.term;
-  out->configuration_index = s.configuration_index;
-  raft_configuration_init(&out->configuration);
-  for (const env::LogSnapshotServer& server : s.servers) {
-    if (raft_configuration_add(&out->configuration, server.node.value, raft_address(server.node).c_str(),
-                               static_cast<int>(server.role)) != 0) {
-      raft_configuration_close(&out->configuration);
-      raft_free(out);
-      return nullptr;
-    }
-  }
-  out->bufs = static_cast<raft_buffer*>(raft_malloc(sizeof(raft_buffer)));
-  HOLO_ASSERT(out->bufs != nullptr, "out of memory");
-  out->n_bufs = 1;
-  out->bufs[0] = {raft_copy(s.data), s.data.size()};
-  return out;
-}
 
 }  // namespace
 
-RaftIo::RaftIo(RaftLogPorts ports, RaftLogOptions options, std::function<void()> after_event)
-    : ports_(std::move(ports)), options_(options), after_event_(std::move(after_event)) {
+RaftIo::RaftIo(RaftLogPorts ports, RaftLogOptions options, Upward upward)
+    : ports_(std::move(ports)), options_(options), upward_(std::move(upward)) {
   bind();
 }
 
@@ -119,35 +89,7 @@ void RaftIo::bind() {
     return 0;
   };
   io_.snapshot_put = [](raft_io* io, unsigned trailing, raft_io_snapshot_put* request, const raft_snapshot* snapshot,
-                        raft_io_snapshot_put_cb cb) {
-    RaftIo* me = self(io);
-    if (me->closing_) return RAFT_CANCELED;
-    request->cb = cb;
-    Write w;
-    w.kind = Write::Kind::snapshot;
-    w.put = request;
-    w.snapshot = std::make_shared<env::LogSnapshot>();
-    w.snapshot->index = snapshot->index;
-    w.snapshot->term = snapshot->term;
-    w.snapshot->configuration_index = snapshot->configuration_index;
-    for (unsigned i = 0; i < snapshot->configuration.n; ++i) {
-      const raft_server& s = snapshot->configuration.servers[i];
-      w.snapshot->servers.push_back({.node = NodeId{s.id}, .role = static_cast<std::uint32_t>(s.role)});
-    }
-    for (unsigned i = 0; i < snapshot->n_bufs; ++i) {
-      const auto* first = static_cast<const std::byte*>(snapshot->bufs[i].base);
-      w.snapshot->data.insert(w.snapshot->data.end(), first, first + snapshot->bufs[i].len);
-    }
-    if (trailing == 0) {
-      // Taken over from a leader: nothing of the log that was here counts any more.
-      w.keep_after = UINT64_MAX - 1;
-      me->next_index_ = snapshot->index + 1;
-    } else {
-      w.keep_after = snapshot->index > trailing ? snapshot->index - trailing : 0;
-    }
-    me->enqueue(std::move(w));
-    return 0;
-  };
+                        raft_io_snapshot_put_cb cb) { return self(io)->put(trailing, request, snapshot, cb); };
   io_.snapshot_get = [](raft_io* io, raft_io_snapshot_get* request, raft_io_snapshot_get_cb cb) {
     RaftIo* me = self(io);
     if (me->closing_) return RAFT_CANCELED;
@@ -169,6 +111,7 @@ Status RaftIo::load() {
   stored_ = std::move(log);
   term_ = stored_.term;
   vote_ = stored_.vote;
+  lost_ = stored_.lost;
   next_index_ = stored_.snapshot ? stored_.snapshot->index + 1 : 1;
   if (!stored_.entries.empty()) next_index_ = stored_.entries.back().index + 1;
   if (stored_.snapshot && next_index_ <= stored_.snapshot->index) {
@@ -192,7 +135,7 @@ int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot
   *entries = nullptr;
   *n = 0;
   if (stored_.snapshot) {
-    *snapshot = to_raft(*stored_.snapshot);
+    *snapshot = raft_snapshot_of(*stored_.snapshot, 0);
     if (*snapshot == nullptr) return RAFT_MALFORMED;
   }
   if (!stored_.entries.empty()) {
@@ -237,7 +180,8 @@ raft_time RaftIo::time() {
 
 void RaftIo::arm_tick() {
   if (closing_ || ports_.loop->stopping()) return;
-  timer_ = ports_.loop->call_at(ports_.loop->now() + options_.heartbeat, [me = shared_from_this()] { me->tick(); });
+  const Duration period = std::min(options_.heartbeat, kTick);
+  timer_ = ports_.loop->call_at(ports_.loop->now() + period, [me = shared_from_this()] { me->tick(); });
 }
 
 void RaftIo::tick() {
@@ -246,8 +190,8 @@ void RaftIo::tick() {
   const Instant now = ports_.loop->now();
   virtual_ns_ += std::clamp<std::int64_t>((now - last_tick_).ns, 0, (options_.heartbeat * 2).ns);
   last_tick_ = now;
-  tick_cb_(&io_);
-  after_event_();
+  if (!lost_) tick_cb_(&io_);  // With a tick it might stand for election.
+  upward_.after_event();
   arm_tick();
 }
 
@@ -257,6 +201,20 @@ int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_sen
   if (closing_) return RAFT_CANCELED;
   const NodeId peer{message->server_id};
   const std::uint64_t id = next_send_++;
+  if (message->type == RAFT_IO_INSTALL_SNAPSHOT) {
+    std::uint64_t handle = 0;
+    const raft_buffer& data = message->install_snapshot.data;
+    if (data.len == sizeof handle) std::memcpy(&handle, data.base, sizeof handle);
+    const auto reader = readers_.extract(handle);
+    if (reader.empty()) return RAFT_NOTFOUND;
+    if (!snapshots_to_.insert(peer).second) return RAFT_BUSY;  // One is on its way already.
+    sends_[id] = {.request = request, .cb = cb};
+    ++in_flight_[peer];
+    ports_.loop->post([me = shared_from_this(), id, peer, header = snapshot_header(*message), r = reader.mapped()] {
+      if (!me->closing_) me->ports_.loop->spawn(deliver_snapshot(me, id, peer, header, r));
+    });
+    return 0;
+  }
   sends_[id] = {.request = request, .cb = cb};
   if (const auto it = in_flight_.find(peer); it != in_flight_.end() && it->second >= kMaxInFlight) {
     // Told later: libraft frees the entries of a message twice when it cannot send the answer at once.
@@ -271,7 +229,7 @@ int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_sen
 void RaftIo::post(NodeId peer, std::uint64_t id, const raft_message& message) {
   ++in_flight_[peer];
   // Later, as libraft does not expect the callback before send() returns.
-  auto shared = std::make_shared<std::vector<env::Request>>(encode_raft_message(message));
+  auto shared = std::make_shared<env::Request>(encode_raft_message(message));
   ports_.loop->post([me = shared_from_this(), id, peer, shared] {
     if (!me->closing_) me->ports_.loop->spawn(deliver(me, id, peer, std::move(*shared)));
   });
@@ -310,19 +268,12 @@ void RaftIo::announce_commit(std::uint64_t term, std::uint64_t commit) {
   }
 }
 
-Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts) {
-  int status = 0;
-  const bool many = parts.size() > 1;
-  for (env::Request& part : parts) {
-    env::CallOptions options;
-    options.klass = env::StreamClass::control;
-    options.deadline = io->ports_.loop->now() + (many ? kSnapshotDeadline : kMessageDeadline);
-    auto reply = co_await io->ports_.transport->call(peer, std::move(part), options);
-    if (reply) continue;
-    status = RAFT_NOCONNECTION;
-    break;
-  }
-  io->sent(id, peer, status);
+Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, env::Request request) {
+  env::CallOptions options;
+  options.klass = env::StreamClass::control;
+  options.deadline = io->ports_.loop->now() + kMessageDeadline;
+  auto reply = co_await io->ports_.transport->call(peer, std::move(request), options);
+  io->sent(id, peer, reply ? 0 : RAFT_NOCONNECTION);
 }
 
 void RaftIo::sent(std::uint64_t id, NodeId peer, int status) {
@@ -336,24 +287,29 @@ void RaftIo::ended(std::uint64_t id, int status) {
   const Send send = it->second;
   sends_.erase(it);
   if (send.cb != nullptr) send.cb(send.request, status);
-  if (!closing_) after_event_();
+  if (!closing_) upward_.after_event();
 }
 
-Status RaftIo::receive(NodeId from, const env::Request& request) {
-  if (closing_ || recv_cb_ == nullptr) return fail(Errc::unavailable, "the log is closing");
-  auto decoded = decode_raft_message(from, request, parts_);
-  if (!decoded) return std::unexpected(decoded.error());
-  if (!*decoded) return {};
-  const std::string address = raft_address(from);
-  (*decoded)->message.server_address = address.c_str();
-  note_received(from, (*decoded)->message);
-  if ((*decoded)->message.type == RAFT_IO_TIMEOUT_NOW) {
-    // libraft becomes a candidate at once, and dies of it when the new term cannot be written.
-    HOLO_TRY(ports_.store->set_vote(term_, vote_));
+Task<Status> RaftIo::receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request) {
+  if (io->closing_ || io->recv_cb_ == nullptr) co_return fail(Errc::unavailable, "the log is closing");
+  HOLO_CO_ASSIGN(header, decode_raft_header(request));
+  if (header.type() == RAFT_IO_INSTALL_SNAPSHOT) {
+    co_return co_await receive_part(io, from, std::move(header), std::move(request));
   }
-  recv_cb_(&io_, (*decoded)->release());
-  after_event_();
-  return {};
+  if (io->lost_ && (header.type() == RAFT_IO_REQUEST_VOTE || header.type() == RAFT_IO_TIMEOUT_NOW)) {
+    co_return fail(Errc::unavailable, "this node has lost its log and does not vote");
+  }
+  HOLO_CO_ASSIGN(decoded, decode_raft_message(from, header, request));
+  const std::string address = raft_address(from);
+  decoded.message.server_address = address.c_str();
+  io->note_received(from, decoded.message);
+  if (decoded.message.type == RAFT_IO_TIMEOUT_NOW) {
+    // libraft becomes a candidate at once, and dies of it when the new term cannot be written.
+    HOLO_CO_TRY(io->ports_.store->set_vote(io->term_, io->vote_));
+  }
+  io->recv_cb_(&io->io_, decoded.release());
+  io->upward_.after_event();
+  co_return Status{};
 }
 
 // ---- Disk
@@ -390,7 +346,9 @@ void RaftIo::pump() {
     }
     case Write::Kind::truncate: work = [store, index = front.index] { return store->truncate(index); }; break;
     case Write::Kind::snapshot:
-      work = [store, s = front.snapshot, keep = front.keep_after] { return store->put_snapshot(*s, keep); };
+      work = [store, s = front.snapshot, data = front.data, keep = front.keep_after] {
+        return store->keep_snapshot(*s, *data, keep);
+      };
       break;
   }
   auto status = std::make_shared<Status>();
@@ -414,7 +372,7 @@ void RaftIo::written(std::size_t count, Status status) {
       if (me->closing_) return me->finish_close();
       me->pump();
     });
-    after_event_();
+    upward_.after_event();
     return;
   }
   if (status) disk_error_.reset();
@@ -423,34 +381,16 @@ void RaftIo::written(std::size_t count, Status status) {
     writes_.pop_front();
     const int code = status ? 0 : RAFT_IOERR;
     if (w.append != nullptr) w.append->cb(w.append, closing_ ? 0 : code);  // See finish_close().
-    if (w.put != nullptr) w.put->cb(w.put, code);
+    if (w.put != nullptr) {
+      if (status) snapshot_bytes_ = w.data->bytes();
+      w.put->cb(w.put, code);
+    }
   }
   writing_ =
       false;  // Not before: libraft appends from within its callbacks, and what is left of these is written already.
   if (closing_) return finish_close();
-  after_event_();
+  upward_.after_event();
   pump();
-}
-
-void RaftIo::get(Get g) {
-  ++reading_;
-  using Read = Result<std::optional<env::LogSnapshot>>;
-  auto result = std::make_shared<std::optional<Read>>();
-  ports_.loop->offload([store = ports_.store, result] { result->emplace(store->snapshot()); },
-                       [me = shared_from_this(), g, result] {
-                         --me->reading_;
-                         const Read& read = **result;
-                         raft_snapshot* s = nullptr;
-                         int code = me->closing_ ? RAFT_CANCELED : RAFT_IOERR;
-                         if (!me->closing_ && read && *read) {
-                           s = to_raft(**read);
-                           code = s == nullptr ? RAFT_CORRUPT : 0;
-                         }
-                         if (!read) log_error("control", "the snapshot cannot be read: ", read.error().to_string());
-                         g.request->cb(g.request, s, code);
-                         if (me->closing_) return me->finish_close();
-                         me->after_event_();
-                       });
 }
 
 // ---- The end

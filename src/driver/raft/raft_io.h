@@ -10,6 +10,7 @@ extern "C" {  // The header does not say so itself.
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -18,12 +19,36 @@ extern "C" {  // The header does not say so itself.
 
 namespace holo::driver {
 
+/// Takes a snapshot's stream apart: a header of the log's own, then the state.
+class SnapshotSink {
+ public:
+  static constexpr std::size_t kHeaderBytes = 16;  ///< Index and wall time of the last entry in it.
+
+  explicit SnapshotSink(std::unique_ptr<env::StateLoad> load) : load_(std::move(load)) {}
+  /// Error: `corrupt`.
+  Status add(ByteSpan bytes);
+  /// Replaces the state. Error: `corrupt`.
+  Status finish();
+  [[nodiscard]] std::int64_t wall() const { return wall_; }
+  static Bytes header(std::uint64_t index, std::int64_t wall);
+
+ private:
+  Bytes header_;
+  std::unique_ptr<env::StateLoad> load_;
+  std::int64_t wall_ = 0;
+};
+
 /// Serves one struct raft. Writes are done in order on a helper thread, appends that wait together as one; a write that
 /// fails is tried again until it succeeds, so that libraft never has to doubt what is on the disk. Thread: loop. Held
 /// by shared_ptr: what runs on the helper thread, or waits for the network, keeps it.
 class RaftIo : public std::enable_shared_from_this<RaftIo> {
  public:
-  RaftIo(RaftLogPorts ports, RaftLogOptions options, std::function<void()> after_event);
+  struct Upward {
+    std::function<void()> after_event;
+    /// For a state that comes from a leader.
+    std::function<std::unique_ptr<env::StateLoad>()> new_load;
+  };
+  RaftIo(RaftLogPorts ports, RaftLogOptions options, Upward upward);
   RaftIo(const RaftIo&) = delete;
   RaftIo& operator=(const RaftIo&) = delete;
 
@@ -31,14 +56,28 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// What raft_start will be given. Call first, and again after a bootstrap.
   Status load();
   [[nodiscard]] bool empty() const { return stored_.term == 0 && !stored_.snapshot && stored_.entries.empty(); }
-  /// A message from a peer.
-  Status receive(NodeId from, const env::Request& request);
+  /// A message from a peer. Waits for the disk when it is a part of a snapshot.
+  static Task<Status> receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request);
+
+  // libraft's snapshots are handles here; what they stand for is streamed between the state, the disk and the network.
+
+  /// What the next snapshot_put of libraft stands for. `header` goes before the state.
+  void offer(Bytes header, std::unique_ptr<env::StateCut> cut);
+  /// The state that came from a leader, put together already; null: `handle` stands for the one on the disk.
+  std::unique_ptr<SnapshotSink> take_received(std::uint64_t handle);
+  /// The one on the disk, put together now. Error: `corrupt`, `io_error`. Blocks.
+  Result<std::unique_ptr<SnapshotSink>> read_stored();
+  /// Of the newest snapshot here.
+  [[nodiscard]] std::uint64_t snapshot_bytes() const { return snapshot_bytes_; }
   /// Called by the leader after every event: tells each follower known to have entry `commit` that it is committed, in
   /// an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
   /// The term of the newest entry appended here, and its first entry of that term. A leader's: its own.
   [[nodiscard]] std::uint64_t own_term() const { return own_term_; }
   [[nodiscard]] std::uint64_t own_term_first() const { return own_term_first_; }
+  /// What was on the disk was given up: this node neither votes nor asks for votes until found().
+  [[nodiscard]] bool lost() const { return lost_; }
+  void found() { lost_ = false; }
   /// Set while writes to the disk fail.
   [[nodiscard]] const std::optional<Error>& disk_error() const { return disk_error_; }
 
@@ -52,7 +91,18 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
     raft_io_append* append = nullptr;
     raft_io_snapshot_put* put = nullptr;
     std::shared_ptr<env::LogSnapshot> snapshot;
+    std::shared_ptr<env::SnapshotWriter> data;
     std::uint64_t keep_after = 0;
+  };
+  /// A snapshot that is coming from a leader.
+  struct Incoming {
+    NodeId from;
+    std::uint64_t index = 0, term = 0, total = 0, at = 0;
+    std::uint64_t handle = 0;
+    std::shared_ptr<env::SnapshotWriter> data;
+    std::unique_ptr<SnapshotSink> sink;
+    bool busy = false;
+    bool taken = false;  ///< libraft has it.
   };
   struct Get {
     raft_io_snapshot_get* request = nullptr;
@@ -70,6 +120,13 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   void pump();
   void written(std::size_t count, Status status);
   void get(Get g);
+  int put(unsigned trailing, raft_io_snapshot_put* request, const raft_snapshot* snapshot, raft_io_snapshot_put_cb cb);
+  static Task<void> write_snapshot(std::shared_ptr<RaftIo> io, Write write, Bytes header,
+                                   std::shared_ptr<env::StateCut> cut);
+  static Task<Status> receive_part(std::shared_ptr<RaftIo> io, NodeId from, wire::RaftMessage header,
+                                   env::Request request);
+  static Task<void> deliver_snapshot(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer,
+                                     wire::RaftMessage header, std::shared_ptr<env::SnapshotReader> reader);
   void close(raft_io_close_cb cb);
   void finish_close();
   void arm_tick();
@@ -81,13 +138,14 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   void note_sent(const raft_message& message);
   void note_received(NodeId from, const raft_message& message);
 
-  static Task<void> deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, std::vector<env::Request> parts);
+  static Task<void> deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, env::Request request);
 
   RaftLogPorts ports_;
   RaftLogOptions options_;
-  std::function<void()> after_event_;
+  Upward upward_;
   raft_io io_{};
   env::StoredLog stored_;
+  bool lost_ = false;
 
   raft_io_tick_cb tick_cb_ = nullptr;
   raft_io_recv_cb recv_cb_ = nullptr;
@@ -120,10 +178,20 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   std::uint64_t own_term_ = 0;        ///< Of the newest entry appended here.
   std::uint64_t own_term_first_ = 0;  ///< Its first entry of that term.
   std::unordered_map<NodeId, Follower> followers_;
-  SnapshotAssembly parts_;
+
+  Bytes offered_header_;
+  std::shared_ptr<env::StateCut> offered_;
+  std::shared_ptr<Incoming> incoming_;
+  std::map<std::uint64_t, std::shared_ptr<env::SnapshotReader>> readers_;  ///< By handle, until they are sent.
+  std::set<NodeId> snapshots_to_;                                          ///< To whom one is being sent.
+  std::uint64_t next_handle_ = 1;
+  std::uint64_t snapshot_bytes_ = 0;
 
   bool closing_ = false;
   raft_io_close_cb close_cb_ = nullptr;
 };
+
+/// For libraft, to be freed by it; nullptr when the configuration does not hold together.
+raft_snapshot* raft_snapshot_of(const env::LogSnapshot& snapshot, std::uint64_t handle);
 
 }  // namespace holo::driver

@@ -7,6 +7,7 @@
 #include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "driver/raft/raft_core.h"
+#include "wire/errors.h"
 #include "wire/message_types.h"
 #include "wire/raft.pb.h"
 
@@ -16,6 +17,9 @@ namespace {
 constexpr Duration kLookForLeader = milliseconds(20);
 constexpr Duration kServeLimit = seconds(10);  // For what a peer asked for; its own deadline is shorter.
 constexpr Duration kReopen = seconds(1);
+constexpr Duration kReturn = seconds(60);   // For one try to get a lost log back, with all its entries.
+constexpr std::size_t kMaxForwarded = 512;  // Commands in one request to the leader; and their bytes, unless it is one.
+constexpr std::size_t kMaxForwardedBytes = 1 << 20;
 constexpr Duration kReadAttempt = seconds(1);
 constexpr Duration kConfirm = milliseconds(500);  // One round of asking the voters; then another begins.
 
@@ -44,6 +48,7 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
       core_.reset();
       return s;
     }
+    if (core_->lost() && !std::exchange(returning_, true)) ports_.loop->spawn(return_to_log(shared_from_this()));
     return {};
   }
 
@@ -54,10 +59,14 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
                             [weak](NodeId from, env::Request r) { return on_raft(weak, from, std::move(r)); });
     ports_.transport->serve(static_cast<std::uint16_t>(PeerMessage::propose),
                             [weak](NodeId from, env::Request r) { return on_propose(weak, from, std::move(r)); });
+    ports_.transport->serve(static_cast<std::uint16_t>(PeerMessage::propose_many),
+                            [weak](NodeId from, env::Request r) { return on_propose_many(weak, from, std::move(r)); });
     ports_.transport->serve(static_cast<std::uint16_t>(PeerMessage::read_index),
                             [weak](NodeId from, env::Request r) { return on_read_index(weak, from, std::move(r)); });
     ports_.transport->serve(static_cast<std::uint16_t>(PeerMessage::confirm_term),
                             [weak](NodeId from, env::Request r) { return on_confirm_term(weak, from, std::move(r)); });
+    ports_.transport->serve(static_cast<std::uint16_t>(PeerMessage::log_lost),
+                            [weak](NodeId from, env::Request r) { return on_log_lost(weak, from, std::move(r)); });
   }
 
   Task<Result<LogIndex>> append(Buffer command, Instant deadline) override {
@@ -95,6 +104,9 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   static Task<Result<LogIndex>> append(Self me, Buffer command, Instant deadline);
   static Task<Result<LogIndex>> append_here(Self me, Buffer command, Instant deadline);
   static Task<Result<LogIndex>> forward(Self me, NodeId leader, Buffer command, Instant deadline);
+  void forward_all(NodeId leader);
+  struct Outgoing;
+  static Task<void> forward_group(Self me, NodeId leader, std::vector<Outgoing> group);
   static Task<Status> barrier(Self me, Instant deadline);
   static Task<Result<LogIndex>> read_here(Self me, Instant deadline);
   static Task<Result<LogIndex>> read_there(Self me, NodeId leader, Instant deadline);
@@ -113,7 +125,14 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   static Task<void> reopen(Self me);
   static Task<Result<env::Reply>> on_raft(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
   static Task<Result<env::Reply>> on_propose(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
+  static Task<Result<env::Reply>> on_propose_many(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
+  struct Gathered;
+  static Task<void> append_one(Self me, Buffer command, Instant deadline, std::shared_ptr<Gathered> all,
+                               std::size_t at);
   static Task<Result<env::Reply>> on_read_index(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
+  static Task<void> return_to_log(Self me);
+  static Task<Result<LogIndex>> take_in_anew(Self me, NodeId node, Instant deadline);
+  static Task<Result<env::Reply>> on_log_lost(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
   static Task<Result<env::Reply>> on_confirm_term(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r);
 
   void changed() {
@@ -144,11 +163,18 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   static Task<Result<env::Reply>> ask_leader(Self me, NodeId leader, env::Request request, Instant deadline);
   std::multimap<NodeId, Answer> forwarded_;  ///< What waits for that leader's answer.
 
-  std::vector<IndexShot> readers_;  ///< They wait for the next round.
+  struct Outgoing {
+    Buffer command;
+    Instant deadline;
+    IndexShot shot;
+  };
+  std::map<NodeId, std::vector<Outgoing>> outbox_;  ///< By leader; goes when this turn of the loop ends.
+  std::vector<IndexShot> readers_;                  ///< They wait for the next round.
   bool confirming_ = false;
   std::size_t pending_ = 0;
   bool stopped_ = false;
   bool reopening_ = false;
+  bool returning_ = false;
 };
 
 Task<Status> RaftLog::await(Self me, StatusShot shot, Instant deadline, std::string what) {
@@ -247,17 +273,68 @@ Task<Result<env::Reply>> RaftLog::ask_leader(Self me, NodeId leader, env::Reques
   co_return reply;
 }
 
+/// What is to go to the leader in one turn of the loop goes in one request.
 Task<Result<LogIndex>> RaftLog::forward(Self me, NodeId leader, Buffer command, Instant deadline) {
+  const auto shot = std::make_shared<OneShot<Result<LogIndex>>>();
+  std::vector<Outgoing>& out = me->outbox_[leader];
+  out.push_back({.command = std::move(command), .deadline = deadline, .shot = shot});
+  if (out.size() == 1) {
+    me->ports_.loop->post([me, leader] { me->forward_all(leader); });
+  }
+  auto index = co_await await_until(*me->ports_.loop, shot, deadline, std::string("the leader"));
+  if (!index) co_return std::unexpected(index.error());
+  HOLO_CO_TRY(co_await applied(me, *index, deadline));
+  co_return *index;
+}
+
+void RaftLog::forward_all(NodeId leader) {
+  std::vector<Outgoing> all = std::move(outbox_[leader]);
+  outbox_.erase(leader);
+  for (std::size_t first = 0; first < all.size();) {
+    std::size_t end = first;
+    std::size_t bytes = 0;
+    std::vector<Outgoing> group;
+    do {  // Large ones go alone, small ones together.
+      bytes += all[end].command.size();
+      group.push_back(std::move(all[end++]));
+    } while (end < all.size() && group.size() < kMaxForwarded && bytes + all[end].command.size() <= kMaxForwardedBytes);
+    first = end;
+    ports_.loop->spawn(forward_group(shared_from_this(), leader, std::move(group)));
+  }
+}
+
+Task<void> RaftLog::forward_group(Self me, NodeId leader, std::vector<Outgoing> group) {
+  wire::ProposeManyRequest header;
   env::Request request;
-  request.type = static_cast<std::uint16_t>(wire::PeerMessage::propose);
-  request.payload.push_back(command);
+  request.type = static_cast<std::uint16_t>(wire::PeerMessage::propose_many);
+  Instant deadline = group.front().deadline;
+  for (const Outgoing& o : group) {
+    header.add_sizes(static_cast<std::uint32_t>(o.command.size()));
+    request.payload.push_back(o.command);
+    deadline = std::max(deadline, o.deadline);
+  }
+  request.header = header.SerializeAsString();
   auto reply = co_await ask_leader(me, leader, std::move(request), deadline);
-  if (!reply) co_return std::unexpected(reply.error());
-  wire::ProposeReply decoded;
-  if (!decoded.ParseFromString(reply->header)) co_return fail(Errc::malformed, "the leader's answer does not decode");
-  const LogIndex index{decoded.index()};
-  HOLO_CO_TRY(co_await applied(me, index, deadline));
-  co_return index;
+  wire::ProposeManyReply decoded;
+  Status whole;
+  if (!reply) {
+    whole = std::unexpected(reply.error());
+  } else if (!decoded.ParseFromString(reply->header) ||
+             static_cast<std::size_t>(decoded.outcomes_size()) != group.size()) {
+    whole = fail(Errc::malformed, "the leader's answer does not decode");
+  }
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    if (!whole) {
+      group[i].shot->set(std::unexpected(whole.error()));
+      continue;
+    }
+    const wire::ProposeOutcome& o = decoded.outcomes(static_cast<int>(i));
+    if (o.index() != 0) {
+      group[i].shot->set(LogIndex{o.index()});
+    } else {
+      group[i].shot->set(std::unexpected(wire::error_of(o.error())));
+    }
+  }
 }
 
 // ---- Reading
@@ -455,12 +532,78 @@ Task<void> RaftLog::reopen(Self me) {
   if (!me->stopped_) me->changed();
 }
 
+// ---- A log that was given up (holo control repair)
+//
+// This node may have acknowledged entries that it no longer has, and they may be committed because of that. So it does
+// not vote, and does not stand for election, from the moment its log was given up; term and vote are kept, so that it
+// never votes twice in a term. The leader takes it out of the members, which needs a majority without it, and takes it
+// in again as a newcomer; once it has applied all that the leader had committed by then, it has at least everything
+// that it can have acknowledged: a leader of its term or a later one had all of that that could still be committed.
+
+Task<void> RaftLog::return_to_log(Self me) {
+  log_warn("control", "the log here was given up; this node does not vote until the others have given it all again");
+  while (!me->stopped_ && !me->ports_.loop->stopping()) {
+    const Instant limit = me->ports_.loop->now() + kReturn;
+    Status done = co_await wait_for_leader(me, limit);
+    if (done && me->core_) {
+      env::Request request;
+      request.type = static_cast<std::uint16_t>(wire::PeerMessage::log_lost);
+      const NodeId leader = me->core_->leader();
+      auto reply = co_await ask_leader(me, leader, std::move(request), limit);
+      wire::LogLostReply decoded;
+      if (reply && decoded.ParseFromString(reply->header)) {
+        const LogIndex index{decoded.index()};
+        done = co_await applied(me, index, limit);
+      } else {
+        done = reply ? Status(fail(Errc::malformed, "the leader's answer does not decode"))
+                     : std::unexpected(reply.error());
+      }
+    }
+    if (done && me->core_) {
+      const std::function<Status()> note = [store = me->ports_.store] { return store->found(); };
+      done = co_await offload<Status>(*me->ports_.loop, note);
+      if (done && me->core_) {
+        me->core_->found();
+        log_info("control", "the log is whole again");
+        break;
+      }
+    }
+    if (!done) log_debug("control", "the log is not whole yet: ", done.error().to_string());
+    co_await sleep_for(*me->ports_.loop, kReopen);
+  }
+  me->returning_ = false;
+}
+
+Task<Result<LogIndex>> RaftLog::take_in_anew(Self me, NodeId node, Instant deadline) {
+  const int role = me->core_->role_of(node);
+  if (role == RAFT_VOTER) HOLO_CO_TRY(co_await assign(me, node, RAFT_STANDBY, deadline));
+  HOLO_CO_TRY(co_await remove(me, node, deadline));
+  HOLO_CO_TRY(co_await add_learner(me, node, deadline));
+  if (!me->core_) co_return std::unexpected(log_closing());
+  co_return me->core_->applied();
+}
+
+/// Once for each request: what it did before, it did for a log that may have been given up again.
+Task<Result<env::Reply>> RaftLog::on_log_lost(std::weak_ptr<RaftLog> weak, NodeId from, env::Request) {
+  const Self me = weak.lock();
+  if (!me || !me->core_) co_return std::unexpected(log_closing());
+  if (!me->core_->leading()) co_return std::unexpected(not_leader());
+  const Instant deadline = me->ports_.loop->now() + kServeLimit;
+  log_info("control", "node ", from, " has lost its log: it is taken in anew");
+  HOLO_CO_ASSIGN(index, co_await take_in_anew(me, from, deadline));
+  wire::LogLostReply reply;
+  reply.set_index(index.value);
+  env::Reply out;
+  out.header = reply.SerializeAsString();
+  co_return out;
+}
+
 // ---- What peers ask for
 
 Task<Result<env::Reply>> RaftLog::on_raft(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r) {
   const Self me = weak.lock();
   if (!me || !me->core_) co_return std::unexpected(log_closing());
-  HOLO_CO_TRY(me->core_->receive(from, r));
+  HOLO_CO_TRY(co_await me->core_->receive(from, std::move(r)));
   co_return env::Reply{};
 }
 
@@ -475,6 +618,56 @@ Task<Result<env::Reply>> RaftLog::on_propose(std::weak_ptr<RaftLog> weak, NodeId
   if (!index) co_return std::unexpected(index.error());
   wire::ProposeReply reply;
   reply.set_index(index->value);
+  env::Reply out;
+  out.header = reply.SerializeAsString();
+  co_return out;
+}
+
+struct RaftLog::Gathered {
+  explicit Gathered(std::size_t n) : results(n, Result<LogIndex>(std::unexpected(log_closing()))), open(n) {}
+  std::vector<Result<LogIndex>> results;
+  std::size_t open;
+  OneShot<bool> done;
+};
+
+Task<void> RaftLog::append_one(Self me, Buffer command, Instant deadline, std::shared_ptr<Gathered> all,
+                               std::size_t at) {
+  auto index = co_await append_here(me, std::move(command), deadline);
+  all->results[at] = std::move(index);
+  if (--all->open == 0) all->done.set(true);
+}
+
+Task<Result<env::Reply>> RaftLog::on_propose_many(std::weak_ptr<RaftLog> weak, NodeId, env::Request r) {
+  const Self me = weak.lock();
+  if (!me || !me->core_) co_return std::unexpected(log_closing());
+  wire::ProposeManyRequest header;
+  const bool whole = header.ParseFromString(r.header) && r.payload.size() == 1 && header.sizes_size() > 0 &&
+                     static_cast<std::size_t>(header.sizes_size()) <= kMaxForwarded;
+  if (!whole) co_return fail(Errc::malformed, "proposals that do not decode");
+  std::size_t total = 0;
+  for (const std::uint32_t size : header.sizes()) {
+    if (size > limits::kMaxCommandBytes) co_return fail(Errc::malformed, "a proposal that is too large");
+    total += size;
+  }
+  if (total != r.payload[0].size()) co_return fail(Errc::malformed, "proposals of another length than they say");
+  const Instant deadline = me->ports_.loop->now() + kServeLimit;
+  const auto all = std::make_shared<Gathered>(static_cast<std::size_t>(header.sizes_size()));
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < all->results.size(); ++i) {
+    const std::size_t size = header.sizes(static_cast<int>(i));
+    me->ports_.loop->spawn(append_one(me, Buffer::copy(r.payload[0].span().subspan(at, size)), deadline, all, i));
+    at += size;
+  }
+  co_await all->done;
+  wire::ProposeManyReply reply;
+  for (const Result<LogIndex>& result : all->results) {
+    auto* o = reply.add_outcomes();
+    if (result) {
+      o->set_index(result->value);
+    } else {
+      wire::put_error(result.error(), *o->mutable_error());
+    }
+  }
   env::Reply out;
   out.header = reply.SerializeAsString();
   co_return out;

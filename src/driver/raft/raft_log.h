@@ -26,10 +26,10 @@ struct RaftLogOptions {
   NodeId self;
   bool bootstrap = false;  ///< A fresh cluster with this node as its only voter.
   Duration election_timeout =
-      milliseconds(1000);  ///< To twice that, by chance; time in which the loop stood still does not count.
-  Duration heartbeat = milliseconds(150);
-  unsigned snapshot_threshold = 8192;  ///< Entries between snapshots.
-  unsigned snapshot_trailing = 1024;   ///< Entries kept below one, for those a little behind.
+      milliseconds(300);  ///< To twice that, by chance; time in which the loop stood still does not count.
+  Duration heartbeat = milliseconds(100);
+  unsigned snapshot_threshold = 100'000;  ///< Entries between snapshots; they come sooner by the bytes of entries.
+  unsigned snapshot_trailing = 1024;      ///< Entries kept below one, for those a little behind; fewer of large ones.
 };
 
 /// Opens the log and applies to `machine` what is known to be committed. Registers its handlers with the transport.

@@ -199,6 +199,23 @@ TEST_F(RaftLogTest, ManyAppendsShareWrites) {
   EXPECT_LT(server(1).store->appends() - before, 100U);
 }
 
+TEST_F(RaftLogTest, WhatIsForwardedInOneTurnGoesTogether) {
+  cluster(3);
+  const auto many = static_cast<std::uint16_t>(wire::PeerMessage::propose_many);
+  const std::uint64_t before = hub_.delivered[many];
+  std::vector<std::shared_ptr<std::optional<Result<LogIndex>>>> results;
+  for (int i = 0; i < 1000; ++i) {
+    results.push_back(std::make_shared<std::optional<Result<LogIndex>>>());
+    loop_.spawn(keep(server(2).log->append(Buffer::copy(as_bytes(std::to_string(i))), loop_.now() + seconds(10)),
+                     results.back()));
+  }
+  ASSERT_TRUE(until([&] { return std::ranges::all_of(results, [](const auto& r) { return r->has_value(); }); }));
+  for (const auto& r : results) ASSERT_TRUE(**r) << (**r).error().message;
+  EXPECT_EQ(server(2).journal->commands.size(), 1000U);
+  EXPECT_EQ(server(2).journal->commands[999], "999");
+  EXPECT_LT(hub_.delivered[many] - before, 20U);
+}
+
 TEST_F(RaftLogTest, ThreeNodesAgreeAndForward) {
   cluster(3);
   ASSERT_TRUE(append(2, "from two"));
@@ -430,6 +447,31 @@ TEST_F(RaftLogTest, AVoterWhoseDiskWasFullTakesPartAgain) {
   server(2).store->set_full(false);
   EXPECT_TRUE(until([&] { return append(3, "c").has_value(); }));
   EXPECT_TRUE(until([&] { return server(2).journal->text == server(3).journal->text; }));
+}
+
+TEST_F(RaftLogTest, AVoterThatLostItsLogGetsItBackAndDoesNotVoteBefore) {
+  cluster(3);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(append(1, std::to_string(i)));
+  ASSERT_TRUE(until([&] { return server(2).journal->commands.size() == 10; }));
+  hub_.isolate(NodeId{3}, true);
+  ASSERT_TRUE(append(1, "on two of three"));  // By 1 and 2.
+  stop(2);
+  server(2).store->lose_log();
+  stop(1);
+  hub_.isolate(NodeId{3}, false);
+  ASSERT_TRUE(start(2));
+  // With the vote of 2, 3 would lead and what was committed would be gone.
+  const Instant began = loop_.now();
+  ASSERT_TRUE(until([&] { return loop_.now() - began > seconds(2); }));
+  EXPECT_EQ(leader(), 0U);
+  ASSERT_TRUE(start(1));
+  EXPECT_TRUE(until([&] { return server(2).journal->commands.size() == 11 && !server(2).store->lost(); }));
+  EXPECT_EQ(server(2).journal->commands.back(), "on two of three");
+  // It counts as any other again.
+  const std::uint64_t l = wait_leader();
+  ASSERT_TRUE(run(server(l).log->set_voter(NodeId{2}, true, loop_.now() + seconds(10))));
+  hub_.isolate(NodeId{l == 1 ? 3U : 1U}, true);
+  EXPECT_TRUE(append(2, "with its vote"));
 }
 
 TEST_F(RaftLogTest, ASnapshotThatIsRefusedStopsTheStart) {

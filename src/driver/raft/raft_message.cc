@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/strings.h"
+#include "crypto/hash.h"
 #include "wire/message_types.h"
 
 namespace holo::driver {
@@ -84,7 +85,7 @@ Status decode_entries(const wire::RaftMessage& header, ByteSpan payload, raft_ap
 
 std::string raft_address(NodeId node) { return to_hex(node.value); }
 
-std::vector<env::Request> encode_raft_message(const raft_message& m) {
+env::Request encode_raft_message(const raft_message& m) {
   wire::RaftMessage h;
   h.set_type(m.type);
   std::vector<Buffer> payload;
@@ -129,31 +130,34 @@ std::vector<env::Request> encode_raft_message(const raft_message& m) {
       h.set_last_log_term(t.last_log_term);
       break;
     }
-    case RAFT_IO_INSTALL_SNAPSHOT: {
-      const raft_install_snapshot& s = m.install_snapshot;
-      h.set_term(s.term);
-      h.set_last_index(s.last_index);
-      h.set_last_term(s.last_term);
-      h.set_conf_index(s.conf_index);
-      for (unsigned i = 0; i < s.conf.n; ++i) {
-        auto* server = h.add_servers();
-        server->set_id(s.conf.servers[i].id);
-        server->set_role(static_cast<std::uint32_t>(s.conf.servers[i].role));
-      }
-      h.set_total_bytes(s.data.len);
-      std::vector<env::Request> parts;
-      for (std::size_t at = 0; at == 0 || at < s.data.len; at += kMaxMessageBytes) {
-        h.set_part_offset(at);
-        const ByteSpan part = span_of(s.data).subspan(at, std::min(kMaxMessageBytes, s.data.len - at));
-        parts.push_back(request_of(h, {Buffer::copy(part)}));
-      }
-      return parts;
-    }
-    default: return {};
+    default: HOLO_ASSERT(false, "a message that is sent in another way");
   }
-  std::vector<env::Request> one;
-  one.push_back(request_of(h, std::move(payload)));
-  return one;
+  return request_of(h, std::move(payload));
+}
+
+wire::RaftMessage snapshot_header(const raft_message& m) {
+  const raft_install_snapshot& s = m.install_snapshot;
+  wire::RaftMessage h;
+  h.set_type(m.type);
+  h.set_term(s.term);
+  h.set_last_index(s.last_index);
+  h.set_last_term(s.last_term);
+  h.set_conf_index(s.conf_index);
+  for (unsigned i = 0; i < s.conf.n; ++i) {
+    auto* server = h.add_servers();
+    server->set_id(s.conf.servers[i].id);
+    server->set_role(static_cast<std::uint32_t>(s.conf.servers[i].role));
+  }
+  return h;
+}
+
+env::Request encode_snapshot_part(const wire::RaftMessage& base, std::uint64_t offset, std::uint64_t total,
+                                  Buffer part) {
+  wire::RaftMessage h = base;
+  h.set_part_offset(offset);
+  h.set_total_bytes(total);
+  h.set_part_sum(crypto::blake3_64(part.span()));
+  return request_of(h, {std::move(part)});
 }
 
 ReceivedMessage::ReceivedMessage(ReceivedMessage&& other) noexcept
@@ -176,33 +180,50 @@ ReceivedMessage::~ReceivedMessage() {
   }
 }
 
-Result<std::optional<Bytes>> SnapshotAssembly::add(NodeId from, const wire::RaftMessage& h, ByteSpan part) {
-  if (h.total_bytes() > kMaxSnapshotBytes || part.size() > kMaxMessageBytes)
-    return malformed("a snapshot that is too large");
-  if (h.part_offset() == 0) {
-    from_ = from;
-    index_ = h.last_index();
-    total_ = h.total_bytes();
-    bytes_.clear();
-  }
-  const bool fits = from == from_ && h.last_index() == index_ && h.total_bytes() == total_ &&
-                    h.part_offset() == bytes_.size() && part.size() <= total_ - bytes_.size() &&
-                    (!part.empty() || total_ == 0);
-  if (!fits) {
-    *this = {};
-    return malformed("a part of a snapshot out of order");
-  }
-  bytes_.insert(bytes_.end(), part.begin(), part.end());
-  if (bytes_.size() < total_) return std::nullopt;
-  from_ = {};
-  return std::move(bytes_);
-}
-
-Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request,
-                                                           SnapshotAssembly& parts) {
+Result<wire::RaftMessage> decode_raft_header(const env::Request& request) {
   wire::RaftMessage h;
   if (!h.ParseFromString(request.header)) return malformed("its header");
   if (request.payload.size() > 1) return malformed("its payload");
+  return h;
+}
+
+Result<Buffer> decode_snapshot_part(const wire::RaftMessage& h, const env::Request& request) {
+  if (request.payload.size() != 1 || request.payload[0].size() > kMaxMessageBytes || request.payload[0].empty()) {
+    return malformed("a part of a snapshot");
+  }
+  const std::uint64_t left = h.total_bytes() - std::min(h.part_offset(), h.total_bytes());
+  if (h.total_bytes() > kMaxSnapshotBytes || request.payload[0].size() > left) {
+    return malformed("a snapshot that is too large");
+  }
+  if (crypto::blake3_64(request.payload[0].span()) != h.part_sum()) return malformed("a damaged part of a snapshot");
+  return request.payload[0];
+}
+
+Result<ReceivedMessage> decode_snapshot(NodeId from, const wire::RaftMessage& h, std::uint64_t handle) {
+  if (static_cast<std::size_t>(h.servers_size()) > kMaxServers) return malformed("too many servers");
+  ReceivedMessage out;
+  raft_message& m = out.message;
+  m.server_id = from.value;
+  raft_install_snapshot& s = m.install_snapshot;
+  s.term = h.term();
+  s.last_index = h.last_index();
+  s.last_term = h.last_term();
+  s.conf_index = h.conf_index();
+  s.data = {nullptr, 0};
+  raft_configuration_init(&s.conf);
+  m.type = RAFT_IO_INSTALL_SNAPSHOT;  // From here on the destructor frees it.
+  for (const wire::RaftServer& server : h.servers()) {
+    if (server.role() > RAFT_SPARE || server.id() == 0 ||
+        raft_configuration_add(&s.conf, server.id(), raft_address(NodeId{server.id()}).c_str(),
+                               static_cast<int>(server.role())) != 0) {
+      return malformed("a server");
+    }
+  }
+  s.data = {copy_of(std::as_bytes(std::span(&handle, 1))), sizeof handle};
+  return out;
+}
+
+Result<ReceivedMessage> decode_raft_message(NodeId from, const wire::RaftMessage& h, const env::Request& request) {
   const ByteSpan payload = request.payload.empty() ? ByteSpan{} : request.payload[0].span();
   ReceivedMessage out;
   raft_message& m = out.message;
@@ -239,32 +260,10 @@ Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const en
     case RAFT_IO_TIMEOUT_NOW:
       m.timeout_now = {.term = h.term(), .last_log_index = h.last_log_index(), .last_log_term = h.last_log_term()};
       break;
-    case RAFT_IO_INSTALL_SNAPSHOT: {
-      if (static_cast<std::size_t>(h.servers_size()) > kMaxServers) return malformed("too many servers");
-      HOLO_ASSIGN(whole, parts.add(from, h, payload));
-      if (!whole) return std::nullopt;
-      raft_install_snapshot& s = m.install_snapshot;
-      s.term = h.term();
-      s.last_index = h.last_index();
-      s.last_term = h.last_term();
-      s.conf_index = h.conf_index();
-      s.data = {nullptr, 0};
-      raft_configuration_init(&s.conf);
-      m.type = RAFT_IO_INSTALL_SNAPSHOT;  // From here on the destructor frees it.
-      for (const wire::RaftServer& server : h.servers()) {
-        if (server.role() > RAFT_SPARE || server.id() == 0 ||
-            raft_configuration_add(&s.conf, server.id(), raft_address(NodeId{server.id()}).c_str(),
-                                   static_cast<int>(server.role())) != 0) {
-          return malformed("a server");
-        }
-      }
-      s.data = {copy_of(*whole), whole->size()};
-      break;
-    }
     default: return malformed("its type");
   }
   m.type = static_cast<unsigned short>(h.type());
-  return std::optional<ReceivedMessage>(std::move(out));
+  return out;
 }
 
 }  // namespace holo::driver

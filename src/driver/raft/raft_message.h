@@ -20,10 +20,15 @@ namespace holo::driver {
 std::string raft_address(NodeId node);
 
 /// One message, copied: libraft may free its own at once. Entries beyond kMaxMessageBytes are left out (libraft sends
-/// them again when the receiver misses them); a snapshot is cut into parts of that size.
+/// them again when the receiver misses them). Of a snapshot: what goes before each part (see SnapshotPart).
 inline constexpr std::size_t kMaxMessageBytes = 6 << 20;
-inline constexpr std::size_t kMaxSnapshotBytes = 512 << 20;  // above: the snapshot is not taken over
-std::vector<env::Request> encode_raft_message(const raft_message& message);
+inline constexpr std::uint64_t kMaxSnapshotBytes = 8ULL << 30;  // above: the snapshot is not taken over
+env::Request encode_raft_message(const raft_message& message);
+
+/// A part of a snapshot: `base` is what encode_raft_message gave.
+env::Request encode_snapshot_part(const wire::RaftMessage& base, std::uint64_t offset, std::uint64_t total,
+                                  Buffer part);
+wire::RaftMessage snapshot_header(const raft_message& message);
 
 /// Frees with raft_free what is still in `message` when it goes out of scope.
 class ReceivedMessage {
@@ -40,21 +45,13 @@ class ReceivedMessage {
   bool owned_ = true;
 };
 
-/// Puts the parts of one snapshot together. One at a time: a new one replaces an unfinished one.
-class SnapshotAssembly {
- public:
-  /// The whole, once the last part is in; nullopt before. Error: `malformed`.
-  Result<std::optional<Bytes>> add(NodeId from, const wire::RaftMessage& header, ByteSpan part);
-
- private:
-  NodeId from_;
-  std::uint64_t index_ = 0;
-  std::uint64_t total_ = 0;
-  Bytes bytes_;
-};
-
-/// nullopt: a part of a snapshot that is not whole yet. Error: `malformed`.
-Result<std::optional<ReceivedMessage>> decode_raft_message(NodeId from, const env::Request& request,
-                                                           SnapshotAssembly& parts);
+/// Error: `malformed`.
+Result<wire::RaftMessage> decode_raft_header(const env::Request& request);
+/// Any message but a part of a snapshot. Error: `malformed`.
+Result<ReceivedMessage> decode_raft_message(NodeId from, const wire::RaftMessage& header, const env::Request& request);
+/// The bytes of a part, whose checksum is right. Error: `malformed`.
+Result<Buffer> decode_snapshot_part(const wire::RaftMessage& header, const env::Request& request);
+/// The message that the parts of a snapshot were; `handle` takes the place of its data.
+Result<ReceivedMessage> decode_snapshot(NodeId from, const wire::RaftMessage& header, std::uint64_t handle);
 
 }  // namespace holo::driver

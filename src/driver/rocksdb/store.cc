@@ -6,10 +6,16 @@
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
+#include <fcntl.h>
+#include <sys/stat.h>
+
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <functional>
 #include <mutex>
 #include <shared_mutex>
@@ -18,6 +24,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "crypto/hash.h"
+#include "driver/rocksdb/snapshot_file.h"
 
 namespace holo::driver {
 namespace {
@@ -31,7 +38,11 @@ constexpr const char* kRaftMetaFamily = "raft_meta";
 constexpr const char* kMetaFamily = "agent";
 const std::string kAfterLastKey(9, '\xff');
 constexpr const char* kVoteKey = "vote";
-constexpr const char* kSnapshotKey = "snapshot";
+constexpr const char* kSnapshotKey = "snapshot file";
+constexpr const char* kLostKey = "lost";
+constexpr std::string_view kSnapshotPrefix = "holo-snapshot-";
+constexpr const char* kRepair =
+    "a damaged log comes back from the other nodes: holo control repair; else take this node out, and let it join anew";
 // What a node loads into memory at start; a log this long means that snapshots have failed for very long.
 constexpr std::uint64_t kMaxLoadedEntries = 1 << 20;
 
@@ -44,7 +55,7 @@ Error to_error(const rocksdb::Status& s, const std::string& directory, const std
   if (s.IsCorruption()) {
     return {.code = Errc::corrupt,
             .message = str("the store in ", directory, " is corrupt: ", what, ": ", s.ToString()),
-            .hint = "restore the state directory, or remove it and join again"};
+            .hint = kRepair};
   }
   if (s.IsIOError() && s.ToString().find("LOCK") != std::string::npos) {
     return {.code = Errc::refused, .message = str("another process uses the store in ", directory)};
@@ -144,6 +155,7 @@ struct RocksStore::Impl {
   ColumnFamilyHandle* raft_meta = nullptr;
   ColumnFamilyHandle* meta = nullptr;
   std::vector<ColumnFamilyHandle*> handles;
+  std::atomic<std::uint64_t> next_snapshot{1};  ///< Part of the name of its file.
   /// A write that failed may be there after all: what it appended goes before the next entries come.
   bool doubtful_tail = false;
 
@@ -262,6 +274,8 @@ struct RocksStore::Impl {
     return s;
   }
 
+  Status sweep_snapshots();
+
   Result<std::optional<std::string>> read(ColumnFamilyHandle* Impl::* family, const std::string& key) {
     const std::shared_lock lock(mutex);
     if (!db) return std::unexpected(closed_error());
@@ -272,7 +286,7 @@ struct RocksStore::Impl {
     const auto body = unsealed(key, value);
     if (!body) {
       return fail(Errc::corrupt, str("the store in ", directory, " is corrupt: the checksum of \"", key, "\" is wrong"),
-                  "restore the state directory, or remove it and join again");
+                  kRepair);
     }
     return body->ToString();
   }
@@ -280,7 +294,7 @@ struct RocksStore::Impl {
   Error corrupt_entry(std::uint64_t index, const std::string& why) const {
     return {.code = Errc::corrupt,
             .message = str("entry ", index, " of the log in ", directory, " is corrupt: ", why),
-            .hint = "restore the state directory, or remove it and join again"};
+            .hint = kRepair};
   }
 };
 
@@ -290,6 +304,7 @@ RocksStore::~RocksStore() = default;
 Result<std::unique_ptr<RocksStore>> RocksStore::open(std::string directory) {
   auto impl = std::make_unique<Impl>(std::move(directory));
   HOLO_TRY(impl->open());
+  HOLO_TRY(impl->sweep_snapshots());
   return std::unique_ptr<RocksStore>(new RocksStore(std::move(impl)));
 }
 
@@ -351,49 +366,122 @@ Status RocksStore::truncate(std::uint64_t index) {
       "cutting the log");
 }
 
-Status RocksStore::put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) {
+// ---- Snapshots
+
+namespace {
+
+struct SnapshotRecord {
+  env::LogSnapshot what;
+  std::uint64_t bytes = 0;
+  std::string file;
+};
+
+std::string encode_record(const SnapshotRecord& r) {
   std::string body;
-  body.reserve(48 + snapshot.data.size());
-  put_u64(body, snapshot.index);
-  put_u64(body, snapshot.term);
-  put_u64(body, snapshot.configuration_index);
-  put_u64(body, snapshot.servers.size());
-  for (const env::LogSnapshotServer& s : snapshot.servers) {
+  put_u64(body, r.what.index);
+  put_u64(body, r.what.term);
+  put_u64(body, r.what.configuration_index);
+  put_u64(body, r.bytes);
+  put_u64(body, r.what.servers.size());
+  for (const env::LogSnapshotServer& s : r.what.servers) {
     put_u64(body, s.node.value);
     put_u64(body, s.role);
   }
-  body.append(as_text(snapshot.data));
-  const std::string record = sealed(kSnapshotKey, body);
-  return impl_->write(
+  return body += r.file;
+}
+
+std::optional<SnapshotRecord> decode_record(const std::string& body) {
+  if (body.size() < 40) return std::nullopt;
+  SnapshotRecord out;
+  out.what.index = get_u64(body.data());
+  out.what.term = get_u64(body.data() + 8);
+  out.what.configuration_index = get_u64(body.data() + 16);
+  out.bytes = get_u64(body.data() + 24);
+  const std::uint64_t servers = get_u64(body.data() + 32);
+  if (servers > (body.size() - 40) / 16) return std::nullopt;
+  std::size_t at = 40;
+  for (std::uint64_t i = 0; i < servers; ++i, at += 16) {
+    out.what.servers.push_back(
+        {.node = NodeId{get_u64(body.data() + at)}, .role = static_cast<std::uint32_t>(get_u64(body.data() + at + 8))});
+  }
+  out.file = body.substr(at);
+  if (!out.file.starts_with(kSnapshotPrefix) || out.file.find('/') != std::string::npos) return std::nullopt;
+  return out;
+}
+
+Result<std::optional<SnapshotRecord>> read_record(RocksStore::Impl& impl) {
+  HOLO_ASSIGN(stored, impl.read(&RocksStore::Impl::raft_meta, kSnapshotKey));
+  if (!stored) return std::nullopt;
+  auto record = decode_record(*stored);
+  if (record) return record;
+  return fail(Errc::corrupt,
+              str("the store in ", impl.directory, " is corrupt: what it says of its snapshot does not decode"),
+              kRepair);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<env::SnapshotWriter>> RocksStore::new_snapshot() {
+  HOLO_ASSIGN(writer, SnapshotFileWriter::create(impl_->directory, str(kSnapshotPrefix, impl_->next_snapshot++)));
+  return std::unique_ptr<env::SnapshotWriter>(std::move(writer));
+}
+
+Status RocksStore::keep_snapshot(const env::LogSnapshot& snapshot, env::SnapshotWriter& data,
+                                 std::uint64_t keep_after) {
+  auto& file = static_cast<SnapshotFileWriter&>(data);
+  HOLO_TRY(file.sync());
+  HOLO_ASSIGN(before, read_record(*impl_));
+  const SnapshotRecord now{.what = snapshot, .bytes = file.bytes(), .file = file.name()};
+  const std::string record = sealed(kSnapshotKey, encode_record(now));
+  HOLO_TRY(impl_->write(
       [&](rocksdb::WriteBatch& batch) {
         batch.Put(impl_->raft_meta, kSnapshotKey, record);
         batch.DeleteRange(impl_->log, index_key(0), index_key(keep_after + 1));
       },
-      "writing a snapshot");
+      "writing a snapshot"));
+  file.keep();
+  if (before && before->file != now.file) std::remove((impl_->directory + "/" + before->file).c_str());
+  return {};
+}
+
+Result<std::unique_ptr<env::SnapshotReader>> RocksStore::open_snapshot() {
+  HOLO_ASSIGN(record, read_record(*impl_));
+  if (!record) return nullptr;
+  return open_snapshot_file(impl_->directory + "/" + record->file, record->what, record->bytes);
+}
+
+Status RocksStore::put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) {
+  HOLO_ASSIGN(writer, new_snapshot());
+  HOLO_TRY(writer->add(snapshot.data));
+  return keep_snapshot(snapshot, *writer, keep_after);
 }
 
 Result<std::optional<env::LogSnapshot>> RocksStore::snapshot() {
-  HOLO_ASSIGN(stored, impl_->read(&Impl::raft_meta, kSnapshotKey));
-  if (!stored) return std::nullopt;
-  const std::string& body = *stored;
-  const auto malformed = [&] {
-    return fail(Errc::corrupt, str("the store in ", impl_->directory, " is corrupt: its snapshot does not decode"));
-  };
-  if (body.size() < 32) return malformed();
-  env::LogSnapshot out;
-  out.index = get_u64(body.data());
-  out.term = get_u64(body.data() + 8);
-  out.configuration_index = get_u64(body.data() + 16);
-  const std::uint64_t servers = get_u64(body.data() + 24);
-  if (servers > (body.size() - 32) / 16) return malformed();
-  std::size_t at = 32;
-  for (std::uint64_t i = 0; i < servers; ++i, at += 16) {
-    out.servers.push_back(
-        {.node = NodeId{get_u64(body.data() + at)}, .role = static_cast<std::uint32_t>(get_u64(body.data() + at + 8))});
+  HOLO_ASSIGN(reader, open_snapshot());
+  if (!reader) return std::nullopt;
+  env::LogSnapshot out = reader->what();
+  for (;;) {
+    HOLO_ASSIGN(piece, reader->next());
+    if (piece.empty()) return out;
+    out.data.insert(out.data.end(), piece.begin(), piece.end());
   }
-  const ByteSpan rest = as_bytes(std::string_view(body).substr(at));
-  out.data.assign(rest.begin(), rest.end());
-  return out;
+}
+
+/// Removes files that were not finished, or not removed when a newer one had come.
+Status RocksStore::Impl::sweep_snapshots() {
+  HOLO_ASSIGN(record, read_record(*this));
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kSnapshotPrefix)) continue;
+    std::uint64_t number = 0;
+    for (const char c : std::string_view(name).substr(kSnapshotPrefix.size())) {
+      number = c >= '0' && c <= '9' ? number * 10 + static_cast<std::uint64_t>(c - '0') : number;
+    }
+    next_snapshot = std::max(next_snapshot.load(), number + 1);
+    if (!record || record->file != name) std::filesystem::remove(entry.path(), error);
+  }
+  return {};
 }
 
 Result<env::StoredLog> RocksStore::load() {
@@ -404,8 +492,10 @@ Result<env::StoredLog> RocksStore::load() {
     out.term = get_u64(vote->data());
     out.vote = NodeId{get_u64(vote->data() + 8)};
   }
-  HOLO_ASSIGN(snap, snapshot());
-  out.snapshot = std::move(snap);
+  HOLO_ASSIGN(lost, impl_->read(&Impl::raft_meta, kLostKey));
+  out.lost = lost.has_value();
+  HOLO_ASSIGN(record, read_record(*impl_));
+  if (record) out.snapshot = record->what;  // Its data is for open_snapshot().
 
   const std::shared_lock lock(impl_->mutex);
   if (!impl_->db) return std::unexpected(impl_->closed_error());
@@ -446,6 +536,70 @@ Result<env::StoredLog> RocksStore::load() {
     return std::unexpected(impl_->corrupt_entry(1, "it is missing, and there is no snapshot"));
   }
   return out;
+}
+
+// ---- A log that is given up
+
+Status RocksStore::found() {
+  return impl_->write([&](rocksdb::WriteBatch& batch) { batch.Delete(impl_->raft_meta, kLostKey); },
+                      "noting that the log is whole again");
+}
+
+namespace {
+
+/// Term and vote as far as anything can be read: what is damaged beside them does not matter.
+Result<std::optional<std::string>> salvage_vote(const std::string& directory) {
+  rocksdb::DBOptions options;
+  options.wal_recovery_mode = rocksdb::WALRecoveryMode::kSkipAnyCorruptedRecords;
+  options.paranoid_checks = false;
+  options.info_log = std::make_shared<ForwardingLogger>();
+  const rocksdb::ColumnFamilyOptions family;
+  const std::vector<rocksdb::ColumnFamilyDescriptor> families{{rocksdb::kDefaultColumnFamilyName, family},
+                                                              {kLogFamily, family},
+                                                              {kRaftMetaFamily, family},
+                                                              {kMetaFamily, family}};
+  std::vector<ColumnFamilyHandle*> handles;
+  rocksdb::DB* opened = nullptr;
+  const rocksdb::Status s = rocksdb::DB::OpenForReadOnly(options, directory, families, &handles, &opened);
+  if (!s.ok()) return std::unexpected(to_error(s, directory, "opening it"));
+  const std::unique_ptr<rocksdb::DB> db(opened);
+  std::string value;
+  const rocksdb::Status got = db->Get(rocksdb::ReadOptions(), handles[2], kVoteKey, &value);
+  for (ColumnFamilyHandle* h : handles) db->DestroyColumnFamilyHandle(h);
+  if (got.IsNotFound()) return std::nullopt;
+  if (!got.ok()) return std::unexpected(to_error(got, directory, "reading its vote"));
+  const auto body = unsealed(kVoteKey, value);
+  if (!body || body->size() != 16) return fail(Errc::corrupt, str("the vote in ", directory, " does not decode"));
+  return body->ToString();
+}
+
+}  // namespace
+
+Status RocksStore::discard_log(const std::string& directory) {
+  const std::string fresh = directory + ".repaired";
+  std::error_code error;
+  std::filesystem::remove_all(fresh, error);
+  {
+    auto vote = salvage_vote(directory);
+    if (!vote || !*vote) {
+      Error e = vote ? Error{.code = Errc::corrupt, .message = str("the store in ", directory, " has no vote")}
+                     : vote.error();
+      e.hint = "take this node out on another (holo remove NODE), remove its state directory, and join again";
+      return std::unexpected(std::move(e));
+    }
+    HOLO_ASSIGN(store, open(fresh));
+    HOLO_TRY(store->impl_->write(
+        [&](rocksdb::WriteBatch& batch) {
+          batch.Put(store->impl_->raft_meta, kVoteKey, sealed(kVoteKey, **vote));
+          batch.Put(store->impl_->raft_meta, kLostKey, sealed(kLostKey, ""));
+        },
+        "keeping the vote"));
+  }
+  if (::renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, directory.c_str(), RENAME_EXCHANGE) != 0) {
+    return fail(Errc::io_error, str("cannot exchange ", directory, " for ", fresh, ": ", std::strerror(errno)));
+  }
+  std::filesystem::remove_all(fresh, error);
+  return {};
 }
 
 }  // namespace holo::driver

@@ -33,6 +33,18 @@ class RocksStore final : public env::KvStore, public env::LogStore {
   Status truncate(std::uint64_t index) override;
   Status put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) override;
   Result<std::optional<env::LogSnapshot>> snapshot() override;
+  /// A snapshot's data lies in a file of its own beside the database, in records with checksums; the database says
+  /// which file counts.
+  Result<std::unique_ptr<env::SnapshotWriter>> new_snapshot() override;
+  Status keep_snapshot(const env::LogSnapshot& snapshot, env::SnapshotWriter& data, std::uint64_t keep_after) override;
+  Result<std::unique_ptr<env::SnapshotReader>> open_snapshot() override;
+
+  Status found() override;
+
+  /// For a log that open() or load() refuses: puts an empty one in the place of `directory`, which keeps only the term
+  /// and the vote and says that the rest is lost. All or nothing. No process may have it open. Errors: `corrupt` (term
+  /// and vote cannot be read either: this node must not vote as itself any more), `refused`, `io_error`.
+  static Status discard_log(const std::string& directory);
 
   /// True since a write has failed (disk full), until one succeeds again. Thread: any.
   [[nodiscard]] bool failing() const;

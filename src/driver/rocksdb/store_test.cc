@@ -109,9 +109,83 @@ TEST_F(RocksStoreTest, ASnapshotReplacesTheLogBelow) {
   EXPECT_EQ(log->snapshot->index, 15U);
   EXPECT_EQ(log->snapshot->servers.size(), 2U);
   EXPECT_EQ(log->snapshot->servers[1].node, NodeId{6});
-  EXPECT_EQ(as_text(log->snapshot->data), "the whole state");
+  EXPECT_TRUE(log->snapshot->data.empty()) << "it comes as a stream";
+  const auto whole = store_->snapshot();
+  ASSERT_TRUE(whole && *whole);
+  EXPECT_EQ(as_text((*whole)->data), "the whole state");
   ASSERT_EQ(log->entries.size(), 8U);
   EXPECT_EQ(log->entries[0].index, 13U);
+}
+
+TEST_F(RocksStoreTest, ASnapshotThatWasNotFinishedLeavesTheOldOne) {
+  ASSERT_TRUE(open());
+  const Bytes first(300'000, std::byte{1});
+  ASSERT_TRUE(store_->put_snapshot({.index = 3, .term = 1, .servers = {{NodeId{7}, 1}}, .data = first}, 3));
+  const auto files = [&] {
+    std::size_t n = 0;
+    for (const auto& e : fs::directory_iterator(directory_))
+      n += e.path().filename().string().starts_with("holo-snapshot");
+    return n;
+  };
+  fs::path image = base_ / "image";
+  {
+    auto writer = store_->new_snapshot();
+    ASSERT_TRUE(writer);
+    ASSERT_TRUE((*writer)->add(Bytes(100'000, std::byte{2})));
+    EXPECT_EQ(files(), 2U);
+    fs::copy(directory_, image);  // As a crash leaves it.
+  }
+  EXPECT_EQ(files(), 1U) << "given up";
+  store_.reset();
+  fs::remove_all(directory_);
+  fs::rename(image, directory_);
+  ASSERT_TRUE(open());
+  EXPECT_EQ(files(), 1U) << "swept";
+  const auto kept = store_->snapshot();
+  ASSERT_TRUE(kept && *kept);
+  EXPECT_EQ((*kept)->index, 3U);
+  EXPECT_EQ((*kept)->data, first);
+  // A reader goes on when a newer one comes.
+  const auto reader = store_->open_snapshot();
+  ASSERT_TRUE(reader && *reader);
+  ASSERT_TRUE(store_->put_snapshot({.index = 4, .term = 1, .servers = {}, .data = {}}, 4));
+  EXPECT_EQ(files(), 1U);
+  const auto piece = (*reader)->next();
+  ASSERT_TRUE(piece);
+  EXPECT_EQ(*piece, first);
+}
+
+TEST_F(RocksStoreTest, ADamagedSnapshotIsRefusedByItsName) {
+  ASSERT_TRUE(open());
+  ASSERT_TRUE(store_->put_snapshot({.index = 3, .term = 1, .servers = {}, .data = Bytes(1000, std::byte{1})}, 3));
+  store_.reset();
+  fs::path file;
+  for (const auto& e : fs::directory_iterator(directory_)) {
+    if (e.path().filename().string().starts_with("holo-snapshot")) file = e.path();
+  }
+  ASSERT_FALSE(file.empty());
+  std::ifstream in(file, std::ios::binary);
+  const std::string good((std::istreambuf_iterator<char>(in)), {});
+  const auto refused = [&](const std::string& content) {
+    std::ofstream(file, std::ios::binary | std::ios::trunc) << content;
+    if (!open()) return false;
+    const auto read = store_->snapshot();
+    store_.reset();
+    return !read && read.error().code == Errc::corrupt &&
+           read.error().message.find(file.filename().string()) != std::string::npos && !read.error().hint.empty();
+  };
+  for (const std::size_t at : {std::size_t{0}, std::size_t{17}, std::size_t{25}, good.size() / 2, good.size() - 1}) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 16);
+    EXPECT_TRUE(refused(bad)) << "byte " << at;
+  }
+  EXPECT_TRUE(refused(good.substr(0, good.size() - 5)));
+  EXPECT_TRUE(refused(""));
+  fs::remove(file);
+  ASSERT_TRUE(open());
+  const auto missing = store_->snapshot();
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, Errc::corrupt);
 }
 
 TEST_F(RocksStoreTest, ATornTailIsDropped) {
