@@ -18,8 +18,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   env::Request request;
   request.header = std::string(as_text(data.subspan(1, header)));
   request.payload.push_back(Buffer::copy(data.subspan(1 + header)));
-  driver::SnapshotAssembly parts;
-  (void)driver::decode_raft_message(NodeId{7}, request, parts);
-  (void)driver::decode_raft_message(NodeId{7}, request, parts);
+  const auto said = driver::decode_raft_header(request);
+  if (!said) return 0;
+  (void)driver::decode_raft_message(NodeId{7}, *said, request);
+  (void)driver::decode_snapshot_part(*said, request);
+  (void)driver::decode_snapshot(NodeId{7}, *said, 1);
   return 0;
 }
