@@ -19,6 +19,8 @@
 #include <holo/detail/task.hpp>
 #include <holo/error.hpp>
 #include <holo/future.hpp>
+#include <holo/kv.hpp>
+#include <holo/lock.hpp>
 
 namespace holo {
 
@@ -150,6 +152,17 @@ class Cluster {
         return detail::decode<R>(done.results().front());
       });
     }
+  }
+
+  /// The cluster's key-value store.
+  [[nodiscard]] KeyValue kv() const { return KeyValue(session_); }
+  /// Waits in line for the lock `name` (1 to 128 of [A-Za-z0-9._/-]), in the order in which all asked. Errors:
+  /// `deadline_exceeded` (not in LockOptions::wait), `refused` (held, and no waiting), `invalid_argument`, `no_quorum`,
+  /// `unavailable`, `over_limit`, `overloaded` (4,096 wait already).
+  Result<Lock> lock(std::string_view name, LockOptions options = {}) {
+    auto held = session_->lock(name, std::move(options));
+    if (!held) return std::unexpected(std::move(held).error());
+    return Lock(std::move(*held));
   }
 
   /// Nodes that this program's work uses.

@@ -7,4 +7,6 @@
 #include <holo/cluster.hpp>
 #include <holo/error.hpp>
 #include <holo/future.hpp>
+#include <holo/kv.hpp>
+#include <holo/lock.hpp>
 #include <holo/types.hpp>

@@ -30,9 +30,10 @@ inline constexpr Duration kHandshakeDeadline = seconds(5);  // then closed, coun
 inline constexpr std::size_t kMaxCallsPerPeer = 4096;       // above: overloaded
 
 // Control
-inline constexpr std::size_t kMaxNodes = 1024;            // above: over_limit
-inline constexpr std::size_t kMaxCommandBytes = 8 << 20;  // above: over_limit
-inline constexpr std::size_t kMaxPendingCommands = 4096;  // above: overloaded
+inline constexpr std::size_t kMaxNodes = 1024;               // above: over_limit
+inline constexpr std::size_t kMaxInventoryBytes = 16 << 10;  // of a node, signed; above: over_limit
+inline constexpr std::size_t kMaxCommandBytes = 8 << 20;     // above: over_limit
+inline constexpr std::size_t kMaxPendingCommands = 4096;     // above: overloaded
 
 // The key-value service
 inline constexpr std::size_t kMaxKvKeyBytes = 1024;         // above, or none: invalid_argument

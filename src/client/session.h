@@ -61,6 +61,11 @@ class SessionImpl final : public detail::Session, public std::enable_shared_from
   Status free(std::string_view name) override;
   Result<std::vector<RegionFacts>> regions() override;
   std::shared_ptr<detail::Job> start(detail::JobRequest request) override;
+  Result<KvResult> kv_txn(const KvTransaction& transaction) override;
+  Result<detail::KvPageOf> kv_page(const KeyRange& range, const KvReadOptions& options) override;
+  Result<detail::KvEventsOf> kv_events(const KeyRange& range, std::uint64_t from, std::uint32_t skip,
+                                       std::chrono::milliseconds wait) override;
+  Result<std::shared_ptr<detail::HeldLock>> lock(std::string_view name, LockOptions options) override;
   std::uint32_t nodes() const override { return nodes_; }
   std::string node_name() const override { return node_name_; }
 

@@ -63,6 +63,8 @@ struct LogStatus {
   std::uint64_t term = 0;
   LogIndex applied;
   LogIndex committed;
+  LogIndex last;      ///< The newest entry kept here, committed or not.
+  LogIndex snapshot;  ///< The last snapshot of this node covers the entries up to it; 0: there is none.
 };
 
 /// One member as the log's configuration knows it.

@@ -5,8 +5,10 @@
 #include "base/log.h"
 #include "base/seeded_bugs.h"
 #include "base/strings.h"
+#include "core/control/backup.h"
 #include "core/control/results.h"
 #include "node/control_impl.h"
+#include "node/inventory.h"
 
 namespace holo::node {
 namespace {
@@ -18,6 +20,7 @@ constexpr Duration kAttempt =
 constexpr Duration kRetry = milliseconds(30);
 constexpr Duration kHandOver = milliseconds(300);
 constexpr Duration kLongestRetry = milliseconds(500);
+constexpr std::size_t kRestorePart = 512 << 10;  // Of a state that is restored, in one command.
 
 /// After such an error the same command may still succeed, or may have done so.
 bool worth_retrying(Errc code) {
@@ -37,6 +40,7 @@ bool worth_retrying(Errc code) {
 ControlService::Impl::Impl(Ports p, NodeIdentity id)
     : ports(std::move(p)), identity(std::move(id)), plan(membership::HeartbeatConfig{}, identity.id) {
   state.add_observer(this);
+  state.set_inventory_check(&check_inventory);
 }
 
 void ControlService::Impl::make_membership() {
@@ -67,6 +71,7 @@ ControlService::~ControlService() {
   impl_->report_source = nullptr;
   impl_->floors_observers.clear();
   impl_->leave_check = nullptr;
+  impl_->on_fatal = nullptr;
   impl_->log.reset();
 }
 
@@ -85,6 +90,9 @@ WallTime ControlService::log_now() const { return impl_->log ? impl_->log->now()
 void ControlService::peer_lost(NodeId peer) { impl_->swim->peer_lost(peer); }
 std::optional<Error> ControlService::apart() const { return impl_->apart(); }
 const Membership& ControlService::membership() const { return *impl_->swim; }
+std::vector<env::LogMember> ControlService::log_members() const {
+  return impl_->log ? impl_->log->members() : std::vector<env::LogMember>{};
+}
 void ControlService::set_addresses(std::vector<std::string> addresses) {
   impl_->identity.addresses = std::move(addresses);
 }
@@ -102,6 +110,11 @@ Version ControlService::floor(RegionId region) const {
 std::uint64_t ControlService::frames_used(NodeId node) const {
   const auto it = impl_->usage.find(node);
   return it == impl_->usage.end() ? 0 : it->second;
+}
+
+const membership::Health* ControlService::health(NodeId node) const {
+  const auto it = impl_->health.find(node);
+  return it == impl_->health.end() ? nullptr : &it->second;
 }
 
 // ---- Life
@@ -169,7 +182,28 @@ Status ControlService::Impl::begin(bool bootstrap) {
   return {};
 }
 
-Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadline) {
+/// Through the log, so that it does not matter what keeps it, and every later member learns of it as of anything else.
+Task<Status> ControlService::Impl::restore_from(Self me, std::shared_ptr<const Bytes> file, Instant deadline) {
+  HOLO_CO_ASSIGN(backup, control::decode_backup(*file));
+  std::size_t at = 0;
+  for (;;) {
+    const std::size_t size = std::min(kRestorePart, backup.state.size() - at);
+    wire::CommandBody body;
+    body.mutable_restore_part()->set_offset(at);
+    body.mutable_restore_part()->set_bytes(backup.state.data() + at, size);
+    at += size;
+    const bool last = at == backup.state.size();
+    if (last) body.mutable_restore_part()->set_digest(backup.header.digest());
+    HOLO_CO_TRY(co_await propose(me, std::move(body), deadline));
+    if (last) break;
+  }
+  log_info("control", "this cluster goes on from entry ", backup.header.log_index(), " of cluster ",
+           backup.header.name());
+  co_return Status{};
+}
+
+Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadline,
+                                        std::shared_ptr<const Bytes> from) {
   HOLO_CO_ASSIGN(stored, me->ports.store->get(kClusterKey));
   if (stored && !stored->empty()) {
     co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
@@ -183,6 +217,7 @@ Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadl
   body.mutable_cluster_init()->set_name(name);
   *body.mutable_cluster_init()->mutable_node() = me->info();
   HOLO_CO_TRY(co_await propose(me, body, deadline));
+  if (from) HOLO_CO_TRY(co_await restore_from(me, std::move(from), deadline));
   std::vector<wire::NodeInfo> nodes;
   nodes.push_back(me->info());
   HOLO_CO_TRY(me->save_cluster(nodes));
@@ -191,13 +226,16 @@ Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadl
   co_return Status{};
 }
 
-Task<Status> ControlService::init(std::string cluster_name, Instant deadline) {
-  return Impl::init(impl_, std::move(cluster_name), deadline);
+Task<Status> ControlService::init(std::string cluster_name, Instant deadline, std::shared_ptr<const Bytes> from) {
+  return Impl::init(impl_, std::move(cluster_name), deadline, std::move(from));
 }
 Task<Status> ControlService::join(std::string seed, Instant deadline) {
   return Impl::join(impl_, std::move(seed), deadline);
 }
 Task<Status> ControlService::leave(Instant deadline) { return Impl::leave(impl_, deadline); }
+
+Task<Status> ControlService::look_for_twin() { return Impl::look_for_twin(impl_); }
+void ControlService::set_on_fatal(std::function<void(Error)> f) { impl_->on_fatal = std::move(f); }
 
 Status ControlService::resume() {
   HOLO_ASSIGN(stored, impl_->ports.store->get(kClusterKey));

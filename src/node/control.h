@@ -15,6 +15,7 @@
 #include "base/task.h"
 #include "base/time.h"
 #include "core/control/state.h"
+#include "core/membership/health.h"
 #include "env/command_log.h"
 #include "env/entropy.h"
 #include "env/kv_store.h"
@@ -39,6 +40,7 @@ struct NodeIdentity {
   std::string version;
   control::NodePlace place;
   bool witness = false;
+  std::string control_store;  ///< Where this node looks for the log, for people; empty: raft. Alike on every node.
 };
 
 /// Opens the log over `machine`. `bootstrap`: a fresh cluster with this node as its only voter; otherwise the log goes
@@ -70,10 +72,17 @@ class ControlService {
   /// True when this node's store says that it is a member of a cluster: then resume(), else init() or join().
   Result<bool> has_cluster();
   /// Makes a new cluster with this node in it. Errors: `refused` (this node is in a cluster already), `io_error`.
-  Task<Status> init(std::string cluster_name, Instant deadline);
+  /// `from`: what another cluster has kept (control/backup.h, whole and checked); this one goes on from there. Errors
+  /// besides: `corrupt`.
+  Task<Status> init(std::string cluster_name, Instant deadline, std::shared_ptr<const Bytes> from = nullptr);
   /// Enters the cluster that `seed` ("host:port") belongs to; done once this node has applied its own entry as alive.
   /// Errors: `unavailable`, `wrong_key`, `wrong_version`, `deadline_exceeded`, `no_quorum`, `over_limit`, `refused`.
   Task<Status> join(std::string seed, Instant deadline);
+  /// Before resume(): nobody else is this node, or has its name, as far as that can be found out. Takes 1.5 s for an
+  /// address of old at which nobody answers. Errors: `already_exists`.
+  Task<Status> look_for_twin();
+  /// Called when this node must not go on (another agent speaks in its name).
+  void set_on_fatal(std::function<void(Error)> f);
   /// Goes on after a restart. Returns at once; this node is alive again once a leader has heard it (ready()).
   Status resume();
   /// Leaves the cluster for good: drains (see set_leave_check), then NodeLeave. Errors: `refused` with what it still
@@ -101,6 +110,7 @@ class ControlService {
   [[nodiscard]] env::LogStatus log_status() const;
   /// The cluster's time, by which leases end: that of the log (CommandLog::now), not of any wall clock.
   [[nodiscard]] WallTime log_now() const;
+  [[nodiscard]] std::vector<env::LogMember> log_members() const;
 
   /// Appends a command and returns its result once applied here. Retries until `deadline`, across leaders, without
   /// acting twice. A command that the state refuses gives that error. Errors besides: `deadline_exceeded` and
@@ -138,6 +148,8 @@ class ControlService {
   void on_floors(std::function<void()> f);
   /// As heard through the leader; 0 when unknown.
   [[nodiscard]] std::uint64_t frames_used(NodeId node) const;
+  /// As heard through the leader; null when unknown.
+  [[nodiscard]] const membership::Health* health(NodeId node) const;
 
   /// Asked by leave() after the node is draining; returns once nothing here is a last copy, or `refused` saying what
   /// is. Without one, the state alone decides.

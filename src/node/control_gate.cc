@@ -109,6 +109,7 @@ Task<Status> ControlService::Impl::inquire(Self me, NodeId from, PeerMessage typ
     HOLO_CO_TRY(co_await waiting);
   }
   if (me->admits(from, type)) co_return Status{};
+  if (!me->log) co_return std::unexpected(not_known_yet(from));  // It is only about to begin.
   co_return std::unexpected(not_a_member(from));
 }
 
@@ -174,6 +175,9 @@ Task<Result<env::Reply>> ControlService::Impl::on_member_query(Self me, env::Req
   // One that is joining knows the node that it asked, and nothing of the cluster.
   reply.set_member(me->introduced_until != kJoining && me->is_member(NodeId{query.node()}));
   reply.set_log_index(std::max(me->state.applied(), me->introduced_until).value);
+  if (const control::NodeRecord* n = me->state.node(NodeId{query.node()}); n != nullptr && n->alive()) {
+    for (const std::string& a : n->addresses) reply.add_addresses(a);
+  }
   env::Reply out;
   out.header = reply.SerializeAsString();
   co_return out;

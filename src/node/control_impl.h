@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/membership/health.h"
 #include "core/membership/heartbeat.h"
 #include "core/membership/voters.h"
 #include "node/control.h"
@@ -46,8 +47,15 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   [[nodiscard]] env::LogStatus log_status() const { return log ? log->status() : env::LogStatus{}; }
   [[nodiscard]] bool leads() const { return log && log->status().role == env::LogRole::leader; }
   void make_membership();
-  static Task<Status> init(Self me, std::string name, Instant deadline);
+  static Task<Status> init(Self me, std::string name, Instant deadline, std::shared_ptr<const Bytes> from);
+  static Task<Status> restore_from(Self me, std::shared_ptr<const Bytes> file, Instant deadline);
   static Task<Status> stop(Self me);
+
+  // ---- One identity, one agent (control_twin.cc)
+  static Task<Status> look_for_twin(Self me);
+  static Task<std::vector<std::string>> ask_where(Self me, std::string address);
+  static Task<bool> is_own(Self me, std::string address);
+  void count_fencing();
 
   // ---- Who is served (control_gate.cc)
   void guard_peers();
@@ -95,6 +103,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<Result<bool>> reconcile_once(Self me);
   static Task<void> admit(Self me, wire::NodeInfo node, bool alive);
   Result<wire::HeartbeatReply> hear(NodeId from, const wire::Heartbeat& beat);
+  void take_usage(NodeId node, std::uint64_t frames_used, const wire::NodeHealth& said);
   void take_reply(const wire::HeartbeatReply& reply);
   [[nodiscard]] wire::Heartbeat make_beat() const;
   void compute_floors();
@@ -117,6 +126,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::function<wire::NodeReport()> report_source;
   std::vector<std::function<void()>> floors_observers;
   std::function<Task<Status>(Instant)> leave_check;
+  std::function<void(Error)> on_fatal;
+  std::vector<Instant> fenced_at;  ///< Of late.
 
   // Proposals
   std::uint64_t next_sequence = 1;
@@ -155,7 +166,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::string saved_cluster;                   ///< As last written to the store.
   std::map<NodeId, wire::NodeReport> reports;  ///< Leader: the newest of each live incarnation.
   std::map<NodeId, std::uint64_t> report_incarnations;
-  std::map<NodeId, std::uint64_t> usage;  ///< Frames used, as heard.
+  std::map<NodeId, std::uint64_t> usage;        ///< Frames used, as heard.
+  std::map<NodeId, membership::Health> health;  ///< As heard.
   std::map<RegionId, Version> floors;
   std::set<NodeId> admitting;           ///< Leader: a proposal about this node is under way.
   std::map<NodeId, bool> alive_before;  ///< As nodes_changed() saw them last.

@@ -106,6 +106,7 @@ void ControlService::Impl::nodes_changed() {
   for (const auto& [id, n] : state.nodes()) {
     if (n.state == NodeState::left) {
       usage.erase(id);
+      health.erase(id);
       if (id != identity.id) ports.transport->disconnect(id);
       continue;
     }
@@ -196,8 +197,20 @@ Task<void> ControlService::Impl::beat(Self me, NodeId to) {
   me->take_reply(reply);
 }
 
+void ControlService::Impl::take_usage(NodeId node, std::uint64_t frames_used, const wire::NodeHealth& said) {
+  constexpr int kMaxReasons = 5;
+  constexpr std::size_t kMaxReason = 200;
+  usage[node] = frames_used;
+  membership::Health& known = health[node];
+  known.score = std::min(said.score(), 100U);
+  known.reasons.clear();
+  for (int i = 0; i < std::min(said.reasons_size(), kMaxReasons); ++i) {
+    known.reasons.push_back(said.reasons(i).substr(0, kMaxReason));
+  }
+}
+
 void ControlService::Impl::take_reply(const wire::HeartbeatReply& reply) {
-  for (const wire::NodeUsage& u : reply.usage()) usage[NodeId{u.node()}] = u.frames_used_bytes();
+  for (const wire::NodeUsage& u : reply.usage()) take_usage(NodeId{u.node()}, u.frames_used_bytes(), u.health());
   raise_floors(reply.floors());
   if (reply.fenced()) return_anew();
 }
@@ -206,6 +219,7 @@ void ControlService::Impl::take_reply(const wire::HeartbeatReply& reply) {
 void ControlService::Impl::return_anew() {
   log_warn("membership", "the cluster had declared this node dead; it returns under a new incarnation");
   if (const Status s = next_incarnation(); !s) log_error("membership", s.error().to_string());
+  count_fencing();
 }
 
 void ControlService::Impl::raise_floors(const google::protobuf::RepeatedPtrField<wire::RegionVersion>& raised) {
@@ -267,8 +281,10 @@ Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire:
   if (beat.condemned_size() != 0) count_votes();
   reports[from] = beat.report();
   report_incarnations[from] = said;
-  if (!same_facts(*known, beat.node()) && admitting.insert(from).second) {
-    ports.loop->spawn(admit(shared_from_this(), beat.node(), false));
+  wire::NodeInfo facts = beat.node();
+  if (state.name_taken(facts.name(), from)) facts.set_name(known->name);  // It keeps the one it has.
+  if (!same_facts(*known, facts) && admitting.insert(from).second) {
+    ports.loop->spawn(admit(shared_from_this(), facts, false));
   }
   compute_floors();
   for (const auto& [region, version] : floors) {
@@ -280,6 +296,7 @@ Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire:
     auto* u = reply.add_usage();
     u->set_node(id.value);
     u->set_frames_used_bytes(report.frames_used_bytes());
+    if (report.has_health()) *u->mutable_health() = report.health();
   }
   return reply;
 }
@@ -526,6 +543,7 @@ Task<Status> ControlService::Impl::join(Self me, std::string seed, Instant deadl
   for (;;) {
     wire::JoinRequest ask;
     *ask.mutable_node() = me->info();
+    ask.set_control_store(me->identity.control_store);
     env::Request request = request_of(PeerMessage::join, ask.SerializeAsString());
     const env::CallOptions options = control_call(std::min(deadline, me->now() + kServeJoin));
     auto answer = co_await me->ports.transport->call(peer->node, std::move(request), options);
@@ -569,6 +587,13 @@ Task<Result<env::Reply>> ControlService::Impl::on_join(Self me, NodeId from, env
   if (ask.forwarded() ? !member : node != from) co_return malformed();
   if (!me->log || !me->state.cluster())
     co_return fail(Errc::refused, "this node is in no cluster itself", "holo init there first");
+  if (ask.control_store() != me->identity.control_store) {
+    const auto shown = [](const std::string& store) { return store.empty() ? std::string("raft") : store; };
+    co_return fail(Errc::refused,
+                   str("this cluster keeps its control state in ", shown(me->identity.control_store), ", and node ",
+                       ask.node().name(), " is set to ", shown(ask.control_store())),
+                   "--control-store, --control-endpoints and --control-prefix have to be those of the other nodes");
+  }
   const Instant deadline = me->now() + kServeJoin;
   if (!me->leads()) {
     const NodeId leader = me->log->status().leader;

@@ -90,6 +90,7 @@ void Node::build_services() {
   self.version = config_.version;
   self.place = config_.place;
   self.witness = config_.witness;
+  self.control_store = config_.control_store;
   ControlService::Ports control_ports;
   control_ports.loop = &ports_.loop;
   control_ports.transport = bus_.get();
@@ -132,6 +133,9 @@ void Node::build_services() {
       entry->set_region(lowest.region.value);
       entry->set_version(lowest.version.value);
     }
+    const membership::Health& health = health_->health();
+    report.mutable_health()->set_score(health.score);
+    for (const std::string& reason : health.reasons) report.mutable_health()->add_reasons(reason);
     return report;
   });
   bus_->on_peer_lost([this](NodeId peer, const Error&) { control_->peer_lost(peer); });
@@ -139,9 +143,31 @@ void Node::build_services() {
   control_->register_local(api_);
   kv_ = std::make_unique<KvService>(ports_.loop, *control_, api_);
   leases_ = std::make_unique<LeaseService>(ports_.loop, *control_, api_);
+  control_admin_ = std::make_unique<ControlAdmin>(ports_.loop, *bus_, *control_, config_.version, api_);
   memory_->serve_local(api_);
   compute_->serve_local(api_);
   trust_->start(*bus_, *control_, api_);
+  inventory_ = std::make_unique<InventoryService>(
+      InventoryService::Ports{.loop = &ports_.loop,
+                              .control = control_.get(),
+                              .identity = [this] { return trust_->session()->handshake->identity; },
+                              .look = config_.inventory},
+      api_);
+  health_ = std::make_unique<HealthService>(HealthService::Ports{
+      .loop = &ports_.loop, .look = config_.reading, .unanswered = [this] { return unanswered(); }});
+}
+
+/// By the second worst of the others: that one of them is away says nothing about this node.
+std::uint64_t Node::unanswered() const {
+  std::uint64_t worst = 0, second = 0;
+  for (const PeerStatus& p : bus_->peers()) {
+    const auto& failed = p.classes[static_cast<std::size_t>(env::StreamClass::control)].failed;
+    const auto late = failed.find(Errc::deadline_exceeded);
+    const std::uint64_t n = late == failed.end() ? 0 : late->second;
+    second = std::max(second, std::min(n, worst));
+    worst = std::max(n, worst);
+  }
+  return second;
 }
 
 void Node::serve_admin() {
@@ -203,11 +229,13 @@ wire::HelloReply Node::describe(const LocalSession& session) const {
 Task<Status> Node::serve_processes() {
   HOLO_CO_TRY(co_await memory_->start());
   if (!config_.socket_path.empty()) HOLO_CO_TRY(ports_.local.listen(config_.socket_path));
+  inventory_->start();
+  health_->start();
   co_return Status{};
 }
 
-Task<Status> Node::begin_init(std::string cluster_name, Instant deadline) {
-  HOLO_CO_TRY(co_await control_->init(std::move(cluster_name), deadline));
+Task<Status> Node::begin_init(std::string cluster_name, Instant deadline, std::shared_ptr<const Bytes> from) {
+  HOLO_CO_TRY(co_await control_->init(std::move(cluster_name), deadline, std::move(from)));
   co_return co_await serve_processes();
 }
 
@@ -217,6 +245,7 @@ Task<Status> Node::begin_join(std::string seed, Instant deadline) {
 }
 
 Task<Status> Node::begin_resume() {
+  HOLO_CO_TRY(co_await control_->look_for_twin());
   HOLO_CO_TRY(control_->resume());
   co_return co_await serve_processes();
 }
@@ -287,6 +316,7 @@ std::string Node::status_json() const {
                             .links = bus_->links(),
                             .peers = bus_->peers(),
                             .handshakes = bus_->handshakes(),
+                            .health = health_->health(),
                             .sessions = gate_->sessions(),
                             .now = ports_.loop.now()});
 }

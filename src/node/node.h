@@ -20,6 +20,9 @@
 #include "node/bus.h"
 #include "node/compute.h"
 #include "node/control.h"
+#include "node/control_admin.h"
+#include "node/health.h"
+#include "node/inventory.h"
 #include "node/kv.h"
 #include "node/leases.h"
 #include "node/local_gate.h"
@@ -35,9 +38,13 @@ struct NodeConfig {
   std::vector<std::string> advertise;  ///< What others dial; none: the bound address; port 0: the bound port.
   std::uint32_t cores = 1;
   double speed = 1;
-  control::NodePlace place;          ///< Zone, host, rack, labels.
-  bool witness = false;              ///< As it joins: votes, holds no pages, runs no tasks.
-  std::string version;               ///< Of holo, for `status`.
+  control::NodePlace place;   ///< Zone, host, rack, labels.
+  bool witness = false;       ///< As it joins: votes, holds no pages, runs no tasks.
+  std::string control_store;  ///< See NodeIdentity.
+  std::string version;        ///< Of holo, for `status`.
+  /// Look at the machine; block, on a helper thread. Null: nothing is known of it.
+  std::function<Result<wire::Inventory>()> inventory;
+  std::function<env::MachineReading()> reading;
   std::string socket_path;           ///< Where local processes connect; empty: they are only adopted.
   std::string settings_json = "{}";  ///< What CONFIG_SHOW answers.
   /// As remembered from the last run; what `status` shows until the log tells (which takes a quorum).
@@ -91,7 +98,7 @@ class Node {
   Result<bool> has_cluster() { return control_->has_cluster(); }
 
   /// Makes a new cluster. Errors: as ControlService::init; those of LocalServer::listen.
-  Task<Status> begin_init(std::string cluster_name, Instant deadline);
+  Task<Status> begin_init(std::string cluster_name, Instant deadline, std::shared_ptr<const Bytes> from = nullptr);
   /// Enters the cluster of `seed`. Errors: as ControlService::join; those of LocalServer::listen.
   Task<Status> begin_join(std::string seed, Instant deadline);
   /// Goes on after a restart; answers local processes when this returns, whether or not others are reachable. Errors:
@@ -109,6 +116,9 @@ class Node {
   /// Called when a local process asked for the end (STOP), or after this node has left its cluster.
   void on_end(std::function<void(bool left_cluster)> f) { on_end_ = std::move(f); }
 
+  /// Called when this node must not go on, and should end with that error.
+  void on_fatal(std::function<void(Error)> f) { control_->set_on_fatal(std::move(f)); }
+
   /// This machine has other addresses: `advertise` is what others dial from now on, as in the configuration.
   void addresses_changed(const std::vector<std::string>& advertise);
 
@@ -123,6 +133,7 @@ class Node {
   void build_services();
   Result<std::string> change_qlog(const LocalRequest& request);
   void serve_admin();
+  [[nodiscard]] std::uint64_t unanswered() const;
   [[nodiscard]] wire::HelloReply describe(const LocalSession& session) const;
   /// The local socket opens, and the pages that were kept are read.
   Task<Status> serve_processes();
@@ -144,6 +155,9 @@ class Node {
   LocalApi api_;
   std::unique_ptr<KvService> kv_;
   std::unique_ptr<LeaseService> leases_;
+  std::unique_ptr<ControlAdmin> control_admin_;
+  std::unique_ptr<InventoryService> inventory_;
+  std::unique_ptr<HealthService> health_;
   std::unique_ptr<LocalGate> gate_;
   bool stopped_ = false;
   bool keeping_pages_ = false;

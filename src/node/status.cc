@@ -1,6 +1,9 @@
 #include "node/status.h"
 
+#include <algorithm>
 #include <array>
+#include <tuple>
+#include <vector>
 
 #include "base/strings.h"
 #include "node/json.h"
@@ -31,6 +34,7 @@ void write_cluster(JsonWriter& w, const StatusSources& s) {
     const auto apart = s.control.apart();
     w.field("primary", !apart.has_value());
     w.field("primary_reason", apart ? apart->message : std::string());
+    w.field("inventories_refused", state.inventories_refused());
     w.key("refused");
     w.object([&] {
       w.field("wrong_key", s.refused.wrong_key);
@@ -80,10 +84,16 @@ void write_membership(JsonWriter& w, const StatusSources& s) {
 void write_nodes(JsonWriter& w, const StatusSources& s) {
   w.key("nodes");
   w.array([&] {
-    for (const auto& [id, node] : s.control.state().nodes()) {
+    std::vector<const control::NodeRecord*> nodes;
+    for (const auto& [id, node] : s.control.state().nodes()) nodes.push_back(&node);
+    std::ranges::sort(nodes,
+                      [](const auto* a, const auto* b) { return std::tie(a->name, a->id) < std::tie(b->name, b->id); });
+    for (const auto* record : nodes) {
+      const control::NodeRecord& node = *record;
+      const NodeId id = node.id;
       const bool here = id == s.control.self();
       w.object([&] {
-        w.field("id", to_hex(id.value));  // NOLINT(clang-analyzer-core.NullDereference): it is a key of the map.
+        w.field("id", to_hex(id.value));
         w.field("name", node.name);
         w.field("address", node.addresses.empty() ? std::string() : node.addresses.front());
         w.key("addresses");
@@ -106,6 +116,15 @@ void write_nodes(JsonWriter& w, const StatusSources& s) {
         w.field("frames_used_bytes", here ? s.memory.frames_used_bytes : s.control.frames_used(id));
         w.field("reserved_bytes", node.reserved_bytes);
         w.field("speed", node.speed);
+        const membership::Health* health = here ? &s.health : s.control.health(id);
+        if (health != nullptr) {
+          w.field("health", health->score);
+          w.key("health_reasons");
+          w.array([&] {
+            for (const std::string& reason : health->reasons) w.value(reason);
+          });
+        }
+        w.field("inventory_ms", node.inventory_ms);
         w.field("version", node.version);
         w.field("incarnation", node.incarnation);
         write_seen(w, s, node);

@@ -22,6 +22,7 @@ struct StatusSources {
   std::vector<LinkStatus> links;
   std::vector<PeerStatus> peers;
   HandshakeFigures handshakes;
+  membership::Health health;  ///< This node's.
   std::size_t sessions = 0;
   Instant now;
 };

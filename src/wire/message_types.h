@@ -35,8 +35,9 @@ enum class PeerMessage : std::uint16_t {
   // trust
   key_change = 60,  // KeyChange -> empty: `holo key ... --all`
   // sight
-  ping = 70,        // empty + up to 64 KiB -> the same: `holo ping`
-  link_bench = 71,  // how many bytes, u64 little-endian -> that many, up to 1 MiB: `holo bench link --cluster`
+  ping = 70,              // empty + up to 64 KiB -> the same: `holo ping`
+  link_bench = 71,        // how many bytes, u64 little-endian -> that many, up to 1 MiB: `holo bench link --cluster`
+  control_progress = 72,  // empty -> ControlProgress: how far is your copy of the log?
 };
 
 /// Whom a request is served: a handshake proves who asks, not that it belongs to the cluster.

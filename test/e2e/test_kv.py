@@ -3,7 +3,7 @@
 import json
 import threading
 
-from holo_e2e import HOLO, USAGE, wait_until
+from holo_e2e import EXAMPLES, HOLO, USAGE, wait_until
 
 NODES = ("node1", "node2", "node3", "node4")
 
@@ -183,3 +183,13 @@ def test_without_a_majority_only_stale_reads_are_answered(home):
     home.refused(*on("node1", "kv", "get", "a"), timeout=90)
     home.refused(*on("node1", "kv", "put", "a", "2"), timeout=90)
     assert home.ok(*on("node1", "kv", "get", "a", "--stale")) == "1\n"
+
+
+def test_the_example_counts_from_every_node(cluster):
+    running = [cluster.start(HOLO, *on(n, "run"), EXAMPLES / "counter", "--times", "25") for n in NODES]
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err + cluster.logs()
+    assert cluster.ok("kv", "get", "counter").strip() == "100"
+    assert cluster.ok("kv", "get", "counter/summary").startswith("up to ")
+    assert cluster.json("locks") == []

@@ -25,7 +25,7 @@ REQUESTS = {
     "confirm_term": 13, "log_lost": 14, "propose_many": 15, "page_fetch": 20,
     "page_stage": 21, "page_backup": 22,
     "txn_abort": 23, "txn_status": 24, "staged_query": 30, "task_run": 40, "task_done": 41, "task_cancel": 42, "binary_fetch": 43, "worker_output": 44,
-    "program_end": 45, "key_change": 60, "ping": 70, "link_bench": 71,
+    "program_end": 45, "key_change": 60, "ping": 70, "link_bench": 71, "control_progress": 72,
 }  # fmt: skip
 
 # Types of FieldDescriptorProto.

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include <holo/error.hpp>
+#include <holo/kv.hpp>
+#include <holo/lock.hpp>
 #include <holo/types.hpp>
 
 namespace holo::detail {
@@ -87,6 +89,30 @@ struct JobRequest {
   std::string label;
 };
 
+/// A lock that is held, until release() or the end of the object. Thread: any.
+class HeldLock {
+ public:
+  virtual ~HeldLock() = default;
+  virtual const std::string& name() const = 0;
+  virtual std::uint64_t token() const = 0;
+  virtual std::uint64_t lease() const = 0;
+  virtual bool lost() const = 0;
+  virtual Status release() = 0;
+};
+
+/// One answer to a read of keys.
+struct KvPageOf {
+  std::vector<KvPair> pairs;
+  std::uint64_t revision = 0;
+  std::string next;  ///< Where to go on; empty: that was all.
+};
+/// What a watch has seen, and where it goes on.
+struct KvEventsOf {
+  std::vector<KvEvent> events;
+  std::uint64_t from = 0;
+  std::uint32_t skip = 0;
+};
+
 class Session {
  public:
   virtual ~Session() = default;
@@ -103,6 +129,11 @@ class Session {
   virtual Status free(std::string_view name) = 0;
   virtual Result<std::vector<RegionFacts>> regions() = 0;
   virtual std::shared_ptr<Job> start(JobRequest request) = 0;  ///< Never null; a job that could not start has failed.
+  virtual Result<KvResult> kv_txn(const KvTransaction& transaction) = 0;
+  virtual Result<KvPageOf> kv_page(const KeyRange& range, const KvReadOptions& options) = 0;
+  virtual Result<KvEventsOf> kv_events(const KeyRange& range, std::uint64_t from, std::uint32_t skip,
+                                       std::chrono::milliseconds wait) = 0;
+  virtual Result<std::shared_ptr<HeldLock>> lock(std::string_view name, LockOptions options) = 0;
   virtual std::uint32_t nodes() const = 0;
   virtual std::string node_name() const = 0;
 };

@@ -12,14 +12,18 @@
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "cmd/holo/cpu_score.h"
 #include "cmd/holo/machine.h"
 #include "cmd/holo/units.h"
+#include "driver/etcd/etcd_log.h"
+#include "driver/hwloc/topology.h"
 #include "driver/log/text_log.h"
 #include "driver/posix/address_watch.h"
 #include "driver/posix/agent_registry.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/posix/cpu_group.h"
 #include "driver/posix/local_socket.h"
+#include "driver/posix/machine_reading.h"
 #include "driver/posix/os_entropy.h"
 #include "driver/posix/process.h"
 #include "driver/posix/tcp.h"
@@ -36,6 +40,8 @@ namespace holo::cmd {
 namespace {
 
 constexpr Duration kBeginLimit = seconds(15);
+constexpr Duration kRestoreLimit = seconds(280);
+constexpr std::size_t kMaxBackupFile = std::size_t{INT32_MAX} + 8192;
 constexpr Duration kStopLimit = milliseconds(1800);  // SIGTERM ends an agent within 2 s, whatever hangs; but pages that
 constexpr Duration kKeepCheck = milliseconds(50);    // are being written are not thrown away for that.
 constexpr Duration kDrainLimit = milliseconds(200);
@@ -161,7 +167,8 @@ class Agent {
     driver::SignalWatch signals(loop_, {SIGTERM, SIGINT}, [this](int) { end(); });
     loop_.post([this] { loop_.spawn(live(this)); });
     loop_.run();
-    (void)driver::withdraw_agent(record_);  // What is left of it counts as crashed.
+    // What is left of it counts as crashed. One that never got so far may have found another agent in its place.
+    if (published_) (void)driver::withdraw_agent(record_);
     node_.reset();
     log_.reset();  // Before its directory may go.
     if (left_cluster_) HOLO_TRY(state_.forget_cluster());
@@ -190,12 +197,21 @@ class Agent {
             .faults = faults_,
             .processes = processes_,
             .local = local_,
-            .open_log =
-                [this](env::Transport& transport, env::StateMachine& machine, node::LogOptions options) {
-                  driver::RaftLogPorts ports{
-                      .loop = &loop_, .transport = &transport, .entropy = &entropy_, .store = log_};
-                  return driver::open_raft_log(ports, machine, {.self = options.self, .bootstrap = options.bootstrap});
-                },
+            .open_log = [this](env::Transport& transport, env::StateMachine& machine,
+                               node::LogOptions options) -> Result<std::unique_ptr<env::CommandLog>> {
+              if (config_.control_store == "etcd") {
+                return driver::open_etcd_log({.loop = &loop_, .entropy = &entropy_}, machine,
+                                             {.self = options.self,
+                                              .bootstrap = options.bootstrap,
+                                              .endpoints = {.urls = config_.control_endpoints,
+                                                            .ca_file = config_.control_ca,
+                                                            .certificate_file = config_.control_certificate,
+                                                            .key_file = config_.control_key},
+                                              .prefix = config_.control_prefix});
+              }
+              driver::RaftLogPorts ports{.loop = &loop_, .transport = &transport, .entropy = &entropy_, .store = log_};
+              return driver::open_raft_log(ports, machine, {.self = options.self, .bootstrap = options.bootstrap});
+            },
             .socket_pair = []() -> Result<std::pair<env::Fd, env::Fd>> {
               HOLO_ASSIGN(pair, driver::make_socket_pair());
               return std::pair(std::move(pair.first), std::move(pair.second));
@@ -214,9 +230,21 @@ class Agent {
     out.listen = config_.listen;
     out.advertise = advertise(config_);
     out.cores = core_count();
-    out.speed = measure_speed();
+    const wire::CpuScore score = cpu_score(config_.state_dir);
+    out.speed = score.speed();
+    out.inventory = [score]() -> Result<wire::Inventory> {
+      HOLO_ASSIGN(inventory, driver::read_inventory());
+      *inventory.mutable_score() = score;
+      return inventory;
+    };
+    out.reading = [facts = facts_.get(), log = log_] {
+      env::MachineReading reading = driver::read_machine();
+      reading.disk_failing = facts->failing() || log->failing();
+      return reading;
+    };
     out.place = config_.place;
     out.witness = config_.witness;
+    if (config_.control_store == "etcd") out.control_store = str("etcd, under holo/", config_.control_prefix, "/");
     out.version = HOLO_VERSION;
     record_.node_id = to_hex(session->handshake->identity.node().value);
     out.socket_path = driver::agent_socket_path(config_.state_dir, record_.node_id);
@@ -260,6 +288,11 @@ class Agent {
       end();
     });
     HOLO_CO_TRY(node_->open());
+    node_->on_fatal([this](Error error) {
+      log_error("agent", error.to_string());
+      if (!failure_) failure_ = Failure(std::move(error));
+      end();
+    });
     HOLO_CO_ASSIGN(member, node_->has_cluster());
     const Instant deadline = loop_.now() + kBeginLimit;
     if (member) {
@@ -267,7 +300,14 @@ class Agent {
     } else if (membership_.pending.starts_with("join ")) {
       HOLO_CO_TRY(co_await node_->begin_join(membership_.pending.substr(5), deadline));
     } else {
-      HOLO_CO_TRY(co_await node_->begin_init(membership_.name, deadline));
+      std::shared_ptr<const Bytes> from;
+      if (membership_.pending == "restore") {
+        HOLO_CO_ASSIGN(file, driver::read_file(state_.restore_file(), kMaxBackupFile));
+        from = std::make_shared<const Bytes>(std::move(file));
+      }
+      const Instant limit = from ? loop_.now() + kRestoreLimit : deadline;
+      HOLO_CO_TRY(co_await node_->begin_init(membership_.name, limit, std::move(from)));
+      HOLO_CO_TRY(driver::remove_file(state_.restore_file()));
     }
     const auto& state = node_->control().state();
     if (!membership_.pending.empty()) {
@@ -282,6 +322,7 @@ class Agent {
     record_.node_name = config_.name;
     record_.pid = ::getpid();
     HOLO_CO_TRY(driver::publish_agent(record_));
+    published_ = true;
     log_info("agent", "node ", config_.name, " (", record_.node_id, ") of cluster ", membership_.name, " listens on ",
              node_->listen_address());
     hooks_.ready.answering(node_->listen_address());
@@ -339,7 +380,7 @@ class Agent {
   hyperbus::TrustBook book_;  ///< Until the node has it.
   driver::AgentRecord record_;
   std::optional<Failure> failure_;
-  bool ending_ = false, left_cluster_ = false;
+  bool ending_ = false, left_cluster_ = false, published_ = false;
 
   driver::AsioLoop loop_;
   driver::OsEntropy entropy_;

@@ -52,6 +52,13 @@ Result<std::string> AgentLink::call(wire::LocalMessage type, const google::proto
   return std::move(reply.header);
 }
 
+Result<Bytes> AgentLink::payload(wire::LocalMessage type, const google::protobuf::MessageLite& request,
+                                 Duration timeout) {
+  const auto header = request.SerializeAsString();
+  HOLO_ASSIGN(reply, client_->call({.type = static_cast<std::uint16_t>(type), .header = header, .timeout = timeout}));
+  return std::move(reply.payload);
+}
+
 Result<nlohmann::json> AgentLink::json(wire::LocalMessage type) { return json(type, wire::Empty(), kShortCall); }
 
 Result<nlohmann::json> AgentLink::json(wire::LocalMessage type, const google::protobuf::MessageLite& request,

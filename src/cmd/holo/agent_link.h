@@ -31,6 +31,8 @@ class AgentLink {
 
   /// Errors: what the agent answers; `unavailable` when it is gone.
   Result<std::string> call(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);
+  /// The same; what follows the answer's header.
+  Result<Bytes> payload(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);
   template <class Reply>
   Result<Reply> call_for(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout) {
     HOLO_ASSIGN(header, call(type, request, timeout));

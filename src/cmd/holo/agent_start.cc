@@ -41,7 +41,7 @@ Outcome<void> prepare_start(const std::string& state_dir, ClusterMembership want
                     state.path()));
   }
   HOLO_ASSIGN(identity, state.identity());
-  if (wanted.trust == hyperbus::TrustMode::roots && wanted.pending == "init") {
+  if (wanted.trust == hyperbus::TrustMode::roots && !wanted.pending.starts_with("join")) {
     HOLO_ASSIGN(root, state.root_key());
     wanted.certificate = sign_identity(root, identity.chain(), {});
   }

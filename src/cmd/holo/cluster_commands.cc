@@ -11,6 +11,8 @@
 #include "cmd/holo/command_line.h"
 #include "cmd/holo/placement_commands.h"
 #include "cmd/holo/units.h"
+#include "core/control/backup.h"
+#include "core/control/state.h"
 #include "driver/posix/files.h"
 #include "driver/posix/os_entropy.h"
 #include "wire/placement.pb.h"
@@ -19,6 +21,7 @@ namespace holo::cmd {
 namespace {
 
 constexpr Duration kStartLimit = seconds(30);
+constexpr Duration kRestoreLimit = seconds(300);
 constexpr Duration kLeaveLimit = seconds(70);
 constexpr Duration kAskLimit = seconds(30);
 constexpr std::size_t kMaxKeyFile = 4096;
@@ -26,7 +29,8 @@ constexpr std::size_t kMaxKeyFile = 4096;
 struct StartOptions {
   AgentOptions agent;
   std::string cluster_name = "holo", address, key, key_file, certificate, certificate_file;
-  bool foreground = false, json = false;
+  std::string restore;
+  bool foreground = false, json = false, named = false, rename = false;
 };
 
 /// What the caller gave of the key. Every way that does not end in a whole key is wrong usage.
@@ -110,11 +114,11 @@ void show_pins(const nlohmann::json& trust) {
   }
 }
 
-Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions& agent) {
+Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions& agent, Duration limit = kStartLimit) {
   std::vector<std::string> args;
   if (!agent.sources.config_file.empty()) args = {"--config", agent.sources.config_file};
   HOLO_ASSIGN(background, start_agent(loaded.config, args));
-  auto alive = background.wait(AgentStage::alive, kStartLimit);
+  auto alive = background.wait(AgentStage::alive, limit);
   if (!alive) {
     background.abandon();
     forget_failed_start(loaded.config.state_dir);
@@ -122,21 +126,69 @@ Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions
   return alive;
 }
 
+/// What a file made by holo control snapshot holds, checked to the last byte.
+Outcome<Bytes> read_backup(StartOptions& o) {
+  auto file = driver::read_file(o.restore, std::size_t{control::kMaxBackupState} + 2 * control::kMaxBackupHeader);
+  if (!file) {
+    return fail(file.error().code, str("cannot read ", o.restore, ": ", file.error().message), file.error().hint);
+  }
+  const auto backup = control::decode_backup(*file);
+  if (!backup) return fail(backup.error().code, str(o.restore, ": ", backup.error().message), backup.error().hint);
+  const std::string& was = backup->header.name();
+  if (o.named && o.cluster_name != was && !o.rename) {
+    return fail(
+        Errc::refused,
+        str(o.restore, " is of cluster ", was, " (", to_hex(backup->header.cluster()), "), not of ", o.cluster_name),
+        "give that one's file, or --rename if this is what you want");
+  }
+  if (!o.named) o.cluster_name = was;
+  return std::move(*file);
+}
+
+/// What is not in the file: the pages. Whoever reads one that was written is told that it is lost.
+void tell_restored(ByteSpan file, bool json) {
+  const auto backup = control::decode_backup(file);
+  control::State state;
+  if (!backup || !state.restore(LogIndex{backup->header.log_index()}, backup->state)) return;
+  std::string lost;
+  for (const RegionId id : state.regions()) {
+    std::uint64_t pages = 0;
+    state.for_each_written(id, [&](control::PageRange p, Version) { pages += p.count; });
+    if (pages > 0) lost += str(lost.empty() ? "" : ", ", state.region(id)->name, " (", pages, " pages)");
+  }
+  if (json) return;
+  std::cerr << "holo: restored cluster " << state.cluster_name() << " as of entry " << backup->header.log_index()
+            << ": " << state.keys().keys() << " keys, " << state.regions().size() << " regions\n";
+  if (!lost.empty()) std::cerr << "holo: pages are not part of a snapshot; lost in: " << lost << "\n";
+}
+
 Outcome<int> init(StartOptions& o) {
+  Bytes from;
+  if (!o.restore.empty()) {
+    HOLO_ASSIGN(file, read_backup(o));
+    from = std::move(file);
+  }
   if (auto named = check_name("a cluster's name", o.cluster_name); !named) return usage(named.error());
   HOLO_ASSIGN(loaded, load_config(o.agent.sources));
   driver::OsEntropy entropy;
-  ClusterMembership wanted{
-      .id = {}, .name = o.cluster_name, .trust = loaded.config.trust, .certificate = {}, .pending = "init"};
+  ClusterMembership wanted{.id = {},
+                           .name = o.cluster_name,
+                           .trust = loaded.config.trust,
+                           .certificate = {},
+                           .pending = from.empty() ? "init" : "restore"};
   if (wanted.trust == hyperbus::TrustMode::psk) wanted.keys.push_back(crypto::random_secret<32>(entropy));
   HOLO_TRY(prepare_start(loaded.config.state_dir, wanted));
+  if (!from.empty()) {
+    HOLO_TRY(driver::write_file_atomically(loaded.config.state_dir + "/restore.snapshot", from));
+  }
   HOLO_TRY(keep_flags(loaded, o.agent));
   const auto show = [&](const std::string& address) { print_join(o, loaded.config.state_dir, address, wanted); };
   if (o.foreground) {
     HOLO_ASSIGN(again, load_config(o.agent.sources));  // With what prepare() wrote.
     return run_agent(again, {.ready = ReadyPipe(), .on_alive = show});
   }
-  HOLO_TRY(start_in_background(loaded, o.agent));
+  HOLO_TRY(start_in_background(loaded, o.agent, from.empty() ? kStartLimit : kRestoreLimit));
+  if (!from.empty()) tell_restored(from, o.json);
   HOLO_ASSIGN(address, advertised_address(loaded.config.state_dir));
   show(address);
   return kDone;
@@ -218,6 +270,20 @@ Outcome<int> leave(const LeaveOptions& o) {
   return kDone;
 }
 
+void add_start_options(CLI::App& app, StartOptions& o, const char* name_flag);
+
+void add_init_options(CLI::App& app, StartOptions& o) {
+  app.add_option_function<std::string>(
+      "--name",
+      [&o](const std::string& name) {
+        o.cluster_name = name;
+        o.named = true;
+      },
+      "The cluster's name (default: holo, or the restored one's)");
+  app.add_flag("--rename", o.rename, "With a file to restore: give its cluster another name");
+  add_start_options(app, o, "--node-name");
+}
+
 void add_start_options(CLI::App& app, StartOptions& o, const char* name_flag) {
   add_agent_options(app, o.agent, name_flag);
   app.add_flag("--foreground", o.foreground, "Stay in the foreground instead of starting the agent in the background");
@@ -231,8 +297,8 @@ void add_cluster_commands(CommandLine& line) {
   auto& init_app =
       line.add(line.root(), "init", "A new cluster on this machine; prints the line to paste on the next one",
                "holo init --name lab", [i] { return init(*i); });
-  init_app.add_option("--name", i->cluster_name, "The cluster's name")->capture_default_str();
-  add_start_options(init_app, *i, "--node-name");
+  add_init_options(init_app, *i);
+  init_app.add_option("--restore", i->restore, "Begin from what holo control snapshot wrote into this file");
 
   auto j = std::make_shared<StartOptions>();
   auto& join_app = line.add(line.root(), "join", "Enter a cluster; returns once this node is alive in it",
@@ -253,6 +319,15 @@ void add_cluster_commands(CommandLine& line) {
       ->check(CLI::Range(0.1, 1e7))
       ->capture_default_str();
   leave_app.add_flag("--json", l->json, "One JSON object");
+}
+
+void add_restore_command(CommandLine& line, CLI::App& group) {
+  auto o = std::make_shared<StartOptions>();
+  auto& app =
+      line.add(group, "restore", "A new cluster on this machine that goes on from a file made by holo control snapshot",
+               "holo control restore lab.holo --state-dir /var/lib/holo-new", [o] { return init(*o); });
+  app.add_option("FILE", o->restore, "It is checked to the last byte before anything is made")->required();
+  add_init_options(app, *o);
 }
 
 }  // namespace holo::cmd

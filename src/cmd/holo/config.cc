@@ -15,6 +15,7 @@
 #include "cmd/holo/machine.h"
 #include "cmd/holo/state_dir.h"
 #include "cmd/holo/units.h"
+#include "driver/etcd/client.h"
 #include "driver/posix/files.h"
 
 namespace holo::cmd {
@@ -47,6 +48,8 @@ std::string default_value(std::string_view key) {
   if (key == "poll") return "auto";
   if (key == "host_label") return machine_label();
   if (key == "witness") return "false";
+  if (key == "control_store") return "raft";
+  if (key == "control_prefix") return "holo";
   if (key == "trust") return std::string(hyperbus::trust_mode_name(hyperbus::TrustMode::psk));
   if (key == "classical_only") return "false";
   if (key == "log_level") return "info";
@@ -186,6 +189,21 @@ Status apply(const Setting& s, AgentConfig& c) {
   } else if (s.key == "witness") {
     HOLO_TRY(one_of(s, {"true", "false"}));
     c.witness = s.value == "true";
+  } else if (s.key == "control_store") {
+    HOLO_TRY(one_of(s, {"raft", "etcd"}));
+    c.control_store = s.value;
+  } else if (s.key == "control_endpoints") {
+    HOLO_ASSIGN(urls, at(s, driver::etcd::parse_endpoints(s.value)));
+    c.control_endpoints = std::move(urls);
+  } else if (s.key == "control_prefix") {
+    HOLO_TRY(at(s, control::check_label_text("a prefix", s.value)));
+    c.control_prefix = s.value;
+  } else if (s.key == "control_ca") {
+    c.control_ca = s.value;
+  } else if (s.key == "control_certificate") {
+    c.control_certificate = s.value;
+  } else if (s.key == "control_key") {
+    c.control_key = s.value;
   } else if (s.key == "trust") {
     HOLO_ASSIGN(mode, at(s, hyperbus::parse_trust_mode(s.value)));
     c.trust = mode;
@@ -239,7 +257,16 @@ Result<std::map<std::string, std::string>> read_config_file(const std::string& p
                 "mend or remove that line");
   }
   std::map<std::string, std::string> out;
+  // control.store = "etcd" is control_store.
+  toml::table flat;
   for (const auto& [key_node, node] : *parsed) {
+    if (const auto* table = node.as_table()) {
+      for (const auto& [inner, value] : *table) flat.insert_or_assign(str(key_node.str(), "_", inner.str()), value);
+    } else {
+      flat.insert_or_assign(key_node.str(), node);
+    }
+  }
+  for (const auto& [key_node, node] : flat) {
     const std::string key(key_node.str());
     std::vector<std::string> keys;
     for (const auto& info : setting_table()) keys.emplace_back(info.key);
@@ -292,6 +319,17 @@ const std::vector<SettingInfo>& setting_table() {
       {"witness", "--witness", "HOLO_WITNESS",
        "As it joins: a node that votes, but holds no pages and runs no tasks; decides when two nodes lose each other",
        SettingInfo::Shape::present},
+      {"control_store", "--control-store", "HOLO_CONTROL_STORE",
+       "Who keeps the log of the control state: raft (the agents themselves) or etcd (one that runs already)"},
+      {"control_endpoints", "--control-endpoints", "HOLO_CONTROL_ENDPOINTS",
+       "Of that etcd: http://HOST:2379, or several with commas between"},
+      {"control_prefix", "--control-prefix", "HOLO_CONTROL_PREFIX",
+       "In that etcd everything lies under holo/PREFIX/; one for each cluster"},
+      {"control_ca", "--control-ca", "HOLO_CONTROL_CA",
+       "File with the certificates to believe of an etcd behind https"},
+      {"control_certificate", "--control-certificate", "HOLO_CONTROL_CERTIFICATE",
+       "File with the certificate to show to that etcd"},
+      {"control_key", "--control-key", "HOLO_CONTROL_KEY", "File with the key of that certificate"},
       {"trust", "--trust", "HOLO_TRUST",
        "Whom to let in: psk (the cluster key), tofu (first key seen) or roots (signed)"},
       {"classical_only", "--classical-only", "HOLO_CLASSICAL_ONLY",
@@ -348,6 +386,11 @@ Outcome<LoadedConfig> load_config(const ConfigSources& sources) {
                       .message = str("the config file ", out.file, " lies in one state directory and names another, ",
                                      out.config.state_dir),
                       .hint = "remove its state_dir"}));
+  }
+  if (out.config.control_store == "etcd" && out.config.control_endpoints.empty()) {
+    return std::unexpected(Failure(Error{.code = Errc::invalid_argument,
+                                         .message = "control_store is etcd, and control_endpoints is empty",
+                                         .hint = "--control-endpoints http://HOST:2379"}));
   }
   const auto place = [&](const char* key) { return std::ranges::find(out.settings, key, &Setting::key)->where; };
   const auto listen = split_address(out.config.listen);

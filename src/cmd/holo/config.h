@@ -36,6 +36,9 @@ struct AgentConfig {
   hyperbus::KeyExchange key_exchange = hyperbus::KeyExchange::hybrid;
   control::NodePlace place;  ///< Checked; the host is never empty.
   bool witness = false;
+  std::string control_store;                   ///< "raft" or "etcd".
+  std::vector<std::string> control_endpoints;  ///< Of etcd.
+  std::string control_prefix, control_ca, control_certificate, control_key;
   std::string log_level;  ///< "debug", "info", "warn" or "error".
   std::string log_file;   ///< Empty: standard error.
   std::string qlog;       ///< Absolute; empty: none.

@@ -89,19 +89,21 @@ std::vector<std::string> own_addresses(bool also_v6) {
   return out;
 }
 
-double measure_speed() {
+SpeedMeasurement measure_speed() {
   using Clock = std::chrono::steady_clock;
   constexpr std::uint64_t kSteps = 400'000;
-  double best = 0;
+  std::vector<double> rounds;
   std::uint64_t sum = 0;
-  for (int round = 0; round < 5; ++round) {  // The best one: the others were interrupted.
+  for (int round = 0; round < kSpeedRounds; ++round) {
     const auto start = Clock::now();
     for (std::uint64_t i = 0; i < kSteps; ++i) sum += mix64(sum ^ i);
     const std::chrono::duration<double> took = Clock::now() - start;
-    best = std::max(best, static_cast<double>(kSteps) / std::max(took.count(), 1e-9));
+    rounds.push_back(static_cast<double>(kSteps) / std::max(took.count(), 1e-9) / kReferenceStepsPerSecond);
   }
-  // The sum is used, or the loop would be optimised away.
-  return best / kReferenceStepsPerSecond + (sum == 0 ? 1e-9 : 0);
+  std::ranges::sort(rounds);
+  // The best one: the others were interrupted. The sum is used, or the loop would be optimised away.
+  const double best = rounds.back() + (sum == 0 ? 1e-9 : 0);
+  return {.best = best, .spread = (best - rounds[rounds.size() / 2]) / best};
 }
 
 }  // namespace holo::cmd

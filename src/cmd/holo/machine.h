@@ -18,7 +18,13 @@ std::string machine_label();
 /// Addresses by which other machines probably reach this one: of each family the first that is not loopback, IPv4
 /// before IPv6 (in brackets; when it is the only one, also without `also_v6`); 127.0.0.1 when there is none.
 std::vector<std::string> own_addresses(bool also_v6);
-/// How fast one core is, against the reference machine (1.0). Cost: about 5 ms.
-double measure_speed();
+/// How fast one core is, against the reference machine (1.0): the best of kSpeedRounds short rounds, and how far the
+/// median of them was below it, which tells how busy the machine was. Cost: about 30 ms.
+struct SpeedMeasurement {
+  double best = 0;
+  double spread = 0;  ///< (best - median) / best
+};
+inline constexpr int kSpeedRounds = 31;
+SpeedMeasurement measure_speed();
 
 }  // namespace holo::cmd

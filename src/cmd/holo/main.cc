@@ -8,12 +8,14 @@ int main(int argc, char** argv) {
   add_agent_commands(line);
   add_cluster_commands(line);
   add_status_command(line);
+  add_inventory_command(line);
   add_ping_command(line);
   add_placement_commands(line);
   add_qlog_commands(line);
   add_region_commands(line);
   add_kv_commands(line);
   add_lock_commands(line);
+  add_control_commands(line);
   add_control_repair_command(line);
   add_run_command(line);
   add_dev_commands(line);

@@ -210,6 +210,7 @@ Status read_pins(const std::string& state_dir, hyperbus::TrustBook& book) {
 
 Status StateDir::forget_cluster() {
   HOLO_TRY(driver::remove_file(path_ + "/cluster.json"));
+  HOLO_TRY(driver::remove_file(restore_file()));
   for (const auto& directory : {log_directory(), pages_directory()}) {
     std::error_code error;
     std::filesystem::remove_all(directory, error);

@@ -26,7 +26,7 @@ struct ClusterMembership {
   /// Accepted all; the first is dialled with. At least one in mode psk, none in the others.
   std::vector<ClusterKey> keys;
   std::string certificate;  ///< Mode roots: this node's, as carried; names the root that it believes.
-  /// What the agent still has to do when its store knows no cluster: "init", or "join HOST:PORT".
+  /// What the agent still has to do when its store knows no cluster: "init", "restore", or "join HOST:PORT".
   std::string pending;
 };
 
@@ -53,6 +53,8 @@ class StateDir {
   [[nodiscard]] std::string facts_directory() const { return path_ + "/facts"; }
   [[nodiscard]] std::string log_directory() const { return path_ + "/log"; }
   [[nodiscard]] std::string pages_directory() const { return path_ + "/pages"; }
+  /// While `pending` is "restore": the control state to begin from.
+  [[nodiscard]] std::string restore_file() const { return path_ + "/restore.snapshot"; }
 
  private:
   StateDir(std::string path, driver::LockFile lock) : path_(std::move(path)), lock_(std::move(lock)) {}

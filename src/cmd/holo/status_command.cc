@@ -26,8 +26,10 @@ struct StatusOptions {
   double interval = 1.0;
 };
 
+std::string number(const nlohmann::json& object, const char* key) { return str(object[key].get<std::uint64_t>()); }
+
 std::string nodes_table(const nlohmann::json& status) {
-  Table table({"NODE", "STATE", "HEARD", "ROLE", "ADDRESS", "CORES", "MEMORY", "USED", "SPEED", "ID"});
+  Table table({"NODE", "STATE", "HEARD", "ROLE", "ADDRESS", "CORES", "MEMORY", "USED", "SPEED", "HEALTH", "ID"});
   const std::string leader = status["cluster"]["leader"];
   for (const auto& n : status["nodes"]) {
     std::string role = n["voter"] ? "voter" : "learner";
@@ -45,12 +47,12 @@ std::string nodes_table(const nlohmann::json& status) {
     char speed[16];
     std::snprintf(speed, sizeof speed, "%.2f", n["speed"].get<double>());
     table.row({n["name"], state, heard, role, n["address"], std::to_string(n["cores"].get<int>()),
-               format_size(n["memory_bytes"]), format_size(n["frames_used_bytes"]), speed, n["id"]});
+               format_size(n["memory_bytes"]), format_size(n["frames_used_bytes"]), speed,
+               n.contains("health") && state != "left" ? number(n, "health") : "-", n["id"]});
   }
   return table.text();
 }
 
-std::string number(const nlohmann::json& object, const char* key) { return str(object[key].get<std::uint64_t>()); }
 std::string micros(const nlohmann::json& us) { return str(static_cast<std::int64_t>(us.get<double>()), " us"); }
 
 std::string handshakes_line(const nlohmann::json& h) {
@@ -132,6 +134,13 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
     out += "this node was removed from the cluster: holo leave here, then holo join makes it a member anew\n";
   }
   out += nodes_table(status);
+  for (const auto& n : status["nodes"]) {
+    std::string why;
+    for (const auto& reason : n.value("health_reasons", nlohmann::json::array())) {
+      why += str(why.empty() ? "" : "; ", reason.get<std::string>());
+    }
+    if (!why.empty() && n["state"] == "alive") out += str(n["name"].get<std::string>(), ": ", why, "\n");
+  }
   const auto& regions = status["regions"];
   std::uint64_t bytes = 0;
   for (const auto& r : regions) bytes += r["bytes"].get<std::uint64_t>();

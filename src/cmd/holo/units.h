@@ -1,6 +1,7 @@
 // Sizes, counts and addresses as people type and read them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -38,7 +39,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b);
 template <class Strings>
 std::string nearest(std::string_view typed, const Strings& candidates) {
   std::string best;
-  std::size_t least = typed.size() / 3 + 2;  // Further away, a suggestion confuses more than it helps.
+  const std::size_t letters = typed.size() - std::min(typed.find_first_not_of('-'), typed.size());
+  std::size_t least = std::max<std::size_t>(letters / 3, 1) + 1;  // Further away, it confuses more than it helps.
   for (const auto& candidate : candidates) {
     if (const auto d = edit_distance(typed, candidate); d < least) {
       least = d;

@@ -47,6 +47,10 @@ TEST(Units, SuggestsOnlyWhatIsNear) {
   EXPECT_EQ(nearest("aloc", commands), "alloc");
   EXPECT_EQ(nearest("rn", commands), "run");
   EXPECT_EQ(nearest("frobnicate", commands), "");
+  const std::vector<std::string> flags = {"--json", "--watch", "--links"};
+  EXPECT_EQ(nearest("--frob", flags), "");
+  EXPECT_EQ(nearest("--jsno", flags), "--json");
+  EXPECT_EQ(nearest("--wach", flags), "--watch");
 }
 
 TEST(Units, Rates) {

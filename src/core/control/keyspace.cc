@@ -441,6 +441,12 @@ void KeySpace::trim() {
   }
 }
 
+void KeySpace::go_on_apart() {
+  forget_until(revision_);
+  revision_ += kApart;
+  compacted_ = revision_;
+}
+
 Status KeySpace::compact(std::uint64_t revision) {
   if (revision > revision_) {
     return fail(Errc::invalid_argument, str("revision ", revision, " has not been: the newest is ", revision_));

@@ -51,6 +51,10 @@ class KeySpace {
   /// Errors: `invalid_argument` (a revision that has not been), `snapshot_too_old` (compacted before).
   Status compact(std::uint64_t revision);
 
+  /// This store goes on from a copy of another one, which may have gone on as well: no revision from now on is one that
+  /// the other has used, and whoever watched or read it at a revision is told that it is compacted.
+  void go_on_apart();
+
   /// A page of at most limits::kMaxKvTxnBytes and kPageKeys; `next` tells where to go on. Cost: O(keys visited), of
   /// which there are at most kScanKeys. Errors: `invalid_argument` (a revision that has not been), `snapshot_too_old`.
   [[nodiscard]] Result<wire::KvPage> range(const wire::KvGet& get) const;
@@ -90,6 +94,8 @@ class KeySpace {
 
   static constexpr std::size_t kPageKeys = 4096;
   static constexpr std::size_t kScanKeys = 65536;
+  /// More changes than the other one will have made.
+  static constexpr std::uint64_t kApart = 1'000'000'000;
 
  private:
   struct Record {

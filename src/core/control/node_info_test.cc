@@ -106,5 +106,32 @@ TEST(NodeInfo, AWitnessHoldsNothing) {
   EXPECT_EQ(rig.state.node(NodeId{3})->reserved_bytes, 0u);
 }
 
+TEST(NodeInfo, ANameIsOneMembers) {
+  Rig rig;
+  rig.cluster(2);
+  wire::NodeInfo third = info(3);
+  third.set_name("n2");
+  const auto refused = join(rig, third);
+  EXPECT_EQ(refused.error().code(), static_cast<std::uint32_t>(Errc::already_exists));
+  EXPECT_NE(refused.error().message().find(to_hex(2)), std::string::npos) << "it names the other one";
+  ASSERT_EQ(rig.join(3).error().code(), 0u);
+  // Not later either, by a restart or an update; everything else is taken.
+  third.set_incarnation(2);
+  third.set_zone("z");
+  wire::CommandBody alive;
+  *alive.mutable_node_alive()->mutable_node() = third;
+  ASSERT_EQ(rig.send(alive).error().code(), 0u);
+  EXPECT_EQ(rig.state.node(NodeId{3})->name, "n3");
+  EXPECT_EQ(rig.state.node(NodeId{3})->place.zone, "z");
+  wire::CommandBody update;
+  update.mutable_node_update()->set_node(3);
+  *update.mutable_node_update()->mutable_info() = third;
+  ASSERT_EQ(rig.send(update).error().code(), 0u);
+  EXPECT_EQ(rig.state.node(NodeId{3})->name, "n3");
+  ASSERT_EQ(rig.leave(2).error().code(), 0u);
+  ASSERT_EQ(rig.send(update).error().code(), 0u);
+  EXPECT_EQ(rig.state.node(NodeId{3})->name, "n2") << "nobody has it any more";
+}
+
 }  // namespace
 }  // namespace holo::control::testing

@@ -53,6 +53,8 @@ struct NodeRecord {
   bool voter = false;
   bool draining = false;                         ///< Takes no new shards; its last copies get a second node.
   WallTime since;                                ///< When it entered `state`.
+  std::string inventory;                         ///< A wire::SignedInventory, checked; empty: not known yet.
+  std::int64_t inventory_ms = 0;                 ///< When it was taken, as the node says.
   std::uint64_t reserved_bytes = 0;              ///< Pages of regions assigned here, whether written or not.
   std::uint32_t weight_permille = kWholeWeight;  ///< Of what its memory (or score) would give it. 1 to kMaxWeight.
 
@@ -102,6 +104,9 @@ class StateObserver {
   virtual void on_restored() = 0;
 };
 
+/// Checks a signed inventory, and gives when it was taken, in ms. The same on every node: a function of its arguments.
+using InventoryCheck = Result<std::int64_t> (*)(NodeId node, ByteSpan signed_inventory);
+
 /// See the file comment. Not copyable; moving is not needed. Thread: one at a time.
 class State {
  public:
@@ -126,6 +131,8 @@ class State {
   std::unique_ptr<env::StateCut> cut();
   std::unique_ptr<env::StateLoad> load();
 
+  /// Before the first entry. Without it no inventory is taken.
+  void set_inventory_check(InventoryCheck check) { inventory_check_ = check; }
   void add_observer(StateObserver* observer) { observers_.push_back(observer); }
 
   // ---- Cluster and nodes.
@@ -141,12 +148,17 @@ class State {
   /// True when `id` is alive under exactly this incarnation.
   [[nodiscard]] bool alive(NodeId id, std::uint64_t incarnation) const;
   [[nodiscard]] std::vector<NodeId> live_nodes() const;
+  /// Another member than `id` has that name.
+  [[nodiscard]] bool name_taken(const std::string& name, NodeId id) const;
   [[nodiscard]] std::size_t live_count() const { return live_count_; }
   /// Live nodes that may hold pages and run tasks: all but witnesses, ascending.
   [[nodiscard]] std::vector<NodeId> live_holders() const;
   [[nodiscard]] std::size_t holder_count() const { return holder_count_; }
   /// Nodes that may never take part again, and since when.
   [[nodiscard]] const std::map<NodeId, WallTime>& revoked() const { return revoked_; }
+
+  /// Forged, or otherwise not what its node signed; counted by this copy of the state only.
+  [[nodiscard]] std::uint64_t inventories_refused() const { return inventories_refused_; }
 
   // ---- Regions. Unknown regions: null, nullopt, 0 or nothing visited.
 
@@ -246,6 +258,7 @@ class State {
   wire::CommandResult node_leave(const wire::NodeLeave& c);
   wire::CommandResult node_revoke(const wire::NodeRevoke& c);
   wire::CommandResult node_update(const wire::NodeUpdate& c);
+  wire::CommandResult node_inventory(const wire::NodeInventory& c);
   wire::CommandResult create_region(const wire::CreateRegion& c);
   wire::CommandResult free_region(const wire::FreeRegion& c);
   wire::CommandResult commit(const wire::CommitTxns& c);
@@ -255,6 +268,9 @@ class State {
   wire::CommandResult node_remove(const wire::NodeRemove& c);
   wire::CommandResult weigh_nodes(const wire::WeighNodes& c);
   wire::CommandResult kv_txn(const wire::KvTxn& c);
+  wire::CommandResult restore_part(const wire::RestorePart& c);
+  /// Begins from what another cluster has kept, as this one, with this one's only node.
+  Status begin_from(ByteSpan snapshot);
   wire::CommandResult lease_grant(const wire::LeaseGrant& c);
   wire::CommandResult lock_acquire(const wire::LockAcquire& c);
   wire::TxnResult commit_one(const wire::TxnCommit& t);
@@ -282,6 +298,8 @@ class State {
   void count_nodes();
   /// Moves the epoch, settles every region, and tells the observers.
   void nodes_changed(NodeId node);
+  /// What a node says of itself; a name that another member has it does not get.
+  void take_info(NodeRecord& n, const wire::NodeInfo& info);
   /// What keeps the node from leaving.
   [[nodiscard]] Status may_leave(NodeId node) const;
   /// What keeps the voters from doing without it.
@@ -297,8 +315,10 @@ class State {
 
   enum class Keys : std::uint8_t { all, none };
   [[nodiscard]] wire::ControlSnapshot describe(Keys with) const;
-  /// Error: `corrupt`; the state is then as before.
+  /// restore(), but nobody is told.
+  Status replace(LogIndex index, ByteSpan snapshot);
   Status replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace keys);
+  void tell_restored();
 
   friend struct SnapshotReader;
   friend class StreamCut;
@@ -323,6 +343,9 @@ class State {
   bool by_score_ = false;
   KeySpace keys_;
   Leases leases_;
+  InventoryCheck inventory_check_ = nullptr;
+  std::uint64_t inventories_refused_ = 0;
+  std::string restoring_;  ///< Parts of a state to begin from.
   std::map<NodeId, Session> sessions_;
   std::vector<StateObserver*> observers_;
 };

@@ -50,6 +50,8 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kLeadershipBegun: leases_.extend(now_); return {};
     case wire::CommandBody::kLockAcquire: return lock_acquire(body.lock_acquire());
     case wire::CommandBody::kLockRelease: return done(leases_.release(body.lock_release(), keys_));
+    case wire::CommandBody::kRestorePart: return restore_part(body.restore_part());
+    case wire::CommandBody::kNodeInventory: return node_inventory(body.node_inventory());
     case wire::CommandBody::kShardsCopied: return shards_copied(body.shards_copied());
     case wire::CommandBody::kShardsWhole: return shards_whole(body.shards_whole());
     case wire::CommandBody::kNodeDrain: return node_drain(body.node_drain());
@@ -87,6 +89,7 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
   const NodeId id{c.node().id()};
   if (revoked_.contains(id)) return revoked_refusal(id);
+  if (!restoring_.empty()) return refusal(Errc::unavailable, "the cluster is being restored");
   const NodeRecord* known = node(id);
   if (known != nullptr && known->state != NodeState::left) {
     // A newcomer that lost its answer asks again; anything newer is a restart.
@@ -98,7 +101,9 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   }
   for (const auto& [other, n] : nodes_) {
     if (other != id && n.state != NodeState::left && n.name == c.node().name()) {
-      return refusal(Errc::already_exists, str("a node named ", n.name, " is in the cluster already"),
+      return refusal(Errc::already_exists,
+                     str("a node named ", n.name, " is in the cluster already: node ", other,
+                         n.addresses.empty() ? std::string() : " at " + n.addresses[0]),
                      "choose another --name");
     }
   }
@@ -123,6 +128,18 @@ wire::CommandResult State::node_join(const wire::NodeJoin& c) {
   return {};
 }
 
+bool State::name_taken(const std::string& name, NodeId id) const {
+  return std::any_of(nodes_.begin(), nodes_.end(), [&](const auto& other) {
+    return other.first != id && other.second.state != NodeState::left && other.second.name == name;
+  });
+}
+
+void State::take_info(NodeRecord& n, const wire::NodeInfo& info) {
+  const std::string before = n.name;
+  set_info(n, info);
+  if (name_taken(n.name, n.id)) n.name = before;
+}
+
 wire::CommandResult State::node_alive(const wire::NodeAlive& c) {
   if (const Status ok = check_info(c.node()); !ok) return refusal(ok.error());
   const NodeId id{c.node().id()};
@@ -138,7 +155,7 @@ wire::CommandResult State::node_alive(const wire::NodeAlive& c) {
     return refusal(Errc::refused, str("incarnation ", incarnation, " of node ", id, " is dead"));
   }
   if (n.alive()) end_incarnation(id);
-  set_info(n, c.node());
+  take_info(n, c.node());
   n.incarnation = incarnation;
   n.state = NodeState::alive;
   n.since = now_;
@@ -246,7 +263,7 @@ wire::CommandResult State::node_update(const wire::NodeUpdate& c) {
     if (const Status ok = check_info(c.info()); !ok) return refusal(ok.error());
     if (c.info().id() != c.node())
       return refusal(Errc::invalid_argument, "an update of one node with facts of another");
-    set_info(n, c.info());
+    take_info(n, c.info());
   }
   if (c.has_voter()) n.voter = c.voter();
   if (c.has_draining() && c.draining() != n.draining) {
@@ -255,6 +272,31 @@ wire::CommandResult State::node_update(const wire::NodeUpdate& c) {
     return {};
   }
   for (StateObserver* o : observers_) o->on_nodes_changed(epoch_, id);
+  return {};
+}
+
+wire::CommandResult State::node_inventory(const wire::NodeInventory& c) {
+  const NodeId id{c.node()};
+  const auto it = nodes_.find(id);
+  if (it == nodes_.end()) return refusal(Errc::not_found, str("node ", id, " is not a member"));
+  NodeRecord& n = it->second;
+  if (n.state == NodeState::left) return refusal(Errc::refused, str("node ", id, " has left the cluster"));
+  if (c.inventory().size() > limits::kMaxInventoryBytes) {
+    return refusal(Errc::over_limit, str("an inventory of more than ", limits::kMaxInventoryBytes, " bytes"));
+  }
+  if (inventory_check_ == nullptr) return refusal(Errc::unsupported, "no inventories are kept here");
+  if (n.inventory == c.inventory()) return {};
+  const Result<std::int64_t> taken = inventory_check_(id, as_bytes(c.inventory()));
+  if (!taken) {
+    ++inventories_refused_;
+    return refusal(taken.error());
+  }
+  // An old one that somebody has kept is as good as forged.
+  if (!n.inventory.empty() && *taken <= n.inventory_ms) {
+    return refusal(Errc::refused, str("node ", id, " has told something newer of itself"));
+  }
+  n.inventory = c.inventory();
+  n.inventory_ms = *taken;
   return {};
 }
 

@@ -63,6 +63,7 @@ wire::ControlSnapshot State::describe(Keys with) const {
     sn->set_draining(n.draining);
     sn->set_since_ms(n.since.ms);
     if (n.weight_permille != NodeRecord::kWholeWeight) sn->set_weight_permille(n.weight_permille);
+    sn->set_inventory(n.inventory);
   }
   for (const RegionId id : region_ids()) {
     const Region& r = *regions_.at(id);
@@ -107,6 +108,7 @@ wire::ControlSnapshot State::describe(Keys with) const {
   if (leases_.used()) leases_.save(out.mutable_leases());
   out.set_moves(move_serial_);
   out.set_weigh_by(by_score_ ? 1 : 0);
+  out.set_restoring(restoring_);
   return out;
 }
 
@@ -119,6 +121,7 @@ Bytes State::snapshot() const {
 
 /// Builds what a snapshot says, apart from the state that it will replace.
 struct SnapshotReader {
+  InventoryCheck check_inventory = nullptr;
   std::map<NodeId, NodeRecord> nodes;
   std::unordered_map<RegionId, std::unique_ptr<State::Region>> regions;
   std::map<std::string, RegionId, std::less<>> names;
@@ -138,6 +141,12 @@ struct SnapshotReader {
     n.since = WallTime{sn.since_ms()};
     if (sn.weight_permille() > NodeRecord::kMaxWeight) return bad("a node with a weight that cannot be");
     if (sn.weight_permille() != 0) n.weight_permille = sn.weight_permille();
+    n.inventory = sn.inventory();
+    if (!n.inventory.empty() && check_inventory != nullptr) {
+      const auto taken = check_inventory(n.id, as_bytes(n.inventory));
+      if (!taken) return bad(taken.error().message);
+      n.inventory_ms = *taken;
+    }
     if (!n.id || !nodes.emplace(n.id, n).second) return bad("a node without an id, or twice");
     return {};
   }
@@ -252,6 +261,16 @@ struct SnapshotReader {
 };
 
 Status State::restore(LogIndex index, ByteSpan snapshot) {
+  HOLO_TRY(replace(index, snapshot));
+  tell_restored();
+  return {};
+}
+
+void State::tell_restored() {
+  for (StateObserver* o : observers_) o->on_restored();
+}
+
+Status State::replace(LogIndex index, ByteSpan snapshot) {
   wire::ControlSnapshot in;
   if (snapshot.size() > INT32_MAX || !in.ParseFromArray(snapshot.data(), static_cast<int>(snapshot.size()))) {
     return bad("it does not decode");
@@ -270,6 +289,7 @@ Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace 
   if (static_cast<std::size_t>(in.nodes_size()) > limits::kMaxNodes) return bad("too many nodes");
   if (static_cast<std::size_t>(in.regions_size()) > limits::kMaxRegions) return bad("too many regions");
   SnapshotReader reader;
+  reader.check_inventory = inventory_check_;
   for (const wire::SnapshotNode& n : in.nodes()) HOLO_TRY(reader.read_node(n));
   if (in.weigh_by() > 1) return bad("weights of an unknown kind");
   reader.table = ring_of(reader.nodes, ResourceClass::memory, in.weigh_by() == 1, &table_);
@@ -303,8 +323,8 @@ Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace 
   revoked_ = std::move(revoked);
   keys_ = std::move(keys);
   leases_ = std::move(leases);
+  restoring_ = in.restoring();
   count_nodes();
-  for (StateObserver* o : observers_) o->on_restored();
   return {};
 }
 

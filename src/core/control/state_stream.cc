@@ -80,7 +80,9 @@ class StreamLoad final : public env::StateLoad {
   Status finish(LogIndex index) override {
     if (!ended_ || !pending_.empty()) return bad("it was cut short");
     keys_.end_load();
-    return state_.replace(index, head_, std::move(keys_));
+    HOLO_TRY(state_.replace(index, head_, std::move(keys_)));
+    state_.tell_restored();
+    return {};
   }
 
  private:

@@ -144,6 +144,8 @@ env::LogStatus RaftCore::status() {
   s.term = raft_.current_term;
   s.applied = applied();
   s.committed = LogIndex{raft_.commit_index};
+  s.last = LogIndex{raft_last_index(&raft_)};
+  s.snapshot = LogIndex{std::max(restored_index_, io_->written_index())};
   switch (raft_state(&raft_)) {
     case RAFT_LEADER: s.role = env::LogRole::leader; break;
     case RAFT_CANDIDATE: s.role = env::LogRole::candidate; break;
@@ -274,6 +276,7 @@ int RaftCore::restore(raft_buffer* buf) {
   last_wall_ = std::max(last_wall_, sink->wall());
   applied_bytes_ = 0;
   recent_.clear();
+  restored_index_ = sink->index().value;
   raft_free(buf->base);
   return 0;
 }

@@ -108,7 +108,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
 
   // The clock that entries are stamped by: it begins with a term, at the wall clock or where the log is, whichever is
   // later, and then runs by the monotonic clock, so that setting the wall clock ends no lease.
-  std::int64_t last_wall_ = 0;  ///< Of the newest entry applied.
+  std::int64_t last_wall_ = 0;        ///< Of the newest entry applied.
+  std::uint64_t restored_index_ = 0;  ///< Of the last snapshot taken over.
   std::uint64_t clock_term_ = 0;
   std::int64_t clock_wall_ = 0;
   Instant clock_began_;

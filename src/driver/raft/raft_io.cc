@@ -382,7 +382,10 @@ void RaftIo::written(std::size_t count, Status status) {
     const int code = status ? 0 : RAFT_IOERR;
     if (w.append != nullptr) w.append->cb(w.append, closing_ ? 0 : code);  // See finish_close().
     if (w.put != nullptr) {
-      if (status) snapshot_bytes_ = w.data->bytes();
+      if (status) {
+        snapshot_bytes_ = w.data->bytes();
+        written_index_ = w.snapshot->index;
+      }
       w.put->cb(w.put, code);
     }
   }

@@ -29,12 +29,15 @@ class SnapshotSink {
   Status add(ByteSpan bytes);
   /// Replaces the state. Error: `corrupt`.
   Status finish();
+  /// Of the last entry in it; once it is finished.
+  [[nodiscard]] LogIndex index() const { return index_; }
   [[nodiscard]] std::int64_t wall() const { return wall_; }
   static Bytes header(std::uint64_t index, std::int64_t wall);
 
  private:
   Bytes header_;
   std::unique_ptr<env::StateLoad> load_;
+  LogIndex index_;
   std::int64_t wall_ = 0;
 };
 
@@ -69,6 +72,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   Result<std::unique_ptr<SnapshotSink>> read_stored();
   /// Of the newest snapshot here.
   [[nodiscard]] std::uint64_t snapshot_bytes() const { return snapshot_bytes_; }
+  /// The last entry in the newest one written since the start; 0: none was.
+  [[nodiscard]] std::uint64_t written_index() const { return written_index_; }
   /// Called by the leader after every event: tells each follower known to have entry `commit` that it is committed, in
   /// an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
@@ -185,7 +190,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   std::map<std::uint64_t, std::shared_ptr<env::SnapshotReader>> readers_;  ///< By handle, until they are sent.
   std::set<NodeId> snapshots_to_;                                          ///< To whom one is being sent.
   std::uint64_t next_handle_ = 1;
-  std::uint64_t snapshot_bytes_ = 0;
+  std::uint64_t snapshot_bytes_ = 0, written_index_ = 0;
 
   bool closing_ = false;
   raft_io_close_cb close_cb_ = nullptr;

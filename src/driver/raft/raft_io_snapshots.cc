@@ -39,7 +39,8 @@ Status SnapshotSink::finish() {
   std::uint64_t index = 0;
   std::memcpy(&index, header_.data(), 8);
   std::memcpy(&wall_, header_.data() + 8, 8);
-  return load_->finish(LogIndex{index});
+  index_ = LogIndex{index};
+  return load_->finish(index_);
 }
 
 raft_snapshot* raft_snapshot_of(const env::LogSnapshot& s, std::uint64_t handle) {

@@ -1,0 +1,78 @@
+"""Names and identities: each is one node's."""
+
+import os
+import shutil
+import signal
+
+from holo_e2e import HOLO, alive, free_port, gone, node, wait_until
+
+LOCAL = ("--listen", "127.0.0.1:0", "--memory", "64MiB")
+
+
+def cluster(home, *names):
+    line = home.ok("init", "--node-name", names[0], "--state-dir", home.root / names[0], *LOCAL).split()
+    home.address, home.key = line[2], line[4]
+    for name in names[1:]:
+        home.ok("join", home.address, "--key", home.key, "--name", name, "--state-dir", home.root / name, *LOCAL)
+
+
+def pid_of(home, name):
+    mark = str(home.root / name).encode() + b"\0"
+    (pid,) = [p for p in home.processes() if mark in open(f"/proc/{p}/cmdline", "rb").read()]
+    return pid
+
+
+def test_a_name_taken_twice_is_refused_and_says_by_whom(home):
+    cluster(home, "first", "second")
+    other = node(home.status("--state-dir", home.root / "first"), "second")
+    line = home.refused("join", home.address, "--key", home.key, "--name", "second", "--state-dir", home.root / "x", *LOCAL)
+    assert "second" in line and other["id"] in line and other["address"] in line
+    assert sorted(alive(home.status("--state-dir", home.root / "first"))) == ["first", "second"]
+    # Nor by a restart under it.
+    pid = pid_of(home, "first")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: gone(pid), 10, "the agent to end")
+    line = home.refused("agent", "--state-dir", home.root / "first", "--name", "second", "--log-level", "error")
+    assert "second" in line and other["id"] in line
+
+
+def test_a_copied_state_directory_is_refused_and_the_first_goes_on(home):
+    cluster(home, "first", "second", "third")
+    for name in ("second", "first"):
+        pid = pid_of(home, name)
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: gone(pid), 10, "the agent to end")  # noqa: B023
+        shutil.copytree(home.root / name, home.root / f"{name}-copy")
+        with home.start(HOLO, "agent", "--state-dir", home.root / name):
+            at = ("--state-dir", home.root / "third")
+            mine = ("--state-dir", home.root / name)
+            wait_until(lambda: home.holo("status", *mine).returncode == 0, 20, "the first to answer")  # noqa: B023
+            wait_until(lambda: home.status(*mine)["this_node"]["ready"], 30, "the first to be back")  # noqa: B023
+            seen = lambda where: (node(home.status(*where), name)["state"], node(home.status(*where), name)["address"])  # noqa: B023,E731
+            wait_until(lambda: seen(at) == seen(mine) and seen(at)[0] == "alive", 30, "the others to see it")  # noqa: B023
+            before = node(home.status(*at), name)
+            copy = ("agent", "--state-dir", home.root / f"{name}-copy", "--log-level", "error")
+            # As on another machine; on the same one already the local socket is taken.
+            line = home.refused(*copy, env={"XDG_RUNTIME_DIR": str(home.root / "other")})
+            assert "identity" in line and before["address"] in line
+            assert "another agent" in home.refused(*copy) or "identity" in home.refused(*copy)
+            after = node(home.status(*at), name)
+            assert after["state"] == "alive" and after["incarnation"] == before["incarnation"]
+            home.ok("kv", "put", "still", "here", *at)
+            assert home.ok("kv", "get", "still", "--state-dir", home.root / name).strip() == "here"
+            os.kill(pid_of(home, name), signal.SIGTERM)
+
+
+def test_a_cluster_is_not_joined_to_itself(home):
+    port = free_port()
+    line = home.refused("join", f"127.0.0.1:{port}", "--key", "A" * 43 + "=", "--name", "x", "--state-dir", home.root / "x",
+                        "--listen", f"127.0.0.1:{port}", "--memory", "64MiB")  # fmt: skip
+    assert "itself" in line
+    cluster(home, "first", "second")
+    for name in ("first", "second"):
+        line = home.refused("join", home.address, "--key", home.key, "--name", "again", "--state-dir", home.root / name, *LOCAL)
+        assert "another agent" in line or "belongs to this cluster" in line
+    os.kill(pid_of(home, "second"), signal.SIGTERM)
+    wait_until(lambda: len(home.processes()) == 1, 10, "the agent to end")
+    line = home.refused("join", home.address, "--key", home.key, "--name", "again", "--state-dir", home.root / "second", *LOCAL)
+    assert "belongs to this cluster" in line
