@@ -178,6 +178,8 @@ Result<Bytes> Connection::exchange_parameters(ByteSpan peer) {
   int rv = ngtcp2_transport_params_decode(&params, data, peer.size());
   // A preferred address is a feature that we do not have, and one through which a server moves a client elsewhere.
   if (rv == 0 && params.preferred_addr_present != 0) rv = NGTCP2_ERR_TRANSPORT_PARAM;
+  // Nor is there a session without the stream that each side opens for itself.
+  if (rv == 0 && params.initial_max_streams_uni == 0) rv = NGTCP2_ERR_TRANSPORT_PARAM;
   if (rv == 0 && parameters_exchanged_) rv = NGTCP2_ERR_TRANSPORT_PARAM;
   if (rv == 0) rv = ngtcp2_conn_decode_and_set_remote_transport_params(conn_, data, peer.size());
   if (rv != 0) return fail(Errc::malformed, std::string("transport parameters: ") + ngtcp2_strerror(rv));

@@ -442,6 +442,19 @@ TEST(Quic, HandshakeFailuresReachThePeer) {
   }
 }
 
+// Both have to be able to open one stream of their own; a session without it once ended the process.
+TEST(Quic, APeerThatAllowsNoStreamIsRefused) {
+  for (const bool server : {false, true}) {
+    SCOPED_TRACE(server);
+    World::Options options;
+    (server ? options.server : options.client).allows_no_stream = true;
+    World world(options);
+    World::Side& refusing = server ? world.client : world.server;
+    ASSERT_TRUE(world.run_until([&] { return refusing.app.end.has_value(); }, milliseconds(100)));
+    EXPECT_EQ(refusing.app.end->cause, Cause::handshake_failed);
+  }
+}
+
 TEST(Quic, NobodyAnswers) {
   World world;
   world.muted = &world.server;

@@ -31,11 +31,17 @@ class FakeHandshake final : public env::QuicHandshake {
     env::QuicCipher cipher = env::QuicCipher::aes_256_gcm;
     std::size_t first_message_bytes = 1500;  ///< at least; so that it takes two packets, as the real one does
     int fail_at = 0;                         ///< the message (1 to 3) that is refused
+    bool allows_no_stream = false;           ///< Its parameters say that the peer may open no unidirectional one.
   };
   explicit FakeHandshake(Options options) : options_(options) {}
 
   std::expected<Bytes, Failure> start(ByteSpan parameters) override {
     Bytes out(parameters.begin(), parameters.end());
+    // Ids and lengths below 64 have a byte each (RFC 9000, section 18).
+    for (std::size_t at = 0; options_.allows_no_stream && at + 2 < out.size();
+         at += 2 + std::to_integer<std::size_t>(out[at + 1])) {
+      if (out[at] == std::byte{0x09}) out[at + 2] = std::byte{0};
+    }
     out.insert(out.begin(), static_cast<std::byte>(parameters.size()));
     out.resize(std::max(out.size(), options_.first_message_bytes));
     return out;
