@@ -79,11 +79,11 @@ def test_a_full_disk_refuses_commits_and_loses_none(home, small_disk):
     with open(small_disk / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError):
         while True:
             ballast.write(bytes(65536))
-    # The log has some room reserved; when that is used up a change fails with one clear error, and so does looking.
+    # The log has some room reserved; when that is used up a change fails with one clear error. Looking takes no room.
     full = home.run(PROBE, "churn", "100000", timeout=120)
     assert full.returncode == 1 and len(full.stderr.splitlines()) == 1, full.stderr
     assert "no space left on the device" in full.stderr, full.stderr
-    assert "no space left on the device" in home.refused("regions", "--state-dir", state)
+    assert "before" in [r["name"] for r in home.json("regions", "--state-dir", state)]
     # With room again it goes on by itself, with everything that it said was done.
     (small_disk / "ballast").unlink()
     wait_until(lambda: home.holo("alloc", "after", "--count", "1000", "--state-dir", state).returncode == 0, 20, "an allocation")

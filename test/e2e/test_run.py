@@ -42,7 +42,7 @@ def test_chunks_run_where_their_pages_live(cluster):
     region = cluster.json("regions", "show", "chatter")
     names = {n["id"]: n["name"] for n in cluster.status()["nodes"]}
     pages = {names[id]: n for id, n in region["pages_by_node"].items()}
-    per_chunk = 2  # 489 pages on four nodes: blocks of two, each of them a chunk.
+    per_chunk = 1  # 489 pages on four nodes: blocks of one, each of them a chunk.
     for name, count in pages.items():
         assert -(-count // per_chunk) == chunks[name], (pages, chunks)
 

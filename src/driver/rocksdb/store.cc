@@ -148,6 +148,7 @@ struct RocksStore::Impl {
 
   const std::string directory;
   std::atomic<bool> failing{false};
+  std::string why_closed;  // The first failed write's error, as long as writes fail.
   /// Held shared by whoever uses the handles, alone while they are replaced.
   std::shared_mutex mutex;
   std::unique_ptr<rocksdb::DB> db;  ///< Null when reopening has failed.
@@ -247,7 +248,7 @@ struct RocksStore::Impl {
 
   Error closed_error() const {
     return {.code = Errc::io_error,
-            .message = str("the store in ", directory, " is closed after a failed write"),
+            .message = str("the store in ", directory, " is closed after a failed write: ", why_closed),
             .retryable = true};
   }
 
@@ -269,6 +270,8 @@ struct RocksStore::Impl {
     if (s) {
       if (failing.exchange(false)) log_info("store", "writes to ", directory, " succeed again");
     } else if (!failing.exchange(true)) {
+      const std::unique_lock lock(mutex);
+      why_closed = s.error().message;
       log_error("store", s.error().to_string());
     }
     return s;
