@@ -87,7 +87,10 @@ def test_a_cluster_leaves_a_qlog_of_each_connection(home):
 
     files = sorted(folder.iterdir())
     seen = [check(f) for f in files]
-    for group in {s["group"] for s in seen}:
+    # While the nodes stop, one may dial the other in vain: nobody else can have a log of that.
+    answered = {s["group"] for s in seen if "transport:packet_received" in s["events"]}
+    assert answered
+    for group in answered:
         assert {s["side"] for s in seen if s["group"] == group} == {"client", "server"}
     for name in ("transport:packet_sent", "transport:packet_received", "transport:parameters_set", "recovery:metrics_updated"):
         assert any(name in s["events"] for s in seen), name
