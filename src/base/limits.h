@@ -14,6 +14,7 @@ inline constexpr std::uint64_t kMaxPageBytes = 2 << 20;  // above: invalid_argum
 inline constexpr std::uint64_t kDefaultPageBytes = 64 << 10;
 inline constexpr std::uint32_t kShards = 4096;
 inline constexpr std::size_t kMovesPerNode = 64;     // shards that are on their way from, and to, one node; more wait
+inline constexpr std::size_t kCutPathsPerNode = 64;  // nodes that one says it cannot reach; above: over_limit
 inline constexpr std::uint32_t kMaxReplication = 3;  // above: invalid_argument
 inline constexpr std::uint64_t kMaxRegionBytes = 1ULL << 46;  // above: over_limit
 inline constexpr std::size_t kMaxRegions = 4096;              // above: over_limit

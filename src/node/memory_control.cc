@@ -149,6 +149,21 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     HOLO_CO_TRY(co_await control_.propose(std::move(body), deadline));
     co_return Status{};
   }
+  std::vector<NodeId> cut_off() const override {
+    std::vector<NodeId> out;
+    for (const auto& [from, to] : state().cut_paths()) {
+      if (from == self()) out.push_back(to);
+    }
+    return out;
+  }
+  Task<Status> path_changed(NodeId to, bool cut, Instant deadline) override {
+    wire::CommandBody body;
+    body.mutable_path_changed()->set_from(self().value);
+    body.mutable_path_changed()->set_to(to.value);
+    body.mutable_path_changed()->set_cut(cut);
+    HOLO_CO_TRY(co_await control_.propose(std::move(body), deadline));
+    co_return Status{};
+  }
 
  private:
   using CopiesTable = std::unordered_map<ShardNo, ShardCopies>;

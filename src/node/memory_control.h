@@ -132,6 +132,10 @@ class MemoryControl {
   virtual Task<Status> shards_copied(std::vector<ShardMove> moves, Instant deadline) = 0;
   /// By the node: it lacks nothing of these shards, so whom it replaces may go.
   virtual Task<Status> shards_whole(std::vector<ShardMove> moves, Instant deadline) = 0;
+  /// Live nodes that this one has said it cannot reach.
+  [[nodiscard]] virtual std::vector<NodeId> cut_off() const = 0;
+  /// Says that this node cannot reach `to`, or can again. Under another epoch copies then take other ways.
+  virtual Task<Status> path_changed(NodeId to, bool cut, Instant deadline) = 0;
 };
 
 class ControlService;

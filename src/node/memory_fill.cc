@@ -8,11 +8,18 @@
 #include "node/memory_impl.h"
 
 namespace holo::node {
+namespace {
+
+constexpr Duration kMovePause = milliseconds(200);  // After a move that failed; doubles.
+constexpr Duration kLongestMovePause = seconds(2);
+
+}  // namespace
 
 // ---- moving
 
 void MemoryImpl::start_all_moves() {
   for (auto& [id, r] : regions_) start_moves(r);
+  for (const NodeId target : control_.cut_off()) watch_path(target);
 }
 
 void MemoryImpl::start_moves(const RegionPtr& r) {
@@ -37,7 +44,8 @@ void MemoryImpl::start_moves(const RegionPtr& r) {
 
 /// Gives copies to every node that the control state names as filling for a shard homed here, until there is none.
 Task<void> MemoryImpl::fill_region(RegionPtr r) {
-  for (int failures = 0; failures < 8 && !r->freed && !stopped_;) {
+  Duration pause = kMovePause;
+  while (!r->freed && !stopped_) {
     std::map<NodeId, std::vector<ShardMove>> todo;  // by target
     for (const auto& [shard, c] : control_.moves(r->id())) {
       if (!c.filling || c.in_sync.empty() || c.in_sync.front() != control_.self()) continue;
@@ -49,16 +57,45 @@ Task<void> MemoryImpl::fill_region(RegionPtr r) {
       auto done = co_await fill_shards(r, target, moves);
       if (!done) {
         failed = true;
+        watch_path(target);
         log_info("memory", "copies of region \"", r->shape.name, "\" for node ", control_.node_name(target), ": ",
                  done.error().message);
       }
     }
-    failures = failed ? failures + 1 : 0;
     bool awake = true;
-    if (failed) awake = co_await env::sleep_for(loop_, milliseconds(200));
+    if (failed) awake = co_await env::sleep_for(loop_, pause);
     if (!awake) break;
+    pause = failed ? std::min(pause * 2, kLongestMovePause) : kMovePause;
   }
   r->filling = false;
+}
+
+void MemoryImpl::watch_path(NodeId target) {
+  if (stopped_ || !control_.alive(target) || !watched_paths_.insert(target).second) return;
+  loop_.post([this, target, alive = alive_] {  // Not from inside the log's apply.
+    if (*alive) loop_.spawn(look_at_path(target));
+  });
+}
+
+Task<void> MemoryImpl::look_at_path(NodeId target) {
+  const Instant since = loop_.now();
+  while (!stopped_ && control_.alive(target)) {
+    env::Request ping{.type = static_cast<std::uint16_t>(wire::PeerMessage::ping), .header = {}, .payload = {}};
+    const env::CallOptions options{.klass = env::StreamClass::control, .deadline = loop_.now() + kLookAtPath};
+    auto answer = co_await transport_.call(target, std::move(ping), options);
+    const std::vector<NodeId> cut_off = control_.cut_off();
+    const bool cut = std::ranges::find(cut_off, target) != cut_off.end();
+    if (answer && !cut) break;
+    if (answer || (!cut && loop_.now() - since >= kPathPatience)) {
+      log_warn("memory", "node ", control_.node_name(target), " is alive and ",
+               cut ? "can be reached from here again" : "cannot be reached from here: copies take other ways");
+      auto told = co_await control_.path_changed(target, !cut, loop_.now() + seconds(5));
+      if (!told) log_info("memory", "this could not be told: ", told.error().message);
+    }
+    const bool awake = co_await env::sleep_for(loop_, kLookAtPath);
+    if (!awake) break;
+  }
+  watched_paths_.erase(target);
 }
 
 /// Takes out what the plan no longer wants from here.

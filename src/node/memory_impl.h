@@ -31,11 +31,13 @@ inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;  // for copies beside 
 inline constexpr Duration kTick = milliseconds(200);       // floors
 inline constexpr Duration kSweepEvery = seconds(5);        // staged pages that nobody decides
 inline constexpr Duration kDecisionPatience =
-    milliseconds(300);                                   // at a stop, for the log to decide what is staged here
-inline constexpr std::uint64_t kLongStop = 512 << 20;    // of pages to write: the log says so
-inline constexpr Duration kWindowPatience = seconds(1);  // of a move, for tasks that write its pages in place
-inline constexpr Duration kRoomDeadline = seconds(2);    // then out_of_memory
-inline constexpr Duration kPeerDeadline = seconds(2);    // of one request, within the caller's
+    milliseconds(300);                                      // at a stop, for the log to decide what is staged here
+inline constexpr std::uint64_t kLongStop = 512 << 20;       // of pages to write: the log says so
+inline constexpr Duration kPathPatience = seconds(3);       // with a node that answers nothing, though it is alive
+inline constexpr Duration kLookAtPath = milliseconds(500);  // the time between two looks
+inline constexpr Duration kWindowPatience = seconds(1);     // of a move, for tasks that write its pages in place
+inline constexpr Duration kRoomDeadline = seconds(2);       // then out_of_memory
+inline constexpr Duration kPeerDeadline = seconds(2);       // of one request, within the caller's
 
 struct PageAt {
   PageNo page;
@@ -306,6 +308,9 @@ class MemoryImpl final : public MemoryService {
   void start_moves(const RegionPtr& r);
   void start_all_moves();
   Task<void> fill_region(RegionPtr r);
+  /// Looks whether `target` answers, and tells the cluster when it does not, until it does.
+  void watch_path(NodeId target);
+  Task<void> look_at_path(NodeId target);
   Task<Status> fill_shards(RegionPtr r, NodeId target, std::vector<ShardMove> moves);
   void drop_overtaken(const Region& r, std::vector<ShardMove>& moves) const;
   [[nodiscard]] bool windows_open(const Region& r, const std::set<ShardNo>& shards) const;
@@ -347,6 +352,7 @@ class MemoryImpl final : public MemoryService {
   std::uint64_t next_view_ = 1;
   std::uint64_t next_txn_ = 1;
   Instant next_sweep_;
+  std::set<NodeId> watched_paths_;
   Instant next_move_;  ///< When the bytes copied so far have had their time.
   bool stopped_ = false;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -200,6 +200,7 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::replicate(RegionPtr r, TxnId t
           sent.insert(targets[i]);
         } else {
           last = results[i].error();
+          watch_path(targets[i]);
           if (last.node == 0) last.node = targets[i].value;
         }
       }

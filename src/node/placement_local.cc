@@ -131,6 +131,15 @@ std::string shards_json(const State& state, ResourceClass klass) {
       w.field("left", static_cast<std::uint64_t>(state.moves_left()));
       w.field("under_way", under_way);
     });
+    w.key("cut_paths");
+    w.array([&] {
+      for (const auto& [from, to] : state.cut_paths()) {
+        w.object([&] {
+          w.field("from", name_of(state, from));
+          w.field("to", name_of(state, to));
+        });
+      }
+    });
     w.key("nodes");
     w.array([&] {
       for (const auto& [id, n] : state.nodes()) {

@@ -178,6 +178,9 @@ class TestControl final : public node::MemoryControl {
     co_return co_await done;
   }
 
+  std::vector<NodeId> cut_off() const override { return {}; }
+  Task<Status> path_changed(NodeId, bool, Instant) override { co_return Status{}; }  // They stay in sync here.
+
   // -- entries
   void create(const RegionState& r) {
     regions_[r.shape.id] = r;

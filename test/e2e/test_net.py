@@ -256,6 +256,59 @@ def test_a_partition_is_silent_and_heals(home):
     assert [n["part"] for n in home.json("dev", "status")["nodes"]] == [0, 0, 0]
 
 
+def cut_between(nodes, one, other, on=True):
+    """Whether what `one` and `other` send to each other arrives; everybody else hears both."""
+    for source, target in ((one, other), (other, one)):
+        address = nodes[target]["address"].split(":")[0]
+        namespace = nodes[source]["namespace"]
+        subprocess.run(["nsenter", f"--net={NAMES / namespace}", "ip", "route", "add" if on else "del", "blackhole", address],
+                       check=True)  # fmt: skip
+
+
+def test_two_nodes_that_cannot_reach_each_other_keep_nothing_for_each_other(home):
+    nodes = {n["name"]: n for n in home.json("dev", "up", "-n", "4", "--net", "--memory", "64MiB")["nodes"]}
+
+    def fill():
+        return home.run(PROBE, "fill", "xs", "1000000", "2", env={"HOLO_NODE": "node1"}).returncode
+
+    def scan():
+        return home.run(PROBE, "scan", "xs", env={"HOLO_NODE": "node1"}).stdout
+
+    def cut_paths():
+        return {(path["from"], path["to"]) for path in home.status("--shards", "--node", "node1")["shards"]["cut_paths"]}
+
+    assert fill() == 0
+    cut_between(nodes, "node2", "node3")
+    # Which of both tells it first is open; the other then may have nothing left to complain about.
+    wait_until(lambda: fill() == 0 and cut_paths(), 60, "commits to need no copy that cannot be made")
+    assert cut_paths() <= {("node2", "node3"), ("node3", "node2")}
+    assert len(alive(home.status("--node", "node1"))) == 4  # Others hear them: neither is dead.
+    assert "cannot reach" in home.ok("status", "--shards", "--node", "node1")
+    assert scan() == "1000000\n"
+    home.ok("leave", "--node", "node3", "--timeout", "30")
+    assert scan() == "1000000\n"
+    assert cut_paths() == set()
+
+
+def test_a_path_that_was_cut_is_used_again(home):
+    nodes = {n["name"]: n for n in home.json("dev", "up", "-n", "3", "--net", "--memory", "64MiB")["nodes"]}
+
+    def shards(key):
+        return home.status("--shards", "--node", "node1")["shards"][key]
+
+    def moving():
+        return shards("moves")["left"]
+
+    fill = lambda: home.run(PROBE, "fill", "xs", "1000000", "2", env={"HOLO_NODE": "node1"}).returncode
+    assert fill() == 0
+    cut_between(nodes, "node2", "node3")
+    wait_until(lambda: fill() == 0 and shards("cut_paths"), 60, "the nodes to miss each other")
+    cut_between(nodes, "node2", "node3", on=False)
+    wait_until(lambda: not shards("cut_paths"), 30, "them to find each other again")
+    wait_until(lambda: moving() == 0, 30, "copies to be where the table wants them")
+    assert home.run(PROBE, "scan", "xs", env={"HOLO_NODE": "node1"}).stdout == "1000000\n"
+
+
 UDP_RECEIVE = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -423,9 +423,15 @@ class Work:
             done = home.run(PROBE, "scan", "xs", env={"HOLO_NODE": node})
             self.results.append((done.returncode, done.stdout.strip(), done.stderr))
 
-    def end(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
         self.over.set()
         self.thread.join()
+
+    def end(self):
+        self.__exit__()
         assert set(self.results) == {(0, "100000", "")}, self.results
         return len(self.results)
 
@@ -439,25 +445,25 @@ def test_the_cluster_key_is_changed_without_a_stop(home):
     old_secret = json.loads((state_dir(home, "node1") / "cluster.json").read_text())["key"]
     address = node(home.status(*at("node1")), "node1")["address"]
 
-    work = Work(home, "node1")
-    secret, new = home.ok("key", "add", "--all", *at("node1")).split()
-    assert new != old
-    for name in names:
-        assert home.json("key", "list", *at(name))["keys"] == [{"id": old, "in_use": True}, {"id": new, "in_use": False}]
-    join(home, address, "fourth", "--key", secret)  # Both are good now.
-    join(home, address, "fifth", "--key", old_secret)
-    for name in ("fourth", "fifth"):
-        home.ok("leave", *at(name))
+    with Work(home, "node1") as work:
+        secret, new = home.ok("key", "add", "--all", *at("node1")).split()
+        assert new != old
+        for name in names:
+            assert home.json("key", "list", *at(name))["keys"] == [{"id": old, "in_use": True}, {"id": new, "in_use": False}]
+        join(home, address, "fourth", "--key", secret)  # Both are good now.
+        join(home, address, "fifth", "--key", old_secret)
+        for name in ("fourth", "fifth"):
+            home.ok("leave", *at(name))
 
-    home.ok("key", "use", new, "--all", *at("node2"))
-    home.refused("key", "remove", new, *at("node1"))  # The one in use stays.
-    home.ok("key", "remove", old, "--all", *at("node3"))
-    for name in names:
-        assert home.json("key", "list", *at(name))["keys"] == [{"id": new, "in_use": True}]
-        assert old_secret not in (state_dir(home, name) / "cluster.json").read_text()
-        home.refused("key", "use", old, *at(name))
-    assert {n["name"]: n["pid"] for n in home.json("dev", "status")["nodes"]} == pids  # Nobody was restarted.
-    assert work.end() > 0  # Scans went on through all of it, each with the right answer.
+        home.ok("key", "use", new, "--all", *at("node2"))
+        home.refused("key", "remove", new, *at("node1"))  # The one in use stays.
+        home.ok("key", "remove", old, "--all", *at("node3"))
+        for name in names:
+            assert home.json("key", "list", *at(name))["keys"] == [{"id": new, "in_use": True}]
+            assert old_secret not in (state_dir(home, name) / "cluster.json").read_text()
+            home.refused("key", "use", old, *at(name))
+        assert {n["name"]: n["pid"] for n in home.json("dev", "status")["nodes"]} == pids  # Nobody was restarted.
+        assert work.end() > 0  # Scans went on through all of it, each with the right answer.
 
     line = join(home, address, "sixth", "--key", old_secret, run=home.refused)
     assert "key" in line

@@ -168,7 +168,7 @@ Outcome<nlohmann::json> wait_for_moves(AgentLink& link, const std::string& node,
       wipe();
       return std::unexpected(Failure(Error{
           .code = Errc::out_of_memory,
-          .message = str(nowhere, " shards have nowhere to go: no other node has room for them"),
+          .message = str(nowhere, " shards have nowhere to go: no other node that it can reach has room for them"),
           .hint =
               "free a region, let a node join, or give the agents more --memory; holo undrain takes the drain back"}));
     }
@@ -206,12 +206,17 @@ std::string shards_table(const nlohmann::json& shards) {
                str(count(h, "home_pages"), " pages"), str(count(h, "copy_pages"), " pages"), str(count(h, "arriving")),
                str(count(h, "leaving")), text("zone"), text("host")});
   }
+  std::string cut;
+  for (const auto& path : shards["cut_paths"]) {
+    cut += str("node ", path["from"].get<std::string>(), " cannot reach node ", path["to"].get<std::string>(),
+               ": no copies go that way\n");
+  }
   const auto& moves = shards["moves"];
   return str(count(shards, "shards"), " shards of class ", shards["resource"].get<std::string>(), "; ",
              count(moves, "left") == 0
                  ? std::string("nothing moves")
                  : str(count(moves, "left"), " still to move, ", count(moves, "under_way"), " of them now"),
-             "\n", table.text());
+             "\n", cut, table.text());
 }
 
 void add_placement_commands(CommandLine& line) {

@@ -22,6 +22,12 @@ bool can_spare(std::int64_t load, std::int64_t share, std::int64_t pages) { retu
 
 bool Planner::Readable::operator()(NodeId id) const { return std::binary_search(alive.begin(), alive.end(), id); }
 
+bool Planner::can_take(std::size_t node, const Placement::Shard& s, std::uint64_t bytes) const {
+  const NodeId id = table_.nodes()[node].id;
+  if (s.in_sync.contains(id)) return true;
+  return free_[node] >= bytes && (s.in_sync.empty() || !cut_.contains({s.in_sync[0], id}));
+}
+
 void Planner::begin(const Placement& p) {
   const std::size_t n = table_.size();
   copies_ = std::min<std::size_t>(p.shape().replication, n);
@@ -72,7 +78,7 @@ std::size_t Planner::choose(ShardNo shard, const Placement::Shard& s, const Node
   unsigned best_near = 3;
   std::optional<std::int64_t> best_over;  // Of its bound; absent: within.
   for (const std::size_t i : table_.order(shard)) {
-    if (list.contains(table_.nodes()[i].id) || !has_room(i, s, bytes)) continue;
+    if (list.contains(table_.nodes()[i].id) || !can_take(i, s, bytes)) continue;
     const unsigned near = nearness(i, list, NodeId{});
     std::int64_t over = load_.copy[i] + pages - bound(load_.copy_share[i]);
     if (home) over = std::max(over, load_.home[i] + pages - bound(load_.home_share[i]));
@@ -177,7 +183,7 @@ void Planner::replan(Placement& p, const Readable& readable) {
       for (const NodeList& list : {s.target, s.in_sync}) {
         for (const NodeId id : list) {
           const std::size_t node = table_.find(id);
-          if (node == npos || kept.contains(id) || kept.size() == copies_ || !has_room(node, s, bytes)) continue;
+          if (node == npos || kept.contains(id) || kept.size() == copies_ || !can_take(node, s, bytes)) continue;
           (void)kept.push(id);
           take(node, s, bytes);
         }
@@ -268,7 +274,7 @@ void Planner::even_homes(Placement& p, const std::vector<std::size_t>& takers, O
       if (t == home || 2 * load_.home[t] + pages > 2 * load_.home_share[t]) continue;
       if (which == Only::outranked && !table_.score(shard, t).before(table_.score(shard, home))) continue;
       const NodeId id = table_.nodes()[t].id;
-      if (!s.target.contains(id) && !has_room(t, s, bytes)) continue;
+      if (!s.target.contains(id) && !can_take(t, s, bytes)) continue;
       if (nearness(with_home(shard, s.target, id)) > nearness(s.target)) continue;
       if (best == npos || table_.score(shard, t).before(table_.score(shard, best))) best = t;
     }
@@ -303,7 +309,7 @@ void Planner::even_copies(Placement& p, const std::vector<std::size_t>& takers, 
       for (const std::size_t t : takers) {
         if (s.target.contains(table_.nodes()[t].id) || 2 * load_.copy[t] + pages > 2 * load_.copy_share[t]) continue;
         if (which == Only::outranked && !table_.score(shard, t).before(table_.score(shard, holder))) continue;
-        if (!has_room(t, s, bytes) || nearness(t, s.target, now) > near) continue;
+        if (!can_take(t, s, bytes) || nearness(t, s.target, now) > near) continue;
         if (best == npos || table_.score(shard, t).before(table_.score(shard, best))) best = t;
       }
       if (best == npos) continue;

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "core/control/placement.h"
@@ -12,12 +14,16 @@
 
 namespace holo::control {
 
+/// Pairs of a home and a node that the home cannot reach, though both are alive: nothing is moved along them.
+using CutPaths = std::set<std::pair<NodeId, NodeId>>;
+
 /// Plans for one region after the other; what each takes is no longer free for the next.
 class Planner {
  public:
   /// `table`: the nodes that take shards. `free_bytes`: of each, in the order of table.nodes(), not reserved by any
-  /// region. Both outlive this.
-  Planner(const ShardTable& table, std::vector<std::uint64_t>& free_bytes) : table_(table), free_(free_bytes) {}
+  /// region. All outlive this.
+  Planner(const ShardTable& table, const CutPaths& cut, std::vector<std::uint64_t>& free_bytes)
+      : table_(table), cut_(cut), free_(free_bytes) {}
 
   /// Targets for a region that nobody holds: within the free bytes and as near to the shares as whole shards allow.
   /// False when they do not suffice; the targets then mean nothing. At least as many nodes as the replication.
@@ -44,9 +50,8 @@ class Planner {
   /// Of all pairs of copies together.
   [[nodiscard]] unsigned nearness(const NodeList& list) const;
   [[nodiscard]] NodeList with_home(ShardNo shard, const NodeList& list, NodeId home) const;
-  [[nodiscard]] bool has_room(std::size_t node, const Placement::Shard& s, std::uint64_t bytes) const {
-    return s.in_sync.contains(table_.nodes()[node].id) || free_[node] >= bytes;
-  }
+  /// It has the shard, or room for it and a way to get it.
+  [[nodiscard]] bool can_take(std::size_t node, const Placement::Shard& s, std::uint64_t bytes) const;
   [[nodiscard]] std::size_t choose(ShardNo shard, const Placement::Shard& s, const NodeList& list,
                                    std::uint64_t bytes) const;
   void take(std::size_t node, const Placement::Shard& s, std::uint64_t bytes);
@@ -62,6 +67,7 @@ class Planner {
                                                   const std::vector<std::int64_t>& share) const;
 
   const ShardTable& table_;
+  const CutPaths& cut_;
   std::vector<std::uint64_t>& free_;
   std::size_t copies_ = 1;
   Load load_;

@@ -35,6 +35,7 @@ Placement::Shape shape(std::uint64_t pages, std::size_t members, std::uint32_t r
 
 struct Placed {
   ShardTable table;
+  CutPaths cut;
   std::vector<std::uint64_t> free;
   Placement placement;
   bool fits = false;
@@ -42,7 +43,7 @@ struct Placed {
   Placed(const std::vector<RingNode>& members, Placement::Shape s, std::vector<std::uint64_t> room = {})
       : table(members), free(std::move(room)), placement(s) {
     if (free.empty()) free.assign(members.size(), 1024 * kGiB);
-    fits = Planner(table, free).create(placement);
+    fits = Planner(table, cut, free).create(placement);
     for (Placement::Shard& shard : placement.shards()) shard.in_sync = shard.target;
   }
   /// Everything is copied and written.
@@ -55,7 +56,7 @@ struct Placed {
   void replan(const std::vector<RingNode>& members, const std::vector<NodeId>& alive) {
     table = ShardTable(members, &table);
     free.assign(members.size(), 1024 * kGiB);
-    Planner(table, free).replan(placement, Planner::Readable{alive});
+    Planner(table, cut, free).replan(placement, Planner::Readable{alive});
   }
   void replan(const std::vector<RingNode>& members) {
     std::vector<NodeId> alive;
@@ -340,10 +341,32 @@ TEST(Plan, NobodyIsGivenMoreThanItHasRoomFor) {
   p.table = ShardTable(members);
   p.free = {0, 0, 100 * 65536};
   const std::vector<NodeId> alive{members[0].id, members[1].id, members[2].id};
-  Planner(p.table, p.free).replan(p.placement, Planner::Readable{alive});
+  Planner(p.table, p.cut, p.free).replan(p.placement, Planner::Readable{alive});
   const auto pages = p.home_pages();
   EXPECT_LE(pages.at(members[2].id), 100U);
   EXPECT_GT(pages.at(members[2].id), 90U);
+}
+
+TEST(Plan, NothingGoesAlongACutPath) {
+  const auto members = nodes(5);
+  Placed p(std::vector<RingNode>{members[0], members[1], members[2], members[3]}, shape(1 << 14, 5, 2));
+  p.arrive();
+  for (const NodeId to : {members[3].id, members[4].id}) p.cut.emplace(members[0].id, to);
+  p.replan(std::vector<RingNode>{members[1], members[2], members[3], members[4]},
+           {members[0].id, members[1].id, members[2].id, members[3].id, members[4].id});
+  std::size_t left = 0, taken = 0;
+  for (const Placement::Shard& s : p.placement.shards()) {
+    EXPECT_EQ(s.target.size(), 2U);
+    EXPECT_FALSE(s.target.contains(members[0].id));
+    taken += s.target.contains(members[4].id) ? 1 : 0;
+    if (s.in_sync[0] != members[0].id) continue;
+    ++left;
+    for (const NodeId n : s.target) {
+      EXPECT_TRUE(s.in_sync.contains(n) || (n != members[3].id && n != members[4].id)) << n.value;
+    }
+  }
+  EXPECT_GT(left, 0U);
+  EXPECT_GT(taken, 0U) << "others do reach it";
 }
 
 TEST(NodeList, EraseKeepsOrderAndPushStopsAtTheLimit) {

@@ -223,6 +223,8 @@ class State {
   [[nodiscard]] std::vector<LastCopies> last_copies(NodeId node) const;
   /// Nothing lies on `node` or is on its way there.
   [[nodiscard]] bool is_empty(NodeId node) const;
+  /// Pairs of a home and a node that it cannot reach, as the homes say.
+  [[nodiscard]] const CutPaths& cut_paths() const { return cut_paths_; }
   /// Every block, ascending, with its pages and its home: how a job is split.
   void for_each_block(RegionId region, const std::function<void(PageRange pages, NodeId home)>& f) const;
   /// The blocks of one shard as page ranges, ascending. Cost: O(blocks of the region).
@@ -264,6 +266,7 @@ class State {
   wire::CommandResult commit(const wire::CommitTxns& c);
   wire::CommandResult shards_copied(const wire::ShardsCopied& c);
   wire::CommandResult shards_whole(const wire::ShardsWhole& c);
+  wire::CommandResult path_changed(const wire::PathChanged& c);
   wire::CommandResult node_drain(const wire::NodeDrain& c);
   wire::CommandResult node_remove(const wire::NodeRemove& c);
   wire::CommandResult weigh_nodes(const wire::WeighNodes& c);
@@ -283,6 +286,7 @@ class State {
   void release(const Placement& p, const Placement::Shard& s);
   /// Takes the node out of every in-sync list that has another node, and out of every fill.
   void end_incarnation(NodeId node);
+  void drop_cut_off(Placement::Shard& s) const;
   /// Plans the region anew. Only with a new epoch: homes change, and what was staged under the old epoch is then void.
   void settle(Region& region, Planner& planner, const std::vector<NodeId>& alive);
   void settle_all();
@@ -339,6 +343,7 @@ class State {
   std::map<std::string, RegionId, std::less<>> names_;
   ShardTable table_;                                    ///< A function of nodes_.
   std::set<std::pair<RegionId, std::uint16_t>> moves_;  ///< Shards that are moving().
+  CutPaths cut_paths_;
   std::uint64_t move_serial_ = 0;
   bool by_score_ = false;
   KeySpace keys_;

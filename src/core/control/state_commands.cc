@@ -54,6 +54,7 @@ wire::CommandResult State::dispatch(const wire::Command& command) {
     case wire::CommandBody::kNodeInventory: return node_inventory(body.node_inventory());
     case wire::CommandBody::kShardsCopied: return shards_copied(body.shards_copied());
     case wire::CommandBody::kShardsWhole: return shards_whole(body.shards_whole());
+    case wire::CommandBody::kPathChanged: return path_changed(body.path_changed());
     case wire::CommandBody::kNodeDrain: return node_drain(body.node_drain());
     case wire::CommandBody::kNodeRemove: return node_remove(body.node_remove());
     case wire::CommandBody::kWeighNodes: return weigh_nodes(body.weigh_nodes());
@@ -358,7 +359,7 @@ wire::CommandResult State::create_region(const wire::CreateRegion& c) {
                        .page_bytes = record.page_bytes,
                        .block_pages = record.block_pages,
                        .replication = record.replication});
-  if (!Planner(table_, free_of).create(placement)) return out_of_memory();
+  if (!Planner(table_, cut_paths_, free_of).create(placement)) return out_of_memory();
 
   ++next_region_;
   const RegionId id = record.id;
@@ -401,7 +402,7 @@ wire::CommandResult State::free_region(const wire::FreeRegion& c) {
     if (!short_of_copies(*regions_[other])) continue;
     if (!planner) {
       free = free_bytes();
-      planner.emplace(table_, *free);
+      planner.emplace(table_, cut_paths_, *free);
       ++epoch_.value;  // Homes may change.
     }
     settle(*regions_[other], *planner, live_nodes());

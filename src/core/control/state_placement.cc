@@ -125,6 +125,7 @@ void State::track(RegionId region, ShardNo shard, Placement::Shard& s) {
 }
 
 void State::end_incarnation(NodeId node) {
+  std::erase_if(cut_paths_, [node](const auto& path) { return path.first == node || path.second == node; });
   for (const RegionId id : region_ids()) {
     Placement& p = regions_[id]->placement;
     for (Placement::Shard& s : p.shards()) {
@@ -154,6 +155,14 @@ void State::arrange(const Placement& p, Placement::Shard& s) {
   reserve(p, s);
 }
 
+/// What its home cannot bring up to date is no copy.
+void State::drop_cut_off(Placement::Shard& s) const {
+  for (std::size_t i = s.in_sync.size(); i-- > 1;) {
+    const NodeId holder = s.in_sync[i];
+    if (cut_paths_.contains({s.in_sync[0], holder})) s.in_sync.erase(holder);
+  }
+}
+
 void State::settle(Region& region, Planner& planner, const std::vector<NodeId>& alive) {
   const Planner::Readable readable{alive};
   Placement& p = region.placement;
@@ -161,6 +170,7 @@ void State::settle(Region& region, Planner& planner, const std::vector<NodeId>& 
     release(p, s);
     const bool source = !s.in_sync.empty() && readable(s.in_sync[0]);
     if (!source && !s.written) s.in_sync = {};
+    if (source) drop_cut_off(s);
   }
   planner.replan(p, readable);
   for (std::size_t i = 0; i < p.shards().size(); ++i) {
@@ -183,7 +193,7 @@ void State::settle(Region& region, Planner& planner, const std::vector<NodeId>& 
 void State::settle_all() {
   const std::vector<NodeId> alive = live_nodes();
   std::vector<std::uint64_t> free = free_bytes();
-  Planner planner(table_, free);
+  Planner planner(table_, cut_paths_, free);
   for (const RegionId id : region_ids()) settle(*regions_[id], planner, alive);
   std::set<RegionId> changed;
   start_moves(changed);
@@ -287,6 +297,29 @@ wire::CommandResult State::shards_whole(const wire::ShardsWhole& c) {
   if (changed.empty()) return {};
   start_moves(changed);
   placement_changed(changed);
+  return {};
+}
+
+wire::CommandResult State::path_changed(const wire::PathChanged& c) {
+  const NodeId from{c.from()}, to{c.to()};
+  const NodeRecord* a = node(from);
+  const NodeRecord* b = node(to);
+  if (a == nullptr || b == nullptr || from == to || !a->alive() || !b->alive()) {
+    return refusal(Errc::invalid_argument, "a path that is not between two live members");
+  }
+  if (cut_paths_.contains({from, to}) == c.cut()) return {};
+  if (c.cut()) {
+    const auto first = cut_paths_.lower_bound({from, NodeId{}});
+    const auto known = std::distance(first, cut_paths_.upper_bound({from, NodeId{UINT64_MAX}}));
+    if (static_cast<std::size_t>(known) >= limits::kCutPathsPerNode) {
+      return refusal(Errc::over_limit,
+                     str("node ", a->name, " has said of ", known, " nodes that it cannot reach them"));
+    }
+    cut_paths_.emplace(from, to);
+  } else {
+    cut_paths_.erase({from, to});
+  }
+  nodes_changed(NodeId{});
   return {};
 }
 

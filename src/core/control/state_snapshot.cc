@@ -107,6 +107,12 @@ wire::ControlSnapshot State::describe(Keys with) const {
   }
   if (leases_.used()) leases_.save(out.mutable_leases());
   out.set_moves(move_serial_);
+  for (const auto& [from, to] : cut_paths_) {
+    auto* path = out.add_cut_paths();
+    path->set_from(from.value);
+    path->set_to(to.value);
+    path->set_cut(true);
+  }
   out.set_weigh_by(by_score_ ? 1 : 0);
   out.set_restoring(restoring_);
   return out;
@@ -304,6 +310,13 @@ Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace 
       return bad("a revoked node without an id, or twice");
     }
   }
+  CutPaths cut;
+  for (const wire::PathChanged& path : in.cut_paths()) {
+    const NodeId from{path.from()}, to{path.to()};
+    if (!reader.nodes.contains(from) || !reader.nodes.contains(to) || from == to || !cut.emplace(from, to).second) {
+      return bad("a cut path between no two nodes, or twice");
+    }
+  }
   Leases leases;
   HOLO_TRY(leases.load(in.leases(), keys));
 
@@ -317,6 +330,7 @@ Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace 
   regions_ = std::move(reader.regions);
   moves_ = std::move(reader.moves);
   move_serial_ = in.moves();
+  cut_paths_ = std::move(cut);
   by_score_ = in.weigh_by() == 1;
   names_ = std::move(reader.names);
   sessions_ = std::move(reader.sessions);

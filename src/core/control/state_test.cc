@@ -379,6 +379,73 @@ TEST(ControlState, AMoveThatWasPlannedAnewSinceIsAnother) {
   EXPECT_GT(rig.state.epoch(), before) << "what was staged without the new holders is void";
 }
 
+TEST(ControlState, WhatItsHomeCannotReachIsNoCopyAndGetsNone) {
+  Rig rig;
+  rig.cluster(4);
+  const RegionId xs{rig.create("xs", 64 * 4096, 2).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 64}})});
+  const auto both = [&](std::uint64_t home, std::uint64_t other) {
+    std::size_t held = 0, planned = 0;
+    rig.state.for_each_shard(xs, [&](const State::ShardView& v) {
+      if (v.in_sync[0] != NodeId{home}) return;
+      held += v.in_sync.contains(NodeId{other}) ? 1 : 0;
+      planned += v.target.contains(NodeId{other}) ? 1 : 0;
+    });
+    return std::pair(held, planned);
+  };
+  EXPECT_GT(both(1, 2).first, 0U);
+  const Epoch before = rig.state.epoch();
+  EXPECT_EQ(code(rig.path(1, 2, true)), kOk);
+  EXPECT_GT(rig.state.epoch(), before) << "what was staged with the other copy is void";
+  EXPECT_EQ(both(1, 2), std::pair(std::size_t{0}, std::size_t{0}));
+  EXPECT_GT(both(2, 1).first, 0U) << "the other way nobody complained";
+  rig.move_all();
+  rig.state.for_each_shard(xs, [](const State::ShardView& v) { EXPECT_EQ(v.in_sync.size(), 2U) << v.shard.value; });
+  expect_invariants(rig.state);
+  State again;
+  ASSERT_TRUE(again.restore(LogIndex{rig.log.size()}, rig.state.snapshot()));
+  EXPECT_EQ(again.snapshot(), rig.state.snapshot());
+  EXPECT_EQ(again.cut_paths(), rig.state.cut_paths());
+
+  // Who drains gives its shards to those that it reaches; if there is none, they stay, and it may not leave.
+  const Epoch told = rig.state.epoch();
+  EXPECT_EQ(code(rig.path(1, 2, true)), kOk);
+  EXPECT_EQ(rig.state.epoch(), told) << "said before";
+  rig.path(1, 3, true);
+  rig.path(1, 4, true);
+  rig.drain(1);
+  rig.move_all();
+  EXPECT_EQ(code(rig.leave(1)), Errc::refused);
+  rig.path(1, 3, false);
+  rig.move_all();
+  EXPECT_EQ(code(rig.leave(1)), kOk);
+  EXPECT_TRUE(rig.state.cut_paths().empty());
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, ACutPathIsBetweenTwoLiveMembersAndEndsWithThem) {
+  Rig rig;
+  rig.cluster(3);
+  for (const auto& [from, to] : {std::pair(1, 1), {1, 9}, {9, 1}, {0, 1}, {1, 0}}) {
+    EXPECT_EQ(code(rig.path(static_cast<std::uint64_t>(from), static_cast<std::uint64_t>(to), true)),
+              Errc::invalid_argument);
+  }
+  rig.path(1, 2, true);
+  rig.path(2, 3, true);
+  rig.path(3, 1, true);
+  EXPECT_EQ(rig.state.cut_paths().size(), 3U);
+  rig.dead(2);
+  EXPECT_EQ(rig.state.cut_paths(), (CutPaths{{NodeId{3}, NodeId{1}}}));
+  EXPECT_EQ(code(rig.path(1, 2, true)), Errc::invalid_argument);
+  for (std::uint64_t id = 10; id < 10 + limits::kCutPathsPerNode; ++id) {
+    rig.join(id);
+    EXPECT_EQ(code(rig.path(1, id, true)), kOk);
+  }
+  rig.join(5);
+  EXPECT_EQ(code(rig.path(1, 5, true)), Errc::over_limit);
+  EXPECT_EQ(code(rig.path(3, 5, true)), kOk);
+}
+
 TEST(ControlState, ANewcomerTakesItsShareAndAReturnedNodeToo) {
   Rig rig;
   rig.cluster(3);

@@ -121,6 +121,13 @@ class Rig {
     b.mutable_weigh_nodes()->set_permille(permille);
     return send(b);
   }
+  wire::CommandResult path(std::uint64_t from, std::uint64_t to, bool cut) {
+    wire::CommandBody b;
+    b.mutable_path_changed()->set_from(from);
+    b.mutable_path_changed()->set_to(to);
+    b.mutable_path_changed()->set_cut(cut);
+    return send(b);
+  }
   static wire::CommandBody region_body(const std::string& name) {
     wire::CommandBody b;
     b.mutable_create_region()->mutable_region()->set_name(name);
