@@ -2,6 +2,7 @@
 // can fail.
 #pragma once
 
+#include <condition_variable>
 #include <map>
 #include <mutex>
 
@@ -26,7 +27,10 @@ class MemoryStore final : public LogStore, public KvStore {
     return {};
   }
   Status append(const std::vector<LogEntry>& entries) override {
-    const std::scoped_lock lock(mutex_);
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    released_.wait(lock, [this] { return !held_; });
+    --waiting_;
     if (full_) return full();
     ++appends_;
     for (const LogEntry& e : entries) {
@@ -86,6 +90,21 @@ class MemoryStore final : public LogStore, public KvStore {
     const std::scoped_lock lock(mutex_);
     full_ = full;
   }
+  /// Appends wait from now on, until release().
+  void hold() {
+    const std::scoped_lock lock(mutex_);
+    held_ = true;
+  }
+  void release() {
+    const std::scoped_lock lock(mutex_);
+    held_ = false;
+    released_.notify_all();
+  }
+  /// Appends that are waiting.
+  unsigned waiting() {
+    const std::scoped_lock lock(mutex_);
+    return waiting_;
+  }
   std::uint64_t appends() {
     const std::scoped_lock lock(mutex_);
     return appends_;
@@ -99,6 +118,9 @@ class MemoryStore final : public LogStore, public KvStore {
   static Status full() { return fail(Errc::io_error, "no space left on the device"); }
 
   std::mutex mutex_;
+  std::condition_variable released_;
+  bool held_ = false;
+  unsigned waiting_ = 0;
   bool full_ = false;
   bool lost_ = false;
   std::uint64_t appends_ = 0;

@@ -79,7 +79,8 @@ def test_detect(home):
 def test_control(home):
     report = home.json("bench", "control", "--quick", timeout=180)
     assert {r["name"]: r["unit"] for r in report["results"]} == {
-        "writes_per_s": "1/s", "write_p50": "ms", "failover_p50": "ms", "failover_max": "ms", "restart_10k": "s", "heal": "s"}
+        "writes_per_s": "1/s", "write_p50": "ms", "failover_p50": "ms", "failover_max": "ms", "restart_10k": "s", "heal": "s",
+        "fdatasync_p50": "ms"}
     assert report["bench"] == "control" and report["nodes"] == 3
     for r in report["results"]:
         assert r["ours"] > 0 and r["reference_is"], r

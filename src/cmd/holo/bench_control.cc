@@ -1,6 +1,11 @@
 // holo bench control: what the replicated log carries, how soon it goes on without its leader, and how soon it is back.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <functional>
 #include <thread>
 
@@ -8,6 +13,7 @@
 #include "cmd/holo/bench.h"
 #include "cmd/holo/etcd_peer.h"
 #include "cmd/holo/kv_load.h"
+#include "env/fd.h"
 
 namespace holo::cmd {
 namespace {
@@ -107,6 +113,27 @@ Outcome<KvFigures> checked(Result<KvFigures> f) {
   return std::move(*f);
 }
 
+/// Milliseconds that this disk takes to make 4 KiB more of a file in `folder` last: no commit of a write is faster.
+Outcome<double> sync_floor(const std::string& folder) {
+  constexpr int kTimes = 500;
+  constexpr std::size_t kBlock = 4096;
+  const std::string path = folder + "/sync-floor";
+  const env::Fd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  const std::string block(kBlock, 'x');
+  std::vector<double> took;
+  for (int i = 0; fd && i < kTimes; ++i) {
+    const auto start = Clock::now();
+    const bool written =
+        ::write(fd.get(), block.data(), block.size()) == static_cast<ssize_t>(kBlock) && ::fdatasync(fd.get()) == 0;
+    if (!written) break;
+    took.push_back(seconds_since(start) * 1000);
+  }
+  const int error = errno;
+  ::unlink(path.c_str());
+  if (took.size() < kTimes) return fail(Errc::io_error, str("cannot write to ", path, ": ", std::strerror(error)));
+  return median(std::move(took));
+}
+
 class ControlBench {
  public:
   explicit ControlBench(const BenchOptions& o) : options_(o), repetitions_(o.quick ? 1 : o.repetitions) {}
@@ -178,6 +205,9 @@ class ControlBench {
     }
     add("writes_per_s", "1/s", median(rate.ours), median(rate.reference));
     add("write_p50", "ms", median(p50.ours), median(p50.reference));
+    HOLO_ASSIGN(floor, sync_floor(own.dev().nodes().front().state_dir));
+    add("fdatasync_p50", "ms", floor, 0,
+        "none: one fdatasync of the disk that all agents share, the floor of write_p50");
     return {};
   }
 

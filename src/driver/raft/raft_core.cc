@@ -113,6 +113,7 @@ void RaftCore::close(std::function<void()> done) {
   HOLO_ASSERT(!closing_);
   closing_ = true;
   pending_.clear();
+  pending_bytes_ = 0;
   fail_waiting(log_closing());
   for (auto& [index, shot] : std::exchange(applied_waiters_, {})) resolve(shot, std::unexpected(log_closing()));
   if (!initialised_) return done();
@@ -311,8 +312,12 @@ void RaftCore::after_event() {
     resolve(applied_waiters_.begin()->second, true);
     applied_waiters_.erase(applied_waiters_.begin());
   }
+  if (!pending_.empty() && may_flush()) flush_soon();
   const int state = raft_state(&raft_);
-  if (state == RAFT_LEADER) io_->announce_commit(raft_.current_term, raft_.commit_index);
+  // While more is on its way the followers learn of this commit with that, or at the latest when that is committed.
+  if (state == RAFT_LEADER && pending_.empty() && raft_.commit_index == raft_last_index(&raft_)) {
+    io_->announce_commit(raft_.current_term, raft_.commit_index);
+  }
   const NodeId now_leader = leader();
   if (seen_state_ == RAFT_LEADER && state != RAFT_LEADER) {
     log_info("control", "this node does not lead any more, in term ", raft_.current_term,
@@ -333,18 +338,30 @@ void RaftCore::after_event() {
 IndexShot RaftCore::propose(Buffer command, std::uint64_t& token) {
   auto shot = std::make_shared<OneShot<Result<LogIndex>>>();
   token = next_token_++;
+  pending_bytes_ += kPartBytes + command.size();
   pending_.push_back({.token = token, .command = std::move(command)});
   waiting_[token] = shot;
-  if (!std::exchange(flush_posted_, true)) {
-    ports_.loop->post([me = shared_from_this()] { me->flush(); });
-  }
+  if (may_flush()) flush_soon();
   return shot;
+}
+
+/// While the disk is busy with what came before, commands gather: they could not be committed sooner, and each entry
+/// costs a message to every member and one back. The disk sets the pace, not the followers, so that a long way to them
+/// is filled with entries.
+bool RaftCore::may_flush() const {
+  return !io_->writing() || pending_.size() >= kMaxBatchCommands || pending_bytes_ >= kMaxBatchBytes;
+}
+
+void RaftCore::flush_soon() {
+  if (std::exchange(flush_posted_, true)) return;
+  ports_.loop->post([me = shared_from_this()] { me->flush(); });
 }
 
 void RaftCore::flush() {
   flush_posted_ = false;
   if (closing_) return;
   const std::vector<Pending> all = std::exchange(pending_, {});
+  pending_bytes_ = 0;
   const auto wall = static_cast<std::uint64_t>(now().ms);
   for (std::size_t at = 0; at < all.size();) {
     const std::size_t first = at;

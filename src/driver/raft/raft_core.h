@@ -46,7 +46,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   /// What an entry appended now would carry, had this node to stamp it.
   [[nodiscard]] WallTime now();
 
-  /// Leader only. Resolves once applied here. What is proposed in one turn of the loop shares an entry.
+  /// Leader only. Resolves once applied here. What is proposed in one turn of the loop, or while the disk is busy,
+  /// shares an entry.
   IndexShot propose(Buffer command, std::uint64_t& token);
   void forget(std::uint64_t token) { waiting_.erase(token); }
   StatusShot when_applied(LogIndex index);
@@ -77,6 +78,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   void note_applied(std::size_t bytes);
   int snapshot(raft_buffer** bufs, unsigned* n);
   int restore(raft_buffer* buf);
+  [[nodiscard]] bool may_flush() const;
+  void flush_soon();
   void flush();
   void after_event();
   [[nodiscard]] std::uint64_t configuration() const {
@@ -119,6 +122,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
     Buffer command;
   };
   std::vector<Pending> pending_;
+  std::size_t pending_bytes_ = 0;
   bool flush_posted_ = false;
   std::unordered_map<std::uint64_t, IndexShot> waiting_;
   std::multimap<LogIndex, StatusShot> applied_waiters_;

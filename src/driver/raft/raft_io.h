@@ -74,8 +74,9 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   [[nodiscard]] std::uint64_t snapshot_bytes() const { return snapshot_bytes_; }
   /// The last entry in the newest one written since the start; 0: none was.
   [[nodiscard]] std::uint64_t written_index() const { return written_index_; }
-  /// Called by the leader after every event: tells each follower known to have entry `commit` that it is committed, in
-  /// an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat later.
+  /// Called by the leader once nothing more is on its way: tells each follower known to have entry `commit` that it is
+  /// committed, in an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat
+  /// later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
   /// The term of the newest entry appended here, and its first entry of that term. A leader's: its own.
   [[nodiscard]] std::uint64_t own_term() const { return own_term_; }
@@ -83,6 +84,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// What was on the disk was given up: this node neither votes nor asks for votes until found().
   [[nodiscard]] bool lost() const { return lost_; }
   void found() { lost_ = false; }
+  /// Something of the log is on its way to the disk.
+  [[nodiscard]] bool writing() const { return !writes_.empty(); }
   /// Set while writes to the disk fail.
   [[nodiscard]] const std::optional<Error>& disk_error() const { return disk_error_; }
 

@@ -199,6 +199,34 @@ TEST_F(RaftLogTest, ManyAppendsShareWrites) {
   EXPECT_LT(server(1).store->appends() - before, 100U);
 }
 
+TEST_F(RaftLogTest, WhatComesWhileTheDiskIsBusyGoesTogether) {
+  ASSERT_TRUE(start(1, true));
+  ASSERT_TRUE(append(1, "before"));
+  MemoryStore& disk = *server(1).store;
+  disk.hold();
+  std::vector<std::shared_ptr<std::optional<Result<LogIndex>>>> results;
+  const auto propose = [&] {
+    results.push_back(std::make_shared<std::optional<Result<LogIndex>>>());
+    loop_.spawn(keep(server(1).log->append(Buffer::copy(as_bytes(str(results.size()))), loop_.now() + seconds(10)),
+                     results.back()));
+  };
+  propose();
+  ASSERT_TRUE(until([&] { return disk.waiting() == 1; }));
+  for (int i = 0; i < 50; ++i) {
+    propose();
+    bool turned = false;
+    loop_.post([&] { turned = true; });
+    ASSERT_TRUE(until([&] { return turned; }));
+  }
+  EXPECT_EQ(server(1).journal->commands.size(), 1U) << "nothing is committed before it is on the disk";
+  disk.release();
+  ASSERT_TRUE(until([&] { return results.back()->has_value() && server(1).journal->commands.size() == 52; }));
+  for (std::size_t i = 1; i < results.size(); ++i) {
+    ASSERT_TRUE(**results[i]);
+    EXPECT_EQ((***results[i]).value, (***results[0]).value + 1) << "one entry for all that waited";
+  }
+}
+
 TEST_F(RaftLogTest, WhatIsForwardedInOneTurnGoesTogether) {
   cluster(3);
   const auto many = static_cast<std::uint16_t>(wire::PeerMessage::propose_many);
