@@ -105,6 +105,7 @@ Status RaftCore::start() {
     return fail(rv == RAFT_MALFORMED || rv == RAFT_CORRUPT ? Errc::corrupt : Errc::io_error,
                 str("the log does not start: ", raft_strerror(rv), ": ", raft_errmsg(&raft_)));
   }
+  io_->settle_members();
   after_event();
   return {};
 }
@@ -314,6 +315,7 @@ void RaftCore::after_event() {
   }
   if (!pending_.empty() && may_flush()) flush_soon();
   const int state = raft_state(&raft_);
+  if (state == RAFT_LEADER) begin_term();
   // While more is on its way the followers learn of this commit with that, or at the latest when that is committed.
   if (state == RAFT_LEADER && pending_.empty() && raft_.commit_index == raft_last_index(&raft_)) {
     io_->announce_commit(raft_.current_term, raft_.commit_index);
@@ -330,6 +332,19 @@ void RaftCore::after_event() {
   seen_configuration_ = configuration();
   ports_.loop->post([me = shared_from_this()] {
     if (!me->closing_ && me->on_change) me->on_change();
+  });
+}
+
+/// With an entry of its own: only that one's commitment tells what else is committed.
+void RaftCore::begin_term() {
+  if (io_->own_term() == raft_.current_term || std::exchange(begun_term_, raft_.current_term) == raft_.current_term)
+    return;
+  ports_.loop->post([me = shared_from_this()] {
+    if (me->closing_ || !me->leading() || me->io_->own_term() == me->raft_.current_term) return;
+    auto request = std::make_unique<struct raft_barrier>();
+    const int rv = ::raft_barrier(&me->raft_, request.get(), [](struct raft_barrier* r, int) { delete r; });
+    if (rv == 0) (void)request.release();
+    me->after_event();
   });
 }
 
@@ -449,10 +464,17 @@ StatusShot RaftCore::change(std::function<int(raft*, raft_change*, raft_change_c
     r->shot = shot;
     r->what = what;
     r->request.data = r.get();
-    const int rv = begin(&me->raft_, &r->request, [](raft_change* request, int status) {
-      const std::unique_ptr<Request> done(static_cast<Request*>(request->data));
-      done->core->resolve(done->shot, status == 0 ? Result<bool>(true) : std::unexpected(error_of(status, done->what)));
-    });
+    // Before an entry of its term is committed it may not know of a change that is, and begin one that overlaps it
+    // (Ongaro, raft-dev, 10 July 2015).
+    const bool begun =
+        me->io_->own_term() == me->raft_.current_term && me->raft_.commit_index >= me->io_->own_term_first();
+    const int rv = me->leading() && !begun
+                       ? RAFT_CANTCHANGE
+                       : begin(&me->raft_, &r->request, [](raft_change* request, int status) {
+                           const std::unique_ptr<Request> done(static_cast<Request*>(request->data));
+                           done->core->resolve(done->shot, status == 0 ? Result<bool>(true)
+                                                                       : std::unexpected(error_of(status, done->what)));
+                         });
     if (rv == 0) {
       (void)r.release();
     } else {

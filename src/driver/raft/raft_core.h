@@ -82,6 +82,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   void flush_soon();
   void flush();
   void after_event();
+  void begin_term();
   [[nodiscard]] std::uint64_t configuration() const {
     return raft_.configuration_index + raft_.configuration_uncommitted_index;
   }
@@ -124,6 +125,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   std::vector<Pending> pending_;
   std::size_t pending_bytes_ = 0;
   bool flush_posted_ = false;
+  std::uint64_t begun_term_ = 0;
   std::unordered_map<std::uint64_t, IndexShot> waiting_;
   std::multimap<LogIndex, StatusShot> applied_waiters_;
   std::vector<std::pair<IndexShot, Result<LogIndex>>> resolved_indexes_;

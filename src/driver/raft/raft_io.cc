@@ -67,12 +67,20 @@ void RaftIo::bind() {
     w.entries = entries;
     w.n = n;
     w.append = request;
+    me->appended_ = true;
+    for (unsigned i = 0; i < n; ++i) {
+      if (entries[i].type != RAFT_CHANGE) continue;
+      auto servers = decode_raft_change({static_cast<const std::byte*>(entries[i].buf.base), entries[i].buf.len});
+      HOLO_ASSERT(servers.has_value(), "a change of members that was not checked");
+      me->members_.append(me->next_index_ + i, std::move(*servers));
+    }
     if (n > 0 && entries[n - 1].term != me->own_term_) {
       unsigned first = n - 1;
       while (first > 0 && entries[first - 1].term == entries[n - 1].term) --first;
       me->own_term_ = entries[n - 1].term;
       me->own_term_first_ = me->next_index_ + first;
       me->followers_.clear();
+      me->held_.clear();
     }
     me->next_index_ += n;
     me->enqueue(std::move(w));
@@ -85,6 +93,7 @@ void RaftIo::bind() {
     w.kind = Write::Kind::truncate;
     w.index = index;
     me->next_index_ = index;
+    me->members_.truncate(index);
     me->enqueue(std::move(w));
     return 0;
   };
@@ -122,6 +131,9 @@ Status RaftIo::load() {
     if (e.type < RAFT_COMMAND || e.type > RAFT_CHANGE) {
       return fail(Errc::corrupt, str("entry ", e.index, " of the log has no known type"));
     }
+    if (e.type == RAFT_CHANGE && !decode_raft_change(e.data)) {
+      return fail(Errc::corrupt, str("entry ", e.index, " of the log changes the members, and does not decode"));
+    }
   }
   return {};
 }
@@ -137,6 +149,11 @@ int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot
   if (stored_.snapshot) {
     *snapshot = raft_snapshot_of(*stored_.snapshot, 0);
     if (*snapshot == nullptr) return RAFT_MALFORMED;
+    members_.restart(stored_.snapshot->configuration_index, stored_.snapshot->servers);
+  }
+  for (const env::OwnedLogEntry& e : stored_.entries) {
+    const bool newer = !stored_.snapshot || e.index > stored_.snapshot->configuration_index;
+    if (e.type == RAFT_CHANGE && newer) members_.append(e.index, *decode_raft_change(e.data));
   }
   if (!stored_.entries.empty()) {
     *start = stored_.entries.front().index;
@@ -191,6 +208,7 @@ void RaftIo::tick() {
   virtual_ns_ += std::clamp<std::int64_t>((now - last_tick_).ns, 0, (options_.heartbeat * 2).ns);
   last_tick_ = now;
   if (!lost_) tick_cb_(&io_);  // With a tick it might stand for election.
+  settle_members();
   upward_.after_event();
   arm_tick();
 }
@@ -222,8 +240,22 @@ int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_sen
     return 0;
   }
   note_sent(*message);
-  post(peer, id, *message);
+  raft_message out = *message;
+  if (out.type == RAFT_IO_APPEND_ENTRIES_RESULT && out.append_entries_result.rejected == 0) {
+    // libraft says up to where something is stored here, whoever it is from. A leader counts that as its own entries.
+    if (matching_ != 0) note_matched(matching_);
+    const std::uint64_t own = matched_term_ == served().current_term ? matched_ : 0;
+    auto& last = out.append_entries_result.last_log_index;
+    last = std::min<std::uint64_t>(last, std::max<std::uint64_t>(served().commit_index, own));
+  }
+  post(peer, id, out);
   return 0;
+}
+
+void RaftIo::note_matched(std::uint64_t index) {
+  if (matched_term_ != served().current_term) matched_ = 0;
+  matched_term_ = served().current_term;
+  matched_ = std::max(matched_, index);
 }
 
 void RaftIo::post(NodeId peer, std::uint64_t id, const raft_message& message) {
@@ -302,14 +334,125 @@ Task<Status> RaftIo::receive(std::shared_ptr<RaftIo> io, NodeId from, env::Reque
   HOLO_CO_ASSIGN(decoded, decode_raft_message(from, header, request));
   const std::string address = raft_address(from);
   decoded.message.server_address = address.c_str();
+  HOLO_CO_TRY(io->admissible(decoded.message));
   io->note_received(from, decoded.message);
   if (decoded.message.type == RAFT_IO_TIMEOUT_NOW) {
     // libraft becomes a candidate at once, and dies of it when the new term cannot be written.
     HOLO_CO_TRY(io->ports_.store->set_vote(io->term_, io->vote_));
   }
-  io->recv_cb_(&io->io_, decoded.release());
+  io->hand_up(*decoded.release());
   io->upward_.after_event();
   co_return Status{};
+}
+
+// ---- What libraft would stumble over
+
+/// In its place libraft has assertions, which Debian's build leaves out.
+Status RaftIo::admissible(const raft_message& message) {
+  const raft& r = served();
+  const auto malformed = [](const char* what) { return fail(Errc::malformed, str("a message of the log: ", what)); };
+  if (message.type == RAFT_IO_APPEND_ENTRIES) {
+    const auto& a = message.append_entries;
+    if (r.state == RAFT_LEADER && a.term == r.current_term) return malformed("another leader of this term");
+    std::uint64_t term = a.prev_log_index == 0 ? 1 : std::max<std::uint64_t>(a.prev_log_term, 1);
+    for (unsigned i = 0; i < a.n_entries; ++i) {
+      if (a.entries[i].term < term || a.entries[i].term > a.term) return malformed("the term of an entry");
+      term = a.entries[i].term;
+    }
+    // It would take entries that it has given up since for new ones, and append them where they do not belong.
+    if (a.prev_log_index == 0 && r.log.offset > 0 && a.n_entries > 0)
+      return malformed("entries that are in a snapshot");
+  }
+  if (message.type == RAFT_IO_INSTALL_SNAPSHOT) {
+    const auto& s = message.install_snapshot;
+    if (r.state == RAFT_LEADER && s.term == r.current_term) return malformed("another leader of this term");
+    if (s.last_index == 0 || s.last_term == 0 || s.last_term > s.term || s.conf_index == 0 ||
+        s.conf_index > s.last_index) {
+      return malformed("a snapshot of nothing");
+    }
+  }
+  return {};
+}
+
+bool RaftIo::own_entry_stored() {
+  return own_term_ == served().current_term && served().last_stored >= own_term_first_;
+}
+
+void RaftIo::hand_up(raft_message message) {
+  raft& r = served();
+  if (message.type == RAFT_IO_APPEND_ENTRIES_RESULT && r.state == RAFT_LEADER && !own_entry_stored()) {
+    // libraft commits whatever a majority has, also entries of earlier terms, which a later leader may still overwrite
+    // (Ongaro's dissertation, 3.6.2). Until an entry of its own term is stored here no majority is found.
+    auto& result = message.append_entries_result;
+    if (result.rejected == 0 && result.term == r.current_term && result.last_log_index >= r.last_stored) {
+      held_[NodeId{message.server_id}] = result;
+      result.last_log_index = r.last_stored == 0 ? 0 : r.last_stored - 1;
+    }
+  }
+  if (message.type == RAFT_IO_APPEND_ENTRIES) {
+    auto& a = message.append_entries;
+    matching_ = a.prev_log_index + a.n_entries;
+    // Of what lies behind that here it may hold something else for committed.
+    a.leader_commit = std::min<std::uint64_t>(a.leader_commit, matching_);
+    // Where it drops a change of members it would look for the one before in its log, which a snapshot may have taken
+    // away, and crash. It is told that there is none to drop; settle_members() does the rest.
+    r.configuration_uncommitted_index = 0;
+  } else if (message.type == RAFT_IO_INSTALL_SNAPSHOT) {
+    matching_ = message.install_snapshot.last_index;
+  }
+  appended_ = false;
+  const std::uint64_t matching = matching_;
+  const bool entries = message.type == RAFT_IO_APPEND_ENTRIES;
+  recv_cb_(&io_, &message);
+  matching_ = 0;
+  if (appended_ && entries) note_matched(matching);
+  settle_members();
+}
+
+/// What followers said meanwhile counts now.
+void RaftIo::hand_up_held() {
+  if (held_.empty() || closing_) return;
+  if (served().state != RAFT_LEADER) return held_.clear();
+  if (!own_entry_stored()) return;
+  for (const auto& [node, result] : std::exchange(held_, {})) {
+    if (result.term != served().current_term) continue;
+    const std::string address = raft_address(node);
+    raft_message message{};
+    message.type = RAFT_IO_APPEND_ENTRIES_RESULT;
+    message.server_id = node.value;
+    message.server_address = address.c_str();
+    message.append_entries_result = result;
+    hand_up(message);
+  }
+}
+
+/// libraft takes a configuration over once it is on the disk, and not at all when it has become a candidate meanwhile;
+/// after a restart it holds the last one for committed; an overwritten one it goes on with, unless the one before is
+/// still in its log. The log itself says what is right: the last change in it counts, from the moment it is there.
+void RaftIo::settle_members() {
+  if (closing_ || members_.empty()) return;
+  raft& r = served();
+  if (r.state == RAFT_UNAVAILABLE) return;
+  members_.committed(r.last_applied);
+  const std::uint64_t newest = members_.newest_index();
+  r.configuration_index = members_.index_at(r.last_applied);
+  r.configuration_uncommitted_index = newest > r.last_applied ? newest : 0;
+  if (r.state == RAFT_LEADER) return;  // It made the newest itself, and what it knows of followers goes by their order.
+  const RaftServers& servers = members_.newest();
+  bool same = r.configuration.n == servers.size();
+  for (unsigned i = 0; same && i < r.configuration.n; ++i) {
+    const raft_server& s = r.configuration.servers[i];
+    same = s.id == servers[i].node.value && s.role == static_cast<int>(servers[i].role);
+  }
+  if (same) return;
+  raft_configuration next;
+  raft_configuration_init(&next);
+  for (const env::LogSnapshotServer& s : servers) {
+    const int rv = raft_configuration_add(&next, s.node.value, raft_address(s.node).c_str(), static_cast<int>(s.role));
+    HOLO_ASSERT(rv == 0, "a configuration that was checked");
+  }
+  raft_configuration_close(&r.configuration);
+  r.configuration = next;
 }
 
 // ---- Disk
@@ -392,6 +535,8 @@ void RaftIo::written(std::size_t count, Status status) {
   writing_ =
       false;  // Not before: libraft appends from within its callbacks, and what is left of these is written already.
   if (closing_) return finish_close();
+  settle_members();
+  hand_up_held();
   upward_.after_event();
   pump();
 }

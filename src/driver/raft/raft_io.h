@@ -15,6 +15,7 @@ extern "C" {  // The header does not say so itself.
 #include <vector>
 
 #include "driver/raft/raft_log.h"
+#include "driver/raft/raft_members.h"
 #include "driver/raft/raft_message.h"
 
 namespace holo::driver {
@@ -78,6 +79,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// committed, in an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat
   /// later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
+  /// Called after every event: gives libraft the configuration that the log says, where it has another.
+  void settle_members();
   /// The term of the newest entry appended here, and its first entry of that term. A leader's: its own.
   [[nodiscard]] std::uint64_t own_term() const { return own_term_; }
   [[nodiscard]] std::uint64_t own_term_first() const { return own_term_first_; }
@@ -142,6 +145,14 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// Milliseconds in which this loop ran: a node that stood still must not take its own silence for the leader's.
   raft_time time();
 
+  /// The one that is served; libraft has noted it here by the time it calls anything but load().
+  raft& served() { return *static_cast<raft*>(io_.data); }
+  /// Refuses what libraft would stumble over. Error: `malformed`.
+  Status admissible(const raft_message& message);
+  void hand_up(raft_message message);
+  void hand_up_held();
+  void note_matched(std::uint64_t index);
+  [[nodiscard]] bool own_entry_stored();
   void post(NodeId peer, std::uint64_t id, const raft_message& message);
   void note_sent(const raft_message& message);
   void note_received(NodeId from, const raft_message& message);
@@ -186,6 +197,16 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   std::uint64_t own_term_ = 0;        ///< Of the newest entry appended here.
   std::uint64_t own_term_first_ = 0;  ///< Its first entry of that term.
   std::unordered_map<NodeId, Follower> followers_;
+
+  RaftMembers members_;
+
+  /// Up to where this log is known to be that of the leader of `matched_term_`.
+  std::uint64_t matched_term_ = 0, matched_ = 0;
+  /// Up to where it will be once the message in libraft's hands is accepted; 0: none is.
+  std::uint64_t matching_ = 0;
+  bool appended_ = false;  ///< While that message was in its hands.
+  /// What followers said before this leader's first entry was on its own disk; in whose name, and in which term.
+  std::map<NodeId, raft_append_entries_result> held_;
 
   Bytes offered_header_;
   std::shared_ptr<env::StateCut> offered_;

@@ -85,13 +85,14 @@ int RaftIo::put(unsigned trailing, raft_io_snapshot_put* request, const raft_sna
   w.snapshot->index = snapshot->index;
   w.snapshot->term = snapshot->term;
   w.snapshot->configuration_index = snapshot->configuration_index;
-  for (unsigned i = 0; i < snapshot->configuration.n; ++i) {
-    const raft_server& s = snapshot->configuration.servers[i];
-    w.snapshot->servers.push_back({.node = NodeId{s.id}, .role = static_cast<std::uint32_t>(s.role)});
-  }
   if (trailing == 0) {
     // Taken over from a leader: nothing of the log that was here counts any more.
     if (!incoming_) return RAFT_NOTFOUND;
+    for (unsigned i = 0; i < snapshot->configuration.n; ++i) {
+      const raft_server& s = snapshot->configuration.servers[i];
+      w.snapshot->servers.push_back({.node = NodeId{s.id}, .role = static_cast<std::uint32_t>(s.role)});
+    }
+    members_.restart(snapshot->configuration_index, w.snapshot->servers);
     incoming_->taken = true;
     w.data = incoming_->data;
     w.keep_after = UINT64_MAX - 1;
@@ -99,6 +100,11 @@ int RaftIo::put(unsigned trailing, raft_io_snapshot_put* request, const raft_sna
     enqueue(std::move(w));
     return 0;
   }
+  // libraft would put the newest configuration into it, which may not be committed.
+  const RaftServers* servers = members_.at(snapshot->index);
+  HOLO_ASSERT(servers != nullptr, "entries were applied, the first of which names the members");
+  w.snapshot->configuration_index = members_.index_at(snapshot->index);
+  w.snapshot->servers = *servers;
   w.keep_after = snapshot->index > trailing ? snapshot->index - trailing : 0;
   ++reading_;
   ports_.loop->spawn(write_snapshot(shared_from_this(), std::move(w), std::move(offered_header_), std::move(offered_)));
@@ -280,7 +286,11 @@ Task<Status> RaftIo::receive_part(std::shared_ptr<RaftIo> io, NodeId from, wire:
   }
   const std::string address = raft_address(from);
   decoded->message.server_address = address.c_str();
-  io->recv_cb_(&io->io_, decoded->release());
+  if (Status s = io->admissible(decoded->message); !s) {
+    io->incoming_.reset();
+    co_return s;
+  }
+  io->hand_up(*decoded->release());
   const bool wanted = in->taken;
   if (!wanted && io->incoming_ == in) io->incoming_.reset();
   io->upward_.after_event();

@@ -15,7 +15,8 @@ namespace holo::driver {
 namespace {
 
 constexpr Duration kLookForLeader = milliseconds(20);
-constexpr Duration kServeLimit = seconds(10);  // For what a peer asked for; its own deadline is shorter.
+constexpr Duration kServeLimit = seconds(10);      // For what a peer asked for; its own deadline is shorter.
+constexpr Duration kFirstEntry = milliseconds(5);  // Of a term: how often it is looked for.
 constexpr Duration kReopen = seconds(1);
 constexpr Duration kReturn = seconds(60);   // For one try to get a lost log back, with all its entries.
 constexpr std::size_t kMaxForwarded = 512;  // Commands in one request to the leader; and their bytes, unless it is one.
@@ -116,6 +117,7 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   static Task<void> ask_term(Self me, NodeId voter, std::uint64_t term, std::shared_ptr<Tally> tally);
   static Task<Status> applied(Self me, LogIndex index, Instant deadline);
   static Task<Status> wait_for_leader(Self me, Instant deadline);
+  static Task<Status> begun(Self me, Instant deadline);
   static Task<Status> add_learner(Self me, NodeId node, Instant deadline);
   static Task<Status> assign(Self me, NodeId node, int role, Instant deadline);
   static Task<Status> remove(Self me, NodeId node, Instant deadline);
@@ -456,8 +458,20 @@ Task<Status> RaftLog::barrier(Self me, Instant deadline) {
 
 // ---- Members
 
+/// A leader that has committed nothing in its term may not know of a change of members that was committed before.
+Task<Status> RaftLog::begun(Self me, Instant deadline) {
+  for (;;) {
+    if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
+    if (const auto point = me->core_->read_point()) co_return co_await applied(me, point->index, deadline);
+    const Instant until = me->ports_.loop->now() + kFirstEntry;
+    if (until > deadline) co_return fail(Errc::no_quorum, "this node does not lead for good yet");
+    co_await sleep_until(*me->ports_.loop, until);
+  }
+}
+
 Task<Status> RaftLog::add_learner(Self me, NodeId node, Instant deadline) {
-  if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
+  HOLO_CO_TRY(co_await begun(me, deadline));
+  if (!me->core_) co_return std::unexpected(log_closing());
   const int role = me->core_->role_of(node);
   if (role == RAFT_STANDBY || role == RAFT_VOTER) co_return Status{};
   if (role < 0) {
@@ -472,7 +486,8 @@ Task<Status> RaftLog::add_learner(Self me, NodeId node, Instant deadline) {
 }
 
 Task<Status> RaftLog::assign(Self me, NodeId node, int role, Instant deadline) {
-  if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
+  HOLO_CO_TRY(co_await begun(me, deadline));
+  if (!me->core_) co_return std::unexpected(log_closing());
   const int now = me->core_->role_of(node);
   if (now < 0) co_return fail(Errc::not_found, str("node ", node, " is not a member of the log"));
   if (now == role) co_return Status{};
@@ -484,7 +499,8 @@ Task<Status> RaftLog::assign(Self me, NodeId node, int role, Instant deadline) {
 }
 
 Task<Status> RaftLog::remove(Self me, NodeId node, Instant deadline) {
-  if (!me->core_ || !me->core_->leading()) co_return std::unexpected(not_leader());
+  HOLO_CO_TRY(co_await begun(me, deadline));
+  if (!me->core_) co_return std::unexpected(log_closing());
   if (me->core_->role_of(node) < 0) co_return Status{};
   auto shot = me->core_->change(
       [node](raft* r, raft_change* request, raft_change_cb cb) { return raft_remove(r, request, node.value, cb); },

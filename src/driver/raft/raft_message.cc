@@ -5,13 +5,13 @@
 
 #include "base/strings.h"
 #include "crypto/hash.h"
+#include "driver/raft/raft_members.h"
 #include "wire/message_types.h"
 
 namespace holo::driver {
 namespace {
 
 constexpr std::size_t kMaxMessageEntries = 4096;  // So that the header stays below limits::kMaxHeaderBytes.
-constexpr std::size_t kMaxServers = 4096;
 
 env::Request request_of(const wire::RaftMessage& header, std::vector<Buffer> payload) {
   env::Request r;
@@ -60,6 +60,7 @@ Status decode_entries(const wire::RaftMessage& header, ByteSpan payload, raft_ap
   std::uint64_t left = payload.size();
   for (const wire::RaftEntry& e : header.entries()) {
     if (e.bytes() > left || e.type() < RAFT_COMMAND || e.type() > RAFT_CHANGE) return malformed("an entry");
+    if (e.type() == RAFT_CHANGE) HOLO_TRY(decode_raft_change(payload.subspan(payload.size() - left, e.bytes())));
     left -= e.bytes();
   }
   if (left != 0) return malformed("bytes after the last entry");
@@ -200,7 +201,9 @@ Result<Buffer> decode_snapshot_part(const wire::RaftMessage& h, const env::Reque
 }
 
 Result<ReceivedMessage> decode_snapshot(NodeId from, const wire::RaftMessage& h, std::uint64_t handle) {
-  if (static_cast<std::size_t>(h.servers_size()) > kMaxServers) return malformed("too many servers");
+  RaftServers servers;
+  for (const wire::RaftServer& s : h.servers()) servers.push_back({.node = NodeId{s.id()}, .role = s.role()});
+  HOLO_TRY(check_raft_servers(servers));
   ReceivedMessage out;
   raft_message& m = out.message;
   m.server_id = from.value;
