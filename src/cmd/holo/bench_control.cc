@@ -22,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 constexpr unsigned kClients = 128;
 constexpr double kOpenRate = 5000;
 constexpr std::uint64_t kManyKeys = 1'000'000;
+constexpr auto kSettle = std::chrono::seconds(2);  // Until everybody has heard everybody, as in a cluster that runs.
 constexpr double kLimit = 60;  // Seconds; what takes longer is a failure.
 constexpr const char* kEtcd = "etcd, three members, its own settings, gRPC; clients at its leader";
 
@@ -300,6 +301,7 @@ class ControlBench {
     for (unsigned i = 0; i < (options_.quick ? 1 : std::min(repetitions_, 3U)); ++i) {
       HOLO_ASSIGN(own, OwnCluster::start(four, 64 << 20));
       HOLO_TRY(wait_voters(own->dev(), 3));
+      std::this_thread::sleep_for(kSettle);
       HOLO_ASSIGN(leader, leader_of(own->dev()));
       HOLO_ASSIGN(began, own->kill(leader));
       HOLO_TRY(wait_voters(own->dev(), 3));
