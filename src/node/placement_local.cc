@@ -1,5 +1,7 @@
 #include "node/placement_local.h"
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <optional>
 
@@ -10,6 +12,7 @@
 namespace holo::node {
 namespace {
 
+using control::NodeList;
 using control::NodeRecord;
 using control::NodeState;
 using control::ResourceClass;
@@ -182,23 +185,39 @@ std::string shards_json(const State& state, ResourceClass klass) {
   return w.text();
 }
 
+/// How near a node of the ring lies to one of the first `count` of `list`, at worst; and to which.
+std::pair<unsigned, NodeId> nearest(const ShardTable& ring, const NodeList& list, std::size_t count, std::size_t at) {
+  std::pair<unsigned, NodeId> out{0, {}};
+  for (std::size_t i = 0; i < count; ++i) {
+    const unsigned near = control::closeness(ring.nodes()[at], ring.nodes()[ring.find(list[i])]);
+    if (near > out.first) out = {near, list[i]};
+  }
+  return out;
+}
+
 /// Why a node does not come sooner for a shard, or at all.
-std::string why_not(const State& state, const ShardTable& ring, const NodeRecord& n, ResourceClass klass,
-                    const control::NodeList& list) {
+std::string why_not(const State& state, const ShardTable& ring, ShardNo shard, const NodeRecord& n, ResourceClass klass,
+                    const NodeList& list) {
   if (n.state == NodeState::dead) return "it is dead";
   if (n.witness) return "it is a witness, which holds no pages";
   if (n.draining) return "it is being drained";
   const std::size_t at = ring.find(n.id);
   if (at == ShardTable::npos) return str("it has nothing of the class ", control::resource_class_name(klass));
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    if (list[i] == n.id) return i == 0 ? "home: the best score" : str("backup ", i, ": the next score that lies apart");
+  const auto found = std::ranges::find(list, n.id);
+  const auto place = static_cast<std::size_t>(found - list.begin());
+  if (place == 0) return "home: the best score";
+  const auto [near, to] = nearest(ring, list, place, at);
+  if (found != list.end()) {
+    constexpr std::array<std::string_view, 3> kWhy{"the next score that lies apart",
+                                                   "the next score, as no node of another zone is left",
+                                                   "the next score, as no node of another host is left"};
+    return str("backup ", place, ": ", kWhy[near]);
   }
-  for (const NodeId other : list) {
-    const unsigned near = control::closeness(ring.nodes()[at], ring.nodes()[ring.find(other)]);
-    if (near == 2) return str("it is on one host with ", name_of(state, other));
-    if (near == 1) return str("it is in one zone with ", name_of(state, other));
-  }
-  return "others score higher";
+  // Passed over for a place only if somebody has one with a lower score.
+  const bool outdone = std::ranges::any_of(
+      list, [&](NodeId other) { return ring.score(shard, at).before(ring.score(shard, ring.find(other))); });
+  if (!outdone) return "others score higher";
+  return str("it is ", near == 2 ? "on one host" : "in one zone", " with ", name_of(state, to), ", and others are not");
 }
 
 std::string explain_json(const State& state, ShardNo shard, ResourceClass klass) {
@@ -231,7 +250,7 @@ std::string explain_json(const State& state, ShardNo shard, ResourceClass klass)
             // weight / -log2(hash): shown only; what counts is compared in integers.
             w.field("score", static_cast<double>(score.weight) * 4294967296.0 / static_cast<double>(score.cost));
           }
-          w.field("why", why_not(state, ring, n, klass, list));
+          w.field("why", why_not(state, ring, shard, n, klass, list));
         });
       };
       for (const std::size_t i : ring.order(shard)) one(ring.nodes()[i].id, i);

@@ -10,9 +10,9 @@ from holo_e2e import HOLO, PROBE, alive, node, wait_until
 LOCAL = ("--listen", "127.0.0.1:0", "--memory", "128MiB")
 
 
-def join(home, name):
+def join(home, name, *more):
     line = home.join_line.split()[1:]
-    home.ok(*line, "--state-dir", home.root / name, "--name", name, *LOCAL)
+    home.ok(*line, "--state-dir", home.root / name, "--name", name, *LOCAL, *more)
 
 
 @pytest.fixture
@@ -191,6 +191,10 @@ def test_explain_and_weights(three):
     assert scores == sorted(scores, reverse=True)
     assert told["order"][0] == told["nodes"][0]["name"]
     assert "home" in home.ok("explain", "shard", "17")
+    # All three are on this machine.
+    assert told["nodes"][0]["why"] == "home: the best score"
+    for i, n in enumerate(told["nodes"][1:]):
+        assert n["why"] == f"backup {i + 1}: the next score, as no node of another host is left"
     assert home.json("explain", "shard", "17", "--class", "cpu")["resource"] == "cpu"
     home.refused("explain", "shard", "4096", code=2)
     home.ok("weight", "n3", "0.5")
@@ -201,3 +205,24 @@ def test_explain_and_weights(three):
     home.ok("weight", "--by", "score")
     assert shards(home)["weights_by"] == "score"
     assert "4096 shards" in home.ok("status", "--shards")
+
+
+def test_explain_says_who_is_passed_over_for_another_host(home):
+    home.join_line = home.ok("init", "--name", "lab", "--state-dir", home.root / "n1", "--node-name", "n1", "--host-label", "a", *LOCAL)
+    for name, host in (("n2", "a"), ("n3", "b"), ("n4", "c")):
+        join(home, name, "--host-label", host)
+    home.env["HOLO_NODE"] = "n1"
+    passed_over = 0
+    for shard in range(20):
+        told = home.json("explain", "shard", shard)
+        assert len({node(told, n)["host"] for n in told["order"]}) == 3
+        for i, name in enumerate(told["order"]):
+            assert node(told, name)["why"] == ("home: the best score" if i == 0 else f"backup {i}: the next score that lies apart")
+        (other,) = [n for n in told["nodes"] if n["name"] not in told["order"]]
+        if other["score"] > min(node(told, n)["score"] for n in told["order"]):
+            twin = "n1" if other["name"] == "n2" else "n2"
+            assert other["why"] == f"it is on one host with {twin}, and others are not"
+            passed_over += 1
+        else:
+            assert other["why"] == "others score higher"
+    assert 0 < passed_over < 20
