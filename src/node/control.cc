@@ -155,20 +155,7 @@ Status ControlService::Impl::save_cluster(const std::vector<wire::NodeInfo>& nod
   return {};
 }
 
-wire::NodeInfo ControlService::Impl::info() const {
-  wire::NodeInfo n;
-  n.set_id(identity.id.value);
-  n.set_name(identity.name);
-  for (const std::string& a : identity.addresses) n.add_addresses(a);
-  n.set_cores(identity.cores);
-  n.set_memory_bytes(identity.memory_bytes);
-  n.set_speed(identity.speed);
-  n.set_version(identity.version);
-  n.set_incarnation(incarnation);
-  control::set_place(identity.place, &n);
-  n.set_witness(identity.witness);
-  return n;
-}
+wire::NodeInfo ControlService::Impl::info() const { return control::info_from(identity, incarnation); }
 
 Status ControlService::Impl::begin(bool bootstrap) {
   HOLO_ASSERT(!log, "one of init, join, resume, once");

@@ -2,13 +2,28 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 
+#include "base/ids.h"
 #include "node/local_api.h"
 
 namespace holo::node {
 
 using LocalAnswer = Task<Result<LocalReply>>;
+
+/// For answers that are JSON, as people's programs read them.
+LocalReply json_reply(std::string json);
+/// The header, decoded. Errors: `malformed`.
+template <class Message>
+Result<Message> decode_local(const LocalRequest& request) {
+  Message m;
+  if (!m.ParseFromString(request.header)) return fail(Errc::malformed, "a request that does not decode");
+  return m;
+}
+/// A node's id as people write it, 16 hexadecimal digits; nullopt: it is none.
+std::optional<NodeId> parse_node_id(const std::string& text);
 
 template <class Message>
 Result<LocalReply> local_reply(const Message& message) {
@@ -22,8 +37,7 @@ template <class Impl, class Ask>
 LocalAnswer decode_and_answer(std::shared_ptr<Impl> me,
                               LocalAnswer (*how)(std::shared_ptr<Impl>, std::shared_ptr<LocalSession>, Ask),
                               std::shared_ptr<LocalSession> session, LocalRequest request) {
-  Ask ask;
-  if (!ask.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
+  HOLO_CO_ASSIGN(ask, decode_local<Ask>(request));
   if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
   auto answer = how(me, std::move(session), std::move(ask));
   co_return co_await answer;

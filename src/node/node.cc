@@ -4,6 +4,7 @@
 #include "base/strings.h"
 #include "node/json.h"
 #include "node/link_bench.h"
+#include "node/local_calls.h"
 #include "node/ping.h"
 #include "node/placement_local.h"
 #include "node/status.h"
@@ -25,20 +26,13 @@ std::vector<std::string> advertised(const std::vector<std::string>& configured, 
   return out;
 }
 
-Task<Result<LocalReply>> json_reply(std::string json) {
-  wire::AdminJson message;
-  message.set_json(std::move(json));
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  co_return reply;
-}
+Task<Result<LocalReply>> answer(std::string json) { co_return json_reply(std::move(json)); }
 
 Task<Result<LocalReply>> qlog_reply(Result<std::string> folder) {
   if (!folder) co_return std::unexpected(std::move(folder).error());
   JsonWriter w;
   w.object([&] { w.field("folder", *folder); });
-  auto reply = json_reply(w.text());
-  co_return co_await reply;
+  co_return json_reply(w.text());
 }
 
 }  // namespace
@@ -171,9 +165,9 @@ std::uint64_t Node::unanswered() const {
 }
 
 void Node::serve_admin() {
-  api_.serve(wire::STATUS, [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(status_json()); });
+  api_.serve(wire::STATUS, [this](std::shared_ptr<LocalSession>, LocalRequest) { return answer(status_json()); });
   api_.serve(wire::CONFIG_SHOW,
-             [this](std::shared_ptr<LocalSession>, LocalRequest) { return json_reply(config_.settings_json); });
+             [this](std::shared_ptr<LocalSession>, LocalRequest) { return answer(config_.settings_json); });
   api_.serve(wire::PING, [this](std::shared_ptr<LocalSession>, LocalRequest request) {
     return ask_ping(&ports_.loop, bus_.get(), control_.get(), std::move(request));
   });
@@ -191,7 +185,7 @@ void Node::serve_admin() {
     ports_.loop.post([this] {  // After the answer has been queued.
       if (on_end_) on_end_(false);
     });
-    return json_reply("{}");
+    return answer("{}");
   });
 }
 
@@ -286,7 +280,7 @@ Task<Result<LocalReply>> Node::leave() {
   ports_.loop.post([this] {
     if (on_end_) on_end_(true);
   });
-  co_return co_await json_reply("{}");
+  co_return json_reply("{}");
 }
 
 Task<Status> Node::stop() {

@@ -1,12 +1,11 @@
 #include "node/ping.h"
 
 #include <algorithm>
-#include <charconv>
-#include <optional>
 #include <utility>
 
 #include "base/strings.h"
 #include "node/json.h"
+#include "node/local_calls.h"
 #include "wire/message_types.h"
 
 namespace holo::node {
@@ -38,28 +37,12 @@ Bytes pattern(std::size_t bytes) {
   return out;
 }
 
-std::optional<NodeId> parse_id(const std::string& text) {
-  NodeId id;
-  const char* end = text.data() + text.size();
-  const auto [at, error] = std::from_chars(text.data(), end, id.value, 16);
-  if (text.size() != 16 || error != std::errc{} || at != end || !id) return std::nullopt;
-  return id;
-}
-
 Task<Result<env::Reply>> round_trip(Bus* bus, NodeId peer, Bytes bytes, Instant deadline) {
   env::Request request{.type = kPing, .header = {}, .payload = {}};
   if (!bytes.empty()) request.payload.emplace_back(std::move(bytes));
   const env::CallOptions options{.klass = env::StreamClass::control, .deadline = deadline};
   auto call = bus->call(peer, std::move(request), options);
   co_return co_await call;
-}
-
-LocalReply json_reply(std::string json) {
-  wire::AdminJson message;
-  message.set_json(std::move(json));
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  return reply;
 }
 
 }  // namespace
@@ -70,7 +53,7 @@ void serve_ping(Bus& bus) { bus.serve(kPing, echo); }
 Result<NodeId> find_other_node(const ControlService& control, const std::string& text) {
   const control::State& state = control.state();
   const NodeId self = control.self();
-  const auto id = parse_id(text);
+  const auto id = parse_node_id(text);
   NodeId found;
   for (const auto& [node, record] : state.nodes()) {
     if (record.name != text && !(id && node == *id)) continue;

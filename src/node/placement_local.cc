@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <optional>
 
 #include "base/strings.h"
 #include "node/json.h"
+#include "node/local_calls.h"
 #include "wire/placement.pb.h"
 
 namespace holo::node {
@@ -23,33 +22,10 @@ constexpr Duration kChange = seconds(15);
 constexpr Duration kLook = seconds(10);
 constexpr std::size_t kRegionsShown = 64;
 
-LocalReply json_reply(std::string json) {
-  wire::AdminJson message;
-  message.set_json(std::move(json));
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  return reply;
-}
-
-template <class Message>
-Result<Message> decode(const LocalRequest& request) {
-  Message m;
-  if (!m.ParseFromString(request.header)) return fail(Errc::malformed, "a request that does not decode");
-  return m;
-}
-
-std::optional<NodeId> parse_id(const std::string& text) {
-  NodeId id;
-  const char* end = text.data() + text.size();
-  const auto [at, error] = std::from_chars(text.data(), end, id.value, 16);
-  if (text.size() != 16 || error != std::errc{} || at != end || !id) return std::nullopt;
-  return id;
-}
-
 /// A member, by name or id; the living first, for a name can be used again. Empty: this node.
 Result<NodeId> member(const ControlService& control, const std::string& text) {
   if (text.empty()) return control.self();
-  const auto id = parse_id(text);
+  const auto id = parse_node_id(text);
   NodeId found;
   bool left = false;
   for (const auto& [node, record] : control.state().nodes()) {
@@ -299,13 +275,13 @@ std::string explain_json(const State& state, ShardNo shard, ResourceClass klass)
 // ---- Requests
 
 Task<Result<LocalReply>> show_shards(ControlService* control, LocalRequest request) {
-  HOLO_CO_ASSIGN(ask, decode<wire::ShardsRequest>(request));
+  HOLO_CO_ASSIGN(ask, decode_local<wire::ShardsRequest>(request));
   HOLO_CO_ASSIGN(klass, resource_of(ask.resource()));
   co_return json_reply(shards_json(control->state(), klass));
 }
 
 Task<Result<LocalReply>> explain_shard(ControlService* control, LocalRequest request) {
-  HOLO_CO_ASSIGN(ask, decode<wire::ExplainShardRequest>(request));
+  HOLO_CO_ASSIGN(ask, decode_local<wire::ExplainShardRequest>(request));
   HOLO_CO_ASSIGN(klass, resource_of(ask.resource()));
   if (ask.shard() >= limits::kShards) {
     co_return fail(Errc::invalid_argument, str("there is no shard ", ask.shard()),
@@ -315,7 +291,7 @@ Task<Result<LocalReply>> explain_shard(ControlService* control, LocalRequest req
 }
 
 Task<Result<LocalReply>> drain(env::Loop* loop, ControlService* control, LocalRequest request) {
-  HOLO_CO_ASSIGN(ask, decode<wire::DrainRequest>(request));
+  HOLO_CO_ASSIGN(ask, decode_local<wire::DrainRequest>(request));
   const Instant look = loop->now() + kLook;
   HOLO_CO_TRY(co_await control->barrier(look));
   HOLO_CO_ASSIGN(node, member(*control, ask.node()));
@@ -335,7 +311,7 @@ Task<Result<LocalReply>> drain(env::Loop* loop, ControlService* control, LocalRe
 }
 
 Task<Result<LocalReply>> remove(env::Loop* loop, ControlService* control, LocalRequest request) {
-  HOLO_CO_ASSIGN(ask, decode<wire::RemoveRequest>(request));
+  HOLO_CO_ASSIGN(ask, decode_local<wire::RemoveRequest>(request));
   const Instant look = loop->now() + kLook;
   HOLO_CO_TRY(co_await control->barrier(look));
   HOLO_CO_ASSIGN(node, member(*control, ask.node()));
@@ -367,7 +343,7 @@ Task<Result<LocalReply>> remove(env::Loop* loop, ControlService* control, LocalR
 }
 
 Task<Result<LocalReply>> weigh(env::Loop* loop, ControlService* control, LocalRequest request) {
-  HOLO_CO_ASSIGN(ask, decode<wire::WeightRequest>(request));
+  HOLO_CO_ASSIGN(ask, decode_local<wire::WeightRequest>(request));
   wire::CommandBody body;
   auto* c = body.mutable_weigh_nodes();
   if (ask.by() == "memory") c->set_by(wire::WeighNodes::MEMORY);

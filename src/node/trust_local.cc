@@ -6,6 +6,7 @@
 #include "base/strings.h"
 #include "crypto/base64.h"
 #include "node/json.h"
+#include "node/local_calls.h"
 #include "node/trust_impl.h"
 #include "wire/message_types.h"
 
@@ -18,15 +19,6 @@ using Impl = TrustService::Impl;
 
 constexpr Duration kRevokeLimit = seconds(15);
 constexpr Duration kKeyLimit = seconds(5);
-
-Result<LocalReply> json_reply(Result<std::string> json) {
-  if (!json) return std::unexpected(std::move(json).error());
-  wire::AdminJson message;
-  message.set_json(std::move(*json));
-  LocalReply reply;
-  reply.header = message.SerializeAsString();
-  return reply;
-}
 
 Result<std::string> done(Status status) {
   if (!status) return std::unexpected(std::move(status).error());
@@ -49,7 +41,7 @@ Task<Result<LocalReply>> answer(Impl::Self me, Answer how, LocalRequest request)
   if (!decoded) co_return fail(Errc::malformed, "a request that does not decode");
   if (!me || me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
   auto task = how(me, std::move(ask));
-  auto json = co_await task;
+  HOLO_CO_ASSIGN(json, co_await task);
   co_return json_reply(std::move(json));
 }
 

@@ -23,7 +23,7 @@ constexpr unsigned kClients = 128;
 constexpr double kOpenRate = 5000;
 constexpr std::uint64_t kManyKeys = 1'000'000;
 constexpr auto kSettle = std::chrono::seconds(2);  // Until everybody has heard everybody, as in a cluster that runs.
-constexpr double kLimit = 60;  // Seconds; what takes longer is a failure.
+constexpr double kLimit = 60;                      // Seconds; what takes longer is a failure.
 constexpr const char* kEtcd = "etcd, three members, its own settings, gRPC; clients at its leader";
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }

@@ -95,20 +95,7 @@ void set_info(NodeRecord& n, const wire::NodeInfo& info) {
   n.place = place_of(info);
 }
 
-wire::NodeInfo info_of(const NodeRecord& n) {
-  wire::NodeInfo out;
-  out.set_id(n.id.value);
-  out.set_name(n.name);
-  for (const std::string& a : n.addresses) out.add_addresses(a);
-  out.set_cores(n.cores);
-  out.set_memory_bytes(n.memory_bytes);
-  out.set_speed(n.speed);
-  out.set_version(n.version);
-  out.set_incarnation(n.incarnation);
-  set_place(n.place, &out);
-  out.set_witness(n.witness);
-  return out;
-}
+wire::NodeInfo info_of(const NodeRecord& n) { return info_from(n, n.incarnation); }
 
 bool same_facts(const NodeRecord& known, const wire::NodeInfo& said) {
   return known.name == said.name() && known.memory_bytes == said.memory_bytes() && known.cores == said.cores() &&

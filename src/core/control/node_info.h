@@ -48,6 +48,22 @@ Status check_info(const wire::NodeInfo& info);
 /// Everything but incarnation, state and what the cluster decides; `witness` is settled when a node joins.
 void set_info(NodeRecord& n, const wire::NodeInfo& info);
 wire::NodeInfo info_of(const NodeRecord& n);
+/// The same of whatever has a node's facts.
+template <class Facts>
+wire::NodeInfo info_from(const Facts& n, std::uint64_t incarnation) {
+  wire::NodeInfo out;
+  out.set_id(n.id.value);
+  out.set_name(n.name);
+  for (const std::string& a : n.addresses) out.add_addresses(a);
+  out.set_cores(n.cores);
+  out.set_memory_bytes(n.memory_bytes);
+  out.set_speed(n.speed);
+  out.set_version(n.version);
+  out.set_incarnation(incarnation);
+  set_place(n.place, &out);
+  out.set_witness(n.witness);
+  return out;
+}
 /// What a node says now is what the state knows; the incarnation does not count.
 bool same_facts(const NodeRecord& known, const wire::NodeInfo& said);
 

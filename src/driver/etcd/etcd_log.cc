@@ -17,6 +17,7 @@
 #include "crypto/hash.h"
 #include "driver/etcd/entry.h"
 #include "driver/etcd/lane.h"
+#include "env/held_command_log.h"
 
 namespace holo::driver {
 namespace {
@@ -739,31 +740,6 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
 
 namespace {
 
-/// Coroutines hold the log; whoever owns it closes it first.
-class OwnedLog final : public env::CommandLog {
- public:
-  explicit OwnedLog(std::shared_ptr<EtcdLog> log) : log_(std::move(log)) {}
-  ~OwnedLog() override { log_->shut(); }
-  Task<Result<LogIndex>> append(Buffer command, Instant deadline) override {
-    return log_->append(std::move(command), deadline);
-  }
-  Task<Status> barrier(Instant deadline) override { return log_->barrier(deadline); }
-  env::LogStatus status() const override { return log_->status(); }
-  WallTime now() const override { return log_->now(); }
-  std::vector<env::LogMember> members() const override { return log_->members(); }
-  Task<Status> add_learner(NodeId node, Instant deadline) override { return log_->add_learner(node, deadline); }
-  Task<Status> set_voter(NodeId node, bool voter, Instant deadline) override {
-    return log_->set_voter(node, voter, deadline);
-  }
-  Task<Status> remove(NodeId node, Instant deadline) override { return log_->remove(node, deadline); }
-  Task<Status> hand_over(Instant deadline) override { return log_->hand_over(deadline); }
-  void on_change(std::function<void()> f) override { log_->on_change(std::move(f)); }
-  Task<void> close() override { return log_->close(); }
-
- private:
-  std::shared_ptr<EtcdLog> log_;
-};
-
 Status bootstrap(const EtcdLogOptions& options) {
   Client client(options.endpoints);
   const Keys keys(options.prefix);
@@ -788,7 +764,7 @@ Result<std::unique_ptr<env::CommandLog>> open_etcd_log(EtcdLogPorts ports, env::
   if (options.bootstrap) HOLO_TRY(bootstrap(options));
   auto log = std::make_shared<EtcdLog>(ports, machine, std::move(options));
   log->begin();
-  return std::make_unique<OwnedLog>(std::move(log));
+  return std::make_unique<env::HeldCommandLog<EtcdLog, &EtcdLog::shut>>(std::move(log));
 }
 
 }  // namespace holo::driver

@@ -7,6 +7,7 @@
 #include "base/seeded_bugs.h"
 #include "base/strings.h"
 #include "driver/raft/raft_core.h"
+#include "env/held_command_log.h"
 #include "wire/errors.h"
 #include "wire/message_types.h"
 #include "wire/raft.pb.h"
@@ -716,44 +717,13 @@ Task<Result<env::Reply>> RaftLog::on_confirm_term(std::weak_ptr<RaftLog> weak, N
   co_return out;
 }
 
-namespace {
-
-/// What the caller owns: the log itself may be kept a little longer by what still runs.
-class Handle final : public env::CommandLog {
- public:
-  explicit Handle(std::shared_ptr<RaftLog> log) : log_(std::move(log)) {}
-  ~Handle() override { log_->abandon(); }
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-
-  Task<Result<LogIndex>> append(Buffer command, Instant deadline) override {
-    return log_->append(std::move(command), deadline);
-  }
-  Task<Status> barrier(Instant deadline) override { return log_->barrier(deadline); }
-  env::LogStatus status() const override { return log_->status(); }
-  WallTime now() const override { return log_->now(); }
-  std::vector<env::LogMember> members() const override { return log_->members(); }
-  Task<Status> add_learner(NodeId node, Instant deadline) override { return log_->add_learner(node, deadline); }
-  Task<Status> set_voter(NodeId node, bool voter, Instant deadline) override {
-    return log_->set_voter(node, voter, deadline);
-  }
-  Task<Status> remove(NodeId node, Instant deadline) override { return log_->remove(node, deadline); }
-  Task<Status> hand_over(Instant deadline) override { return log_->hand_over(deadline); }
-  void on_change(std::function<void()> f) override { log_->on_change(std::move(f)); }
-  Task<void> close() override { return log_->close(); }
-
- private:
-  std::shared_ptr<RaftLog> log_;
-};
-
-}  // namespace
-
 Result<std::unique_ptr<env::CommandLog>> open_raft_log(RaftLogPorts ports, env::StateMachine& machine,
                                                        RaftLogOptions options) {
   auto log = std::make_shared<RaftLog>(std::move(ports), machine, options);
   HOLO_TRY(log->start());
   log->serve();
-  return std::unique_ptr<env::CommandLog>(std::make_unique<Handle>(std::move(log)));
+  return std::unique_ptr<env::CommandLog>(
+      std::make_unique<env::HeldCommandLog<RaftLog, &RaftLog::abandon>>(std::move(log)));
 }
 
 }  // namespace holo::driver
