@@ -310,10 +310,21 @@ Task<Result<LocalReply>> drain(env::Loop* loop, ControlService* control, LocalRe
   co_return json_reply(w.text());
 }
 
+/// Nothing forces a change on the others: those who cannot be heard may be alive, and decide the opposite.
+Error no_majority_to_remove(Error e) {
+  if (e.code != Errc::no_quorum) return e;
+  e.message += "; no node is taken out without a majority of the voters, by force neither";
+  e.hint =
+      "start the others again; if they are gone for good: holo control snapshot FILE --stale here, then holo init "
+      "--restore FILE with a fresh --state-dir";
+  return e;
+}
+
 Task<Result<LocalReply>> remove(env::Loop* loop, ControlService* control, LocalRequest request) {
   HOLO_CO_ASSIGN(ask, decode_local<wire::RemoveRequest>(request));
   const Instant look = loop->now() + kLook;
-  HOLO_CO_TRY(co_await control->barrier(look));
+  const Status here = co_await control->barrier(look);
+  if (!here) co_return std::unexpected(no_majority_to_remove(here.error()));
   HOLO_CO_ASSIGN(node, member(*control, ask.node()));
   if (node == control->self()) {
     co_return fail(Errc::refused, "a node does not remove itself", "holo leave, or holo remove on another machine");

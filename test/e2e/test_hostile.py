@@ -4,11 +4,12 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import time
 
 import pytest
-from holo_e2e import MIB, PROBE, alive, quadratic_sum, wait_until
+from holo_e2e import HOLO, MIB, PROBE, alive, quadratic_sum, wait_until
 
 CONNECTIONS = 10_000
 
@@ -55,6 +56,73 @@ def test_ten_thousand_connections(home, kind):
     pid = next(n["pid"] for n in home.json("dev", "status")["nodes"] if n["number"] == 1)
     rss_kib = int(next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")).split()[1])
     assert rss_kib < 400_000
+
+
+def frame(kind, number, header):
+    """A request on an agent's local socket (wire/local_frame.h)."""
+    return struct.pack("<HHIII", kind, 0, number, len(header), 0) + header
+
+
+def read_answers(s, wanted):
+    """How many whole answers come before the end, `wanted` at most; the agent's last words are none."""
+    data, got = b"", 0
+    while got < wanted:
+        while len(data) < 16 or len(data) < 16 + sum(struct.unpack_from("<II", data, 8)):
+            try:
+                more = s.recv(1 << 20)
+            except ConnectionResetError:
+                more = b""
+            if not more:
+                return got
+            data += more
+        _, flags, _, header, payload = struct.unpack_from("<HHIII", data)
+        got += flags & 3 == 1
+        data = data[16 + header + payload :]
+    return got
+
+
+def local_socket(pid):
+    """Where the agent listens for local processes."""
+    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}")[8:-1] for fd in os.listdir(f"/proc/{pid}/fd") if "socket:" in os.readlink(f"/proc/{pid}/fd/{fd}")}
+    lines = [line.split() for line in open("/proc/net/unix")]
+    (path,) = {line[7] for line in lines if len(line) > 7 and line[6] in inodes and line[7].endswith(".sock")}
+    return path
+
+
+def test_a_thousand_watchers_that_never_read(home):
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    value = "x" * 60_000
+    for i in range(16):
+        home.ok("kv", "put", f"big/{i}", value, "--node", "node1")
+    pid = next(n["pid"] for n in home.json("dev", "status")["nodes"] if n["number"] == 1)
+    path = local_socket(pid)
+    # Hello{role: CLI, protocol: 1}, then two watches of all of "big/" from the first revision: a megabyte each.
+    key_range = b"\x0a\x04big/\x12\x04big0"
+    watch = b"\x0a" + bytes([len(key_range)]) + key_range + b"\x10\x01\x20" + b"\xe8\x07"
+    asked = frame(1, 1, b"\x08\x02\x10\x01") + frame(92, 2, watch) + frame(92, 3, watch)
+    silent, longest = [], 0.0
+    with home.start(HOLO, "kv", "watch", "small", "--count", "20", "--node", "node1") as reader:
+        for i in range(1000):
+            s = socket.socket(socket.AF_UNIX)
+            s.settimeout(30)
+            s.connect(path)
+            try:
+                s.sendall(asked)
+            except OSError:
+                pass  # Ended already.
+            silent.append(s)
+            if i % 50 == 0:
+                began = time.monotonic()
+                home.ok("kv", "put", "small", str(i), "--node", "node1")
+                longest = max(longest, time.monotonic() - began)
+        out, err = reader.communicate(timeout=60)
+    assert reader.returncode == 0 and len(out.splitlines()) == 20, err
+    assert longest < 5, "nobody else is held up"
+    rss_kib = int(next(line for line in open(f"/proc/{pid}/status") if line.startswith("VmRSS")).split()[1])
+    assert rss_kib < 700_000, "what waits for them has a bound"
+    ended = sum(read_answers(s, 3) < 3 for s in silent)  # Cut off; the others were given everything.
+    assert 500 < ended < 1000
+    assert home.ok("kv", "get", "small", "--node", "node1").strip() == "950"
 
 
 @pytest.fixture

@@ -153,6 +153,22 @@ def test_of_two_the_survivor_waits_for_the_other(home):
     wait_until(lambda: home.holo("kv", "put", "k", "again", "--node", "node1").returncode == 0, 30, "both to go on")
 
 
+def test_of_two_the_dead_one_is_not_removed_by_force_and_there_is_a_way_out(home):
+    up(home, 2)
+    home.ok("kv", "put", "k", "both")
+    home.ok("dev", "kill", "2")
+    wait_until(lambda: not at(home, 1)["cluster"]["primary"], 15, "node1 to stop")
+    line = home.refused("remove", "node2", "--force", "--node", "node1")
+    assert "majority" in line and "holo control snapshot FILE --stale" in line and "holo init --restore FILE" in line
+    assert node(at(home, 1), "node2")["state"] != "left"
+    home.ok("control", "snapshot", home.root / "copy", "--stale", "--node", "node1")
+    home.ok("dev", "down")
+    home.ok("init", "--restore", home.root / "copy", "--state-dir", home.root / "anew", "--node-name", "anew", *LOCAL)
+    anew = ("--state-dir", home.root / "anew")
+    assert home.ok("kv", "get", "k", *anew).strip() == "both"
+    home.ok("kv", "put", "k", "alone", *anew)
+
+
 def test_with_a_witness_one_of_two_goes_on(home):
     line = home.ok("init", "--name", "lab", "--node-name", "first", "--state-dir", home.root / "s1", *LOCAL).split()
     for name, more in (("second", ()), ("third", ("--witness",))):

@@ -26,6 +26,9 @@ constexpr int kDeadline = 4, kPermission = 7, kExhausted = 8, kUnavailable = 14,
 struct FreeHandle {
   void operator()(CURL* c) const { curl_easy_cleanup(c); }
 };
+struct FreeMulti {
+  void operator()(CURLM* m) const { curl_multi_cleanup(m); }
+};
 struct FreeList {
   void operator()(curl_slist* l) const { curl_slist_free_all(l); }
 };
@@ -61,8 +64,9 @@ Error error_of(long status, const std::string& body) {
 struct Client::Impl {
   Endpoints endpoints;
   std::size_t next = 0;  ///< The endpoint that answered last.
-  std::unique_ptr<CURL, FreeHandle> handle;
   std::unique_ptr<curl_slist, FreeList> headers;
+  std::unique_ptr<CURLM, FreeMulti> multi;  ///< Of one transfer at a time: unlike the plain calls it can be woken.
+  std::unique_ptr<CURL, FreeHandle> handle;
   std::atomic<bool> aborted = false;
 
   struct Answer {
@@ -91,8 +95,22 @@ struct Client::Impl {
     }
     return s->part.size() > kMaxLine ? 0 : n;
   }
-  static int stopped(void* out, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
-    return static_cast<Impl*>(out)->aborted.load() ? 1 : 0;
+  /// Until the transfer is over, or abort().
+  CURLcode perform() {
+    constexpr int kLookMs = 60'000;  // It is woken by whatever happens.
+    CURLcode code = CURLE_ABORTED_BY_CALLBACK;
+    if (curl_multi_add_handle(multi.get(), handle.get()) != CURLM_OK) return CURLE_FAILED_INIT;
+    for (int running = 1; !aborted;) {
+      if (curl_multi_perform(multi.get(), &running) != CURLM_OK) break;
+      if (running == 0) {
+        int left = 0;
+        if (const CURLMsg* m = curl_multi_info_read(multi.get(), &left); m != nullptr) code = m->data.result;
+        break;
+      }
+      if (curl_multi_poll(multi.get(), nullptr, 0, kLookMs, nullptr) != CURLM_OK) break;
+    }
+    curl_multi_remove_handle(multi.get(), handle.get());
+    return code;
   }
 
   void prepare(const std::string& url, const std::string& body) {
@@ -108,9 +126,6 @@ struct Client::Impl {
     curl_easy_setopt(c, CURLOPT_TCP_KEEPALIVE, 1L);
     curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(c, CURLOPT_NOPROXY, "*");
-    curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
-    curl_easy_setopt(c, CURLOPT_XFERINFOFUNCTION, &Impl::stopped);
-    curl_easy_setopt(c, CURLOPT_XFERINFODATA, this);
     if (!endpoints.ca_file.empty()) curl_easy_setopt(c, CURLOPT_CAINFO, endpoints.ca_file.c_str());
     if (!endpoints.certificate_file.empty()) {
       curl_easy_setopt(c, CURLOPT_SSLCERT, endpoints.certificate_file.c_str());
@@ -122,11 +137,15 @@ struct Client::Impl {
 Client::Client(Endpoints endpoints) : impl_(std::make_unique<Impl>()) {
   init_library();
   impl_->endpoints = std::move(endpoints);
+  impl_->multi.reset(curl_multi_init());
   impl_->handle.reset(curl_easy_init());
   impl_->headers.reset(curl_slist_append(nullptr, "Content-Type: application/json"));
 }
 Client::~Client() = default;
-void Client::abort() { impl_->aborted = true; }
+void Client::abort() {
+  impl_->aborted = true;
+  curl_multi_wakeup(impl_->multi.get());  // Counts for the next wait, too, if none is under way.
+}
 
 Result<nlohmann::json> Client::call(const std::string& path, const nlohmann::json& body, Duration timeout) {
   const std::string text = body.dump();
@@ -143,7 +162,7 @@ Result<nlohmann::json> Client::call(const std::string& path, const nlohmann::jso
     curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, static_cast<long>(left.count()));
     curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, &Impl::collect);
     curl_easy_setopt(c, CURLOPT_WRITEDATA, &answer);
-    const CURLcode code = curl_easy_perform(c);
+    const CURLcode code = impl_->perform();
     if (code != CURLE_OK) {
       const bool late = code == CURLE_OPERATION_TIMEDOUT;
       last = {.code = late ? Errc::deadline_exceeded : Errc::unavailable,
@@ -179,7 +198,7 @@ Status Client::stream(const std::string& path, const nlohmann::json& body,
   CURL* c = impl_->handle.get();
   curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, &Impl::take_lines);
   curl_easy_setopt(c, CURLOPT_WRITEDATA, &stream);
-  const CURLcode code = curl_easy_perform(c);
+  const CURLcode code = impl_->perform();
   impl_->next = (impl_->next + 1) % impl_->endpoints.urls.size();  // Next time another one.
   if (code == CURLE_OK) return fail(Errc::unavailable, "etcd ended the watch");
   return fail(Errc::unavailable, str("etcd at ", url, ": ", curl_easy_strerror(code)));

@@ -38,7 +38,7 @@ class Client {
   /// it ended.
   Status stream(const std::string& path, const nlohmann::json& body, const std::function<void(std::string)>& on_line);
 
-  /// What runs ends within a second or so, and what begins at once, with `cancelled`. Thread: any.
+  /// What runs ends at once, and so does what begins later, with `cancelled` or `unavailable`. Thread: any.
   void abort();
 
  private:

@@ -356,6 +356,18 @@ TEST_F(EtcdLogTest, WithoutEtcdNothingIsDecidedAndWithItAgainEverythingGoesOn) {
   EXPECT_NE(a.journal->text.find("after@"), std::string::npos);
 }
 
+TEST_F(EtcdLogTest, TheEndWaitsForNoAnswer) {
+  Server& a = first();
+  Server& b = other(a, 2, true);
+  Server& c = other(a, 3, true);
+  ASSERT_TRUE(append(a, "one"));
+  const Instant began = loop_.now();
+  for (Server* s : {&b, &c, &a}) stop(*s);
+  loop_.begin_stop();
+  ASSERT_TRUE(wait([&] { return loop_.running() == 0; }));
+  EXPECT_LT((loop_.now() - began).millis(), 500) << "watches are open and say nothing: they are woken, not waited for";
+}
+
 TEST_F(EtcdLogTest, NoEndpointAndNobodyThere) {
   Journal journal;
   env::testing::SeededEntropy entropy(1);

@@ -8,6 +8,8 @@
 
 #include <cerrno>
 #include <deque>
+#include <numeric>
+#include <optional>
 #include <unordered_map>
 
 #include "base/log.h"
@@ -24,7 +26,8 @@ using wire::LocalKind;
 
 constexpr int kReceivesPerEvent = 8;
 constexpr int kAcceptsPerEvent = 16;
-constexpr Duration kFlush = seconds(1);  // What a closing connection gets for its last words.
+constexpr Duration kFlush = seconds(1);       // What a closing connection gets for its last words.
+constexpr std::size_t kShortRest = 64 << 10;  // Of a message half-way, kept for a process that does not read.
 constexpr Duration kAcceptPause = milliseconds(100);
 
 Error gone() {
@@ -75,6 +78,8 @@ class LocalSocketServer::Impl : public std::enable_shared_from_this<Impl> {
     return it == handlers_.end() ? nullptr : it->second;
   }
   void forget(const std::shared_ptr<Connection>& connection);
+  /// Ends those that do not read, until what is queued for all is within its bound.
+  void shed();
 
   std::function<void(std::shared_ptr<env::LocalConnection>)> on_connected;
   std::function<void(std::shared_ptr<env::LocalConnection>)> on_closed;
@@ -90,6 +95,7 @@ class LocalSocketServer::Impl : public std::enable_shared_from_this<Impl> {
   std::unordered_map<std::uint16_t, std::shared_ptr<Handler>> handlers_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Connection>> connections_;
   std::uint64_t next_id_ = 1;
+  std::size_t total_bytes_ = 0;  ///< Queued for all connections.
   std::unique_ptr<FdWatch> listener_;
   std::string path_;
   env::Loop::TimerId accept_pause_ = 0;
@@ -106,6 +112,9 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
         FdWatch::Callbacks{.on_readable = [this] { on_readable(); }, .on_writable = [this] { on_writable(); }});
     watch_->want_read(true);
   }
+  ~Connection() override { count(0); }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
 
   SessionId id() const override { return id_; }
   env::LocalPeer peer() const override { return peer_; }
@@ -154,7 +163,42 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
     if (auto server = server_.lock()) server->forget(self);
   }
 
+  /// Since when it has taken nothing of what is queued for it; nullopt: nothing is.
+  [[nodiscard]] std::optional<Instant> stalled() const {
+    return outgoing_.empty() || drowned_ ? std::nullopt : std::optional(progress_);
+  }
+  /// It reads too slowly for what it asks for: what is queued goes now, and the connection once nothing runs in it.
+  void drown() {
+    log_warn("local", "process ", peer_.pid, " does not read: ", queued_bytes_, " bytes waited for it since ",
+             (loop_.now() - progress_).millis(), " ms; its connection is closed");
+    const Error why{.code = Errc::overloaded,
+                    .message = str(queued_bytes_, " bytes waited here for this process to read them"),
+                    .hint = "read faster, or ask for less",
+                    .retryable = true};
+    drowned_ = true;
+    // A message of which it has a part can only be followed by another once the rest is there; a long rest is not kept.
+    const bool halfway = outgoing_.front().begun();
+    const bool cut = halfway && outgoing_.front().left() > kShortRest;
+    while (outgoing_.size() > (halfway && !cut ? 1U : 0U)) outgoing_.pop_back();
+    if (!cut) {
+      const std::string header = wire::encode_local_error(why);
+      outgoing_.emplace_back(LocalFrame{.kind = LocalKind::error}, header, std::vector<Buffer>(),
+                             std::vector<env::Fd>());
+    }
+    count(std::accumulate(outgoing_.begin(), outgoing_.end(), std::size_t{0},
+                          [](std::size_t sum, const LocalOutgoing& o) { return sum + o.left(); }));
+    loop_.post([weak = weak_from_this(), why] {
+      if (auto self = weak.lock()) self->end(why);
+    });
+  }
+
  private:
+  /// `bytes` are queued now.
+  void count(std::size_t bytes) {
+    if (const auto server = server_.lock()) server->total_bytes_ = server->total_bytes_ - queued_bytes_ + bytes;
+    queued_bytes_ = bytes;
+  }
+
   static std::unexpected<Error> overloaded() {
     return std::unexpected(
         Error{.code = Errc::overloaded, .message = "too much is waiting for this local process", .retryable = true});
@@ -168,11 +212,13 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
   }
 
   void send(LocalFrame frame, std::string_view header, std::vector<Buffer> payload, std::vector<env::Fd> fds) {
-    if (!watch_) return;
+    if (!watch_ || drowned_) return;
     const bool idle = outgoing_.empty();
+    if (idle) progress_ = loop_.now();
     outgoing_.emplace_back(frame, header, std::move(payload), std::move(fds));
-    queued_bytes_ += outgoing_.back().left();
+    count(queued_bytes_ + outgoing_.back().left());
     if (idle) flush();
+    if (const auto server = server_.lock()) server->shed();
   }
   void send_error(std::uint32_t id, const Error& error) {
     const std::string header = wire::encode_local_error(error);
@@ -190,7 +236,8 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
         return;
       }
       if (error != 0) return break_later();
-      queued_bytes_ -= before - first.left();
+      count(queued_bytes_ - (before - first.left()));
+      progress_ = loop_.now();
       if (first.left() == 0) outgoing_.pop_front();
     }
     if (watch_) watch_->want_write(false);
@@ -209,7 +256,7 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
   /// Callers of call() and notify() do not expect on_closed from inside them.
   void break_later() {
     outgoing_.clear();
-    queued_bytes_ = 0;
+    count(0);
     watch_->want_write(false);
     loop_.post([weak = weak_from_this()] {
       if (auto self = weak.lock()) self->end(gone());
@@ -332,6 +379,8 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
   LocalReceiver receiver_;
   std::deque<LocalOutgoing> outgoing_;
   std::size_t queued_bytes_ = 0;
+  Instant progress_;      ///< When it last took something, or something was queued for it that had nothing.
+  bool drowned_ = false;  ///< It did not read; nothing more is queued for it.
   std::deque<LocalMessage> waiting_;
   std::size_t serving_ = 0;
   std::unordered_map<std::uint32_t, std::shared_ptr<OneShot<Result<env::LocalReply>>>> calls_;
@@ -339,6 +388,17 @@ class LocalSocketServer::Impl::Connection final : public env::LocalConnection,
   env::Loop::TimerId flush_timer_ = 0;
   bool closed_ = false;
 };
+
+void LocalSocketServer::Impl::shed() {
+  while (total_bytes_ > options_.max_total_bytes) {
+    std::shared_ptr<Connection> slowest;
+    for (const auto& [id, c] : connections_) {
+      if (c->stalled() && (!slowest || *c->stalled() < *slowest->stalled())) slowest = c;
+    }
+    if (!slowest) return;
+    slowest->drown();
+  }
+}
 
 Status LocalSocketServer::Impl::listen(std::string path) {
   HOLO_TRY(check_socket_path(path));

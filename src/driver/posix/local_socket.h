@@ -15,6 +15,9 @@ struct LocalSocketOptions {
   std::size_t max_calls = 4096;       ///< To one process, unanswered; above: `overloaded`.
   std::size_t pause_bytes = 8 << 20;  ///< Queued for one process; above, its requests wait before they are served.
   std::size_t max_queued_bytes = 64 << 20;  ///< Queued for one process; above, call() and notify() are `overloaded`.
+  /// Queued for all processes together; above, whoever has read nothing for longest loses its connection, with a last
+  /// message that says why.
+  std::size_t max_total_bytes = 256 << 20;
 };
 
 /// Thread: loop. The loop outlives it. A handler that still runs when its connection has closed runs on; its answer is

@@ -387,6 +387,37 @@ class RawClient {
   env::Fd fd_;
 };
 
+TEST(LocalSocket, ManyThatDoNotReadAreBoundedTogetherAndToldAndOthersAreServed) {
+  constexpr std::size_t kAnswer = 300'000;  // More than the kernel takes.
+  Agent agent({.max_total_bytes = 4 << 20});
+  auto reader = agent.client();
+  std::vector<std::unique_ptr<RawClient>> silent;
+  const auto ask = [](RawClient& who) {
+    const std::string header = std::to_string(kAnswer);
+    Bytes bytes(wire::kLocalFrameBytes);
+    wire::encode_local_frame({.type = kBig, .id = 1, .header_bytes = static_cast<std::uint32_t>(header.size())}, bytes);
+    const ByteSpan text = as_bytes(header);
+    bytes.insert(bytes.end(), text.begin(), text.end());
+    who.send(bytes);
+  };
+  for (int i = 0; i < 100; ++i) {
+    silent.push_back(std::make_unique<RawClient>(agent.path()));
+    ask(*silent.back());
+    const auto answer = reader->call({.type = kBig, .header = std::to_string(kAnswer)});
+    ASSERT_TRUE(answer) << answer.error().to_string();
+    ASSERT_EQ(answer->payload.size(), kAnswer);
+  }
+  ASSERT_TRUE(agent.until([&] { return agent.connections.size() < 60; })) << "those that read nothing for longest go";
+  EXPECT_GE(agent.connections.size(), 10U) << "and no more than has to";
+  EXPECT_TRUE(reader->call({.type = kEcho, .header = "still here"}));
+  // Whoever was ended finds that out: what it gets ends, in the middle or with the reason.
+  Bytes bytes(1 << 20);
+  ssize_t n = 0;
+  while ((n = ::recv(silent.front()->fd_.get(), bytes.data(), bytes.size(), 0)) > 0) {
+  }
+  EXPECT_EQ(n, 0);
+}
+
 TEST(LocalSocket, RequestsOfAProcessThatDoesNotReadWait) {
   Agent agent({.pause_bytes = 100'000});
   int begun = 0;  // loop
