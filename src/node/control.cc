@@ -241,6 +241,7 @@ Status ControlService::resume() {
   HOLO_TRY(impl_->begin(false));
   impl_->ports.loop->spawn(Impl::beat_loop(impl_));
   impl_->ports.loop->spawn(Impl::lead_loop(impl_));
+  impl_->ports.loop->spawn(Impl::stay(impl_));
   return {};
 }
 

@@ -87,6 +87,9 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<Status> leave_draining(Self me, Instant deadline);
   static Task<Status> give_up_lead(Self me, Instant deadline);
   static Task<Status> ask_to_leave(Self me, Instant deadline);
+  static Task<Status> stay_once(Self me);
+  static Task<void> stay(Self me);
+  static Task<Status> take_vote(Self me, NodeId node, Instant deadline);
   static Task<void> beat_loop(Self me);
   static Task<void> beat(Self me, NodeId to);
   static Task<void> lead_loop(Self me);
@@ -121,6 +124,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   bool stopped = false;
   bool leaving = false;
   bool removed = false;                  ///< The others say that it is no member any more.
+  bool staying = false;                  ///< A drain is being taken back.
   std::optional<Instant> refused_since;  ///< By every member that answered.
 
   std::function<wire::NodeReport()> report_source;

@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "core/membership/voters.h"
 #include "node/control_calls.h"
 #include "node/control_impl.h"
 #include "wire/message_types.h"
@@ -17,6 +18,9 @@ using wire::PeerMessage;
 constexpr Duration kPropose = seconds(5);        // To take back a drain.
 constexpr Duration kChangeMember = seconds(10);  // For the leader, to take a member out of the log.
 constexpr Duration kRetryRemoval = milliseconds(200);
+constexpr Duration kRetryVote = milliseconds(20);
+constexpr Duration kRetryStay = seconds(1);
+constexpr const char* kLeavingKey = "leaving";  // In the store: this node drains because it leaves.
 constexpr Duration kRetryLeave = milliseconds(200);
 constexpr Duration kAskLeader = seconds(12);  // More than the leader takes: then it cannot be reached, or is another.
 constexpr Duration kBelieveRemoval = seconds(3);
@@ -46,24 +50,57 @@ Task<Status> ControlService::Impl::leave(Self me, Instant deadline) {
   wire::CommandBody drain;
   drain.mutable_node_update()->set_node(me->identity.id.value);
   drain.mutable_node_update()->set_draining(true);
-  auto draining = co_await propose(me, drain, deadline);
-  if (!draining) {
+  Status begun = me->ports.store->put(kLeavingKey, as_bytes("1"));
+  if (begun) {
+    auto draining = co_await propose(me, drain, deadline);
+    if (!draining) begun = std::unexpected(draining.error());
+  }
+  if (!begun) {
     me->leaving = false;
-    co_return std::unexpected(draining.error());
+    if (!me->stopped) me->ports.loop->spawn(stay(me));
+    co_return begun;
   }
   Status left = co_await leave_draining(me, deadline);
   if (left) {
     // The store belongs to no cluster from now on.
-    left = me->ports.store->put("cluster", ByteSpan{});
+    left = me->ports.store->put(kLeavingKey, ByteSpan{});
+    if (left) left = me->ports.store->put("cluster", ByteSpan{});
     co_return left;
   }
   me->leaving = false;
   if (me->stopped) co_return left;
+  Status stays = co_await stay_once(me);
+  if (!stays) {
+    log_warn("control", "this node goes on draining for now: ", stays.error().to_string());
+    me->ports.loop->spawn(stay(me));
+  }
+  co_return left;
+}
+
+/// Takes back the drain of a leave that did not succeed.
+Task<Status> ControlService::Impl::stay_once(Self me) {
+  wire::CommandBody drain;
+  drain.mutable_node_update()->set_node(me->identity.id.value);
   drain.mutable_node_update()->set_draining(false);
   const Instant soon = me->now() + kPropose;
-  auto undone = co_await propose(me, drain, soon);
-  if (!undone) log_warn("control", "this node goes on draining: ", undone.error().to_string());
-  co_return left;
+  auto undone = co_await propose(me, std::move(drain), soon);
+  if (!undone) co_return std::unexpected(undone.error());
+  co_return me->ports.store->put(kLeavingKey, ByteSpan{});
+}
+
+/// Also when the agent was stopped, or died, while it left: nobody else knows whether the drain is to stay.
+Task<void> ControlService::Impl::stay(Self me) {
+  const auto noted = me->ports.store->get(kLeavingKey);
+  if (!noted || !*noted || (*noted)->empty() || std::exchange(me->staying, true)) co_return;
+  while (!me->stopped && !me->leaving && !me->removed) {
+    if (me->state.alive(me->identity.id, me->incarnation)) {
+      const Status done = co_await stay_once(me);
+      if (done) break;
+    }
+    const bool going_on = co_await env::sleep_for(*me->ports.loop, kRetryStay);
+    if (!going_on) break;
+  }
+  me->staying = false;
 }
 
 Task<Status> ControlService::Impl::leave_draining(Self me, Instant deadline) {
@@ -127,6 +164,34 @@ Task<Status> ControlService::Impl::ask_to_leave(Self me, Instant deadline) {
   co_return Status{};
 }
 
+/// Before it has left: then nobody needs its vote, whatever becomes of this leader, and of the one that leaves. Three
+/// of five that left during a power cut once took the majority with them.
+Task<Status> ControlService::Impl::take_vote(Self me, NodeId node, Instant deadline) {
+  for (;;) {
+    if (me->stopped || !me->leads()) co_return fail(Errc::unavailable, "leadership was lost");
+    std::size_t voters = 0, staying = 0;
+    bool votes = false;
+    NodeId heir;
+    for (const env::LogMember& m : me->log->members()) {
+      const NodeRecord* n = me->state.node(m.node);
+      voters += m.voter ? 1 : 0;
+      votes = votes || (m.voter && m.node == node);
+      if (!m.voter && m.node != node && n != nullptr && n->alive() && !n->draining) heir = m.node;
+    }
+    if (!votes) co_return Status{};
+    for (const auto& [id, n] : me->state.nodes()) staying += id != node && n.state != NodeState::left ? 1 : 0;
+    Status changed;
+    if (heir && voters <= membership::wanted_voters(staying)) {
+      changed = co_await me->log->set_voter(heir, true, deadline);
+    } else {
+      changed = co_await me->log->set_voter(node, false, deadline);
+    }
+    if (changed) continue;
+    if (me->now() + kRetryVote >= deadline) co_return changed;
+    co_await env::sleep_for(*me->ports.loop, kRetryVote);  // Reconcile is at it already.
+  }
+}
+
 Task<Result<env::Reply>> ControlService::Impl::on_leave(Self me, NodeId from, env::Request request) {
   wire::LeaveRequest ask;
   if (!ask.ParseFromString(request.header)) co_return malformed();
@@ -137,7 +202,10 @@ Task<Result<env::Reply>> ControlService::Impl::on_leave(Self me, NodeId from, en
   const NodeId node{ask.node()};
   if (node != from) co_return fail(Errc::permission_denied, "a node can only ask to leave itself");
   const Instant deadline = me->now() + kChangeMember;
-  if (sender->state != NodeState::left) {  // Else it asks again, and only the log may have to let go of it.
+  HOLO_CO_TRY(co_await take_vote(me, node, deadline));
+  sender = me->state.node(from);
+  if (sender != nullptr &&
+      sender->state != NodeState::left) {  // Else it asks again, and only the log may have to let go of it.
     wire::CommandBody body;
     body.mutable_node_leave()->set_node(node.value);
     body.mutable_node_leave()->set_force(ask.force());

@@ -27,6 +27,7 @@ constexpr Duration kLeadTick = milliseconds(100);
 constexpr Duration kFollowTick = milliseconds(500);  // It may have come to lead; an idle node need not wake more often.
 constexpr Duration kPropose = seconds(5);            // What the leader proposes of itself.
 constexpr Duration kChangeMember = seconds(10);      // Also lets a new voter catch up.
+constexpr Duration kHandOver = seconds(2);
 constexpr Duration kReconcilePause = milliseconds(200);
 constexpr Duration kServeJoin = seconds(10);
 constexpr Duration kRetryJoin = milliseconds(200);
@@ -476,7 +477,12 @@ Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
   // A leader that was revoked is cut off in this moment: a change that it begins now would be left half-way, and the
   // others might need its vote to get over it.
   const NodeRecord* mine = me->state.node(me->identity.id);
-  if (mine != nullptr && mine->state == NodeState::left) co_return false;
+  if (mine != nullptr && mine->state == NodeState::left) {
+    const Instant soon = me->now() + kHandOver;
+    Status handed = co_await me->log->hand_over(soon);  // Another goes on with what this one may not do.
+    if (!handed) log_debug("membership", "leadership stays with a node that has left: ", handed.error().to_string());
+    co_return false;
+  }
   const Instant deadline = me->now() + kChangeMember;
   std::map<NodeId, bool> voters;
   for (const env::LogMember& m : me->log->members()) voters[m.node] = m.voter;
