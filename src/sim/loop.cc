@@ -2,30 +2,56 @@
 
 #include <algorithm>
 
+#include "base/assert.h"
+
 namespace holo::sim {
 
+namespace {
+constexpr unsigned kSlotBits = 24;  // Of an event's id; the rest is its number.
+}
+
 std::uint64_t World::at(Instant when, std::function<void()> f) {
-  const std::uint64_t id = next_id_++;
-  const std::int64_t t = std::max(when, now_).ns;
-  queue_.emplace(std::pair(t, id), std::move(f));
-  times_.emplace(id, t);
-  return id;
+  if (free_.empty()) {
+    free_.push_back(static_cast<std::uint32_t>(slots_.size()));
+    HOLO_ASSERT(slots_.size() < 1U << kSlotBits, "events that never run");
+    slots_.emplace_back();
+  }
+  const std::uint32_t slot = free_.back();
+  free_.pop_back();
+  const std::uint64_t number = next_number_++;
+  slots_[slot].number = number;
+  slots_[slot].run = std::move(f);
+  heap_.push_back({.when = std::max(when, now_).ns, .number = number, .slot = slot});
+  std::push_heap(heap_.begin(), heap_.end());
+  return number << kSlotBits | slot;
 }
 
 void World::cancel(std::uint64_t id) {
-  auto it = times_.find(id);
-  if (it == times_.end()) return;
-  queue_.erase({it->second, id});
-  times_.erase(it);
+  const std::size_t slot = id & ((1U << kSlotBits) - 1);
+  if (slot >= slots_.size() || slots_[slot].number != id >> kSlotBits) return;
+  slots_[slot].number = 0;
+  const auto dropped = std::exchange(slots_[slot].run, nullptr);  // It may own what cancels others.
+}
+
+void World::drop_first() {
+  free_.push_back(heap_.front().slot);
+  std::pop_heap(heap_.begin(), heap_.end());
+  heap_.pop_back();
+}
+
+const World::Due* World::next() {
+  while (!heap_.empty() && slots_[heap_.front().slot].number != heap_.front().number) drop_first();
+  return heap_.empty() ? nullptr : &heap_.front();
 }
 
 bool World::step() {
-  if (queue_.empty()) return false;
-  auto it = queue_.begin();
-  now_ = Instant{it->first.first};
-  auto f = std::move(it->second);
-  times_.erase(it->first.second);
-  queue_.erase(it);
+  const Due* due = next();
+  if (due == nullptr) return false;
+  now_ = Instant{due->when};
+  Slot& slot = slots_[due->slot];
+  slot.number = 0;
+  const auto f = std::exchange(slot.run, nullptr);
+  drop_first();
   ++events_;
   f();
   return true;
@@ -33,14 +59,18 @@ bool World::step() {
 
 std::uint64_t World::run_until(Instant until) {
   const std::uint64_t before = events_;
-  while (!queue_.empty() && queue_.begin()->first.first <= until.ns) step();
+  for (const Due* due = next(); due != nullptr && due->when <= until.ns; due = next()) step();
   now_ = std::max(now_, until);
   return events_ - before;
 }
 
 bool World::run_while_not(const std::function<bool()>& done, Instant deadline) {
-  while (!done() && !queue_.empty() && queue_.begin()->first.first <= deadline.ns) step();
-  return done();
+  while (!done()) {
+    const Due* due = next();
+    if (due == nullptr || due->when > deadline.ns) return done();
+    step();
+  }
+  return true;
 }
 
 std::uint64_t SimLoop::enqueue(Instant when, std::function<void()> f) {

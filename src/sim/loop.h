@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "env/loop.h"
 
@@ -27,11 +28,29 @@ class World {
   [[nodiscard]] std::uint64_t events() const { return events_; }
 
  private:
+  /// What is queued lies in slots that are used again; a cancelled one keeps its place in the heap until that is due.
+  struct Slot {
+    std::uint64_t number = 0;  ///< Of the event; 0: free, or cancelled.
+    std::function<void()> run;
+  };
+  struct Due {
+    std::int64_t when;
+    std::uint64_t number;
+    std::uint32_t slot;
+    friend bool operator<(const Due& a, const Due& b) {  // The heap has the largest first.
+      return a.when != b.when ? a.when > b.when : a.number > b.number;
+    }
+  };
+  /// The next event; null: there is none.
+  const Due* next();
+  void drop_first();
+
   Instant now_{1'000'000'000};
-  std::uint64_t next_id_ = 1;
+  std::uint64_t next_number_ = 1;
   std::uint64_t events_ = 0;
-  std::map<std::pair<std::int64_t, std::uint64_t>, std::function<void()>> queue_;
-  std::map<std::uint64_t, std::int64_t> times_;
+  std::vector<Due> heap_;
+  std::vector<Slot> slots_;
+  std::vector<std::uint32_t> free_;
 };
 
 /// One node's event loop in the simulated world. A loop that has been killed runs nothing any more, as after kill -9.

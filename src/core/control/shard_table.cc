@@ -19,14 +19,10 @@ std::uint64_t minus_log2(std::uint64_t hash) {
   std::uint64_t mantissa = hash << (63 - top);  // [1, 2) as 1.63
   std::uint64_t fraction = 0;
   for (int bit = 0; bit < 32; ++bit) {
-    const Wide square = static_cast<Wide>(mantissa) * mantissa >> 63;
-    fraction <<= 1;
-    if ((square >> 64) != 0) {
-      fraction |= 1;
-      mantissa = static_cast<std::uint64_t>(square >> 1);
-    } else {
-      mantissa = static_cast<std::uint64_t>(square);
-    }
+    const Wide square = static_cast<Wide>(mantissa) * mantissa;  // 2.126; without a branch, which nobody can predict.
+    const auto one = static_cast<unsigned>(square >> 127);
+    fraction = fraction << 1 | one;
+    mantissa = static_cast<std::uint64_t>(square >> (63 + one));
   }
   const std::uint64_t log = (static_cast<std::uint64_t>(top) << 32) | fraction;
   return std::max<std::uint64_t>((std::uint64_t{64} << 32) - log, 1);
