@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Real agents under real faults: `holo dev up`, clients that read, write, compare and lock, and at random kill -9,
-SIGSTOP, full disks and (as root, with --net) partitions. What the clients were told is written down and judged.
+"""Real agents under real faults: `holo dev up`, clients that read, write, compare and lock, others that write into a
+region with two copies of each page, and at random kill -9, SIGSTOP, full disks, (with libfaketime) steps of an agent's
+wall clock, and (as root, with --net) partitions. What the clients were told is written down and judged.
 
 Exit 0: no violation, and every acknowledged write is there. `./dev chaos` calls it.
 """
@@ -20,10 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "test" / "e2e"))
 
 import holo_e2e  # noqa: E402
-from holo_e2e import HOLO, Home  # noqa: E402
+from holo_e2e import HOLO, PROBE, Home  # noqa: E402
 
 CALL_LIMIT = 25  # seconds
 HEAL_LIMIT = 60
+WHOLE_LIMIT = 20
+REGION, PAGES, PER_PAGE = "chaos", 16, 512  # Pages of 4 KiB, of u64.
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 class History:
@@ -120,6 +124,45 @@ class Client(threading.Thread):
             time.sleep(self.random.random() * 0.1)
 
 
+class PageWriter(threading.Thread):
+    """Writes into pages of its own, so that what must be there afterwards is known."""
+
+    def __init__(self, chaos, number, writers):
+        super().__init__(daemon=True)
+        self.chaos, self.random = chaos, random.Random(chaos.seed * 77 + number)
+        self.pages = [p for p in range(PAGES) if p % writers == number]
+        self.value = number * 1_000_000_000
+        self.may_be = {}  # Of an element: what it may hold; the first is the last that was acknowledged.
+        self.acknowledged = self.unknown = 0
+
+    def run(self):
+        while not self.chaos.ended.is_set():
+            index = self.random.choice(self.pages) * PER_PAGE + self.random.randint(0, 9)
+            self.value += 1
+            values = self.may_be.setdefault(index, [0])
+            if self.chaos.probe(self.random, "put", REGION, str(index), str(self.value)) == "ok":
+                self.may_be[index] = [self.value]
+                self.acknowledged += 1
+            else:
+                values.append(self.value)
+                self.unknown += 1
+            time.sleep(self.random.random() * 0.2)
+
+    def lost(self):
+        """Elements that hold nothing that they may, read once all is healed."""
+        out = []
+        for index, values in sorted(self.may_be.items()):
+            said = None
+            for _ in range(5):
+                said = self.chaos.probe(self.random, "get", REGION, str(index))
+                if said is not None:
+                    break
+                time.sleep(1)
+            if said is None or int(said) not in values:
+                out.append(f"element {index} is {said}, not one of {values}")
+        return out
+
+
 class Chaos:
     def __init__(self, options):
         self.seed, self.nodes, self.seconds, self.net = options.seed, options.nodes, options.seconds, options.net
@@ -129,6 +172,7 @@ class Chaos:
         self.ended = threading.Event()
         self.counts = {}
         self.tmpfs = None
+        self.steps = {}  # Of a node: the file that says how wrong its wall clock is.
 
     def count(self, what):
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -143,18 +187,64 @@ class Chaos:
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", str(state)], capture_output=True).returncode == 0:
             self.tmpfs = state
 
+    def probe(self, chance, *arguments):
+        """What the test program says, run at any node; None when it fails."""
+        sockets = [n["socket"] for n in self.sockets.values()]
+        env = self.home.env | {"HOLO_SOCKET": chance.choice(sockets)}
+        try:
+            done = subprocess.run([PROBE, *arguments], env=env, capture_output=True, text=True, timeout=CALL_LIMIT)
+        except subprocess.TimeoutExpired:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def restart(self, number):
+        env = dict(self.home.env)
+        if FAKETIME:
+            file = self.steps.setdefault(number, self.home.root / f"clock{number}")
+            if not file.exists():
+                file.write_text("+0")
+            env |= {
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(file),
+                "FAKETIME_CACHE_DURATION": "1",
+                "DONT_FAKE_MONOTONIC": "1",
+            }
+        self.home.holo("dev", "restart", number, env=env)
+
+    def whole(self):
+        """Every page has its two copies where they belong: only then may one of them go."""
+        deadline = time.monotonic() + WHOLE_LIMIT
+        while time.monotonic() < deadline:
+            number = self.random.randint(1, self.nodes)
+            said = self.home.holo("status", "--shards", "--json", "--node", f"node{number}")
+            if said.returncode == 0:
+                shards = json.loads(said.stdout)
+                down = [n for n in shards["nodes"] if n["state"] != "alive"]
+                if not down and shards["moves"] == {"left": 0, "under_way": 0}:
+                    return True
+            time.sleep(0.2)
+        self.count("put off, as copies were being made")
+        return False
+
     # ---- Faults. Each returns once it is over.
 
     def crash(self):
         number = self.random.randint(1, self.nodes)
+        if not self.whole():
+            return
         self.home.holo("dev", "kill", number)
         time.sleep(self.random.random() * 3)
-        self.home.holo("dev", "restart", number)
+        self.restart(number)
         self.count("kill -9")
+
+    def step_clock(self):
+        number = self.random.randint(1, self.nodes)
+        self.steps[number].write_text(f"{self.random.choice((-1, 1)) * self.random.choice((2, 30, 600, 86400)):+d}")
+        self.count("clock step")
 
     def stand_still(self):
         agent = self.agents()[self.random.randint(1, self.nodes)]
-        if not agent["running"]:
+        if not agent["running"] or not self.whole():
             return
         os.kill(agent["pid"], signal.SIGSTOP)
         time.sleep(self.random.choice((0.3, 1, 3, 6)))
@@ -175,6 +265,8 @@ class Chaos:
         self.count("disk full")
 
     def partition(self):
+        if not self.whole():
+            return
         side = self.random.sample(range(1, self.nodes + 1), self.random.randint(1, self.nodes // 2))
         self.home.holo("dev", "partition", ",".join(str(n) for n in side))
         time.sleep(1 + self.random.random() * 5)
@@ -187,6 +279,8 @@ class Chaos:
             faults.append(self.fill_disk)
         if self.net:
             faults.append(self.partition)
+        if FAKETIME:
+            faults.append(self.step_clock)
         until = time.monotonic() + self.seconds
         turn = 0
         while time.monotonic() < until:
@@ -199,7 +293,7 @@ class Chaos:
         while True:
             for number, agent in self.agents().items():
                 if not agent["running"]:
-                    self.home.holo("dev", "restart", number)
+                    self.restart(number)
             status = self.home.holo("status", "--json", "--node", "node1")
             if status.returncode == 0 and len(holo_e2e.alive(json.loads(status.stdout))) == self.nodes:
                 return True
@@ -219,15 +313,23 @@ class Chaos:
     def run(self, keep):
         self.mount()
         self.home.ok("dev", "up", "-n", str(self.nodes), "--memory", "64MiB", *(["--net"] if self.net else []))
+        if FAKETIME:  # Each with a clock of its own from now on.
+            for number in range(1, self.nodes + 1):
+                self.restart(number)
+            self.heal()
+        self.sockets = self.agents()
+        self.home.ok("alloc", REGION, "--type", "u64", "--count", PAGES * PER_PAGE, "--page", "4096", "--replication", "2")
+        pages = [PageWriter(self, n, 2) for n in range(2)]
         clients = [Client(self, n) for n in range(8)]
-        for client in clients:
+        for client in clients + pages:
             client.start()
         self.strike()
         healed = self.heal()
         self.ended.set()
-        for client in clients:
+        for client in clients + pages:
             client.join(CALL_LIMIT * 2)
         self.last_look()
+        lost = [line for writer in pages for line in writer.lost()]
         path = Path(keep) if keep else self.home.root / "history"
         path.write_text("\n".join(self.history.lines) + "\n")
         judged = subprocess.run([str(holo_e2e.BUILD / "bin" / "holo-sim"), "--check-history", str(path)], capture_output=True, text=True)
@@ -238,15 +340,20 @@ class Chaos:
             "skipped": self.skipped(),
             "acknowledged": self.history.acknowledged,
             "unknown": self.history.unknown,
+            "pages_acknowledged": sum(w.acknowledged for w in pages),
+            "pages_unknown": sum(w.unknown for w in pages),
+            "pages_lost": len(lost),
             "healed": healed,
             "violations": 0 if judged.returncode == 0 else 1,
             "verdict": (judged.stdout + judged.stderr).strip(),
         }
         print(json.dumps(report, indent=2))
-        return healed and judged.returncode == 0
+        for line in lost[:20]:
+            print(f"chaos: {line}")
+        return healed and judged.returncode == 0 and not lost
 
     def skipped(self):
-        out = ["clock steps: the machine has one clock for all (./dev sim has them)"]
+        out = [] if FAKETIME else ["clock steps: Debian's package libfaketime is not installed"]
         if not self.tmpfs:
             out.append("disk full: only root may mount a small disk")
         if not self.net:

@@ -114,6 +114,10 @@ void Cluster::boot(Machine& m) {
   self.memory_bytes = 64 << 20;
   self.speed = 1;
   self.version = "sim";
+  if (settings_.hosts > 0) {
+    self.place.host = str("host", m.id.value % settings_.hosts);
+    self.place.zone = str("zone", m.id.value % settings_.hosts % 2);
+  }
   node::ControlService::Ports ports;
   ports.loop = &a.loop;
   ports.transport = a.port.get();

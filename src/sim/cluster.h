@@ -78,6 +78,7 @@ struct ClusterSettings {
   std::uint64_t seed = 1;
   unsigned snapshot_threshold = 256;
   unsigned snapshot_trailing = 64;
+  std::uint64_t hosts = 0;  ///< Over which the machines are spread; 0: nobody says where they are.
 };
 
 /// Thread: the world's.

@@ -98,6 +98,8 @@ class Run {
     tally_["entries"] += referee_.entries();
     tally_["states_compared"] += referee_.compared();
     tally_["deaths"] += referee_.deaths();
+    tally_["removals"] += referee_.removals();
+    tally_["copies_on_two_hosts"] += referee_.spread();
     tally_["lock_grants"] += referee_.lock_grants();
     tally_["fenced_writes"] += workload_.fenced();
     tally_["acknowledged"] += workload_.acknowledged();
@@ -115,6 +117,7 @@ class Run {
     s.seed = seed;
     s.snapshot_threshold = static_cast<unsigned>(32 << random.below(6));
     s.snapshot_trailing = static_cast<unsigned>(4 << random.below(6));
+    s.hosts = random.chance(1, 3) ? 0 : 2 + random.below(3);
     return s;
   }
   static WorkloadSettings work(std::uint64_t seed) {

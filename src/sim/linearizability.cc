@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <tuple>
 #include <unordered_set>
 
 #include "base/random.h"
@@ -283,6 +284,32 @@ std::vector<Step> steps_of(const std::vector<const Operation*>& ops) {
   }
   return out;
 }
+
+}  // namespace
+
+bool explained_by_revisions(const std::vector<Operation>& of_one_key) {
+  std::vector<const Operation*> ops;
+  for (const Operation& op : of_one_key) {
+    const bool open = op.end == Operation::kNeverEnded;
+    if (open && (op.revision == 0 || op.kind == Kind::get)) continue;
+    if (op.revision == 0 || op.kind == Kind::acquire || op.kind == Kind::release) return false;
+    ops.push_back(&op);
+  }
+  std::vector<Step> steps = steps_of(ops);
+  std::ranges::stable_sort(steps, {}, [](const Step& s) { return std::tuple(s.op->revision, reads_only(s), s.begin); });
+  Model model;
+  std::int64_t latest_call = INT64_MIN;
+  for (const Step& s : steps) {
+    if (s.end < latest_call) return false;  // It was answered before something was asked that stands before it.
+    latest_call = std::max(latest_call, s.begin);
+    const auto next = apply(model, s);
+    if (!next) return false;
+    model = *next;
+  }
+  return true;
+}
+
+namespace {
 
 bool number(std::string_view text, auto& out) {
   const auto r = std::from_chars(text.data(), text.data() + text.size(), out);

@@ -31,7 +31,8 @@ struct Operation {
   std::string key;
   std::string value, expected;
   std::uint64_t token = 0;
-  bool done = true;  ///< What cas, del, acquire and release answered. Without an answer: of no meaning.
+  std::uint64_t revision = 0;  ///< Of the store, as the answer named it: a place in its order. 0: unknown.
+  bool done = true;            ///< What cas, del, acquire and release answered. Without an answer: of no meaning.
 };
 
 struct Verdict {
@@ -45,6 +46,10 @@ struct Verdict {
 /// `max_steps`: per key, above: undecided. An acquired lock that nobody has released may have been lost at any time.
 /// Memory: O(operations of one key * steps / 64).
 Verdict check_linearizable(const std::vector<Operation>& history, std::uint64_t max_steps = 5'000'000);
+
+/// Whether the order of their revisions is one that explains these operations, all on one key: proof enough where the
+/// search would take too long. Those without an answer and without a revision never happened. False proves nothing.
+bool explained_by_revisions(const std::vector<Operation>& of_one_key);
 
 /// One operation a line: BEGIN END|- CLIENT KIND KEY ARGUMENTS RESULT, where KIND ARGUMENTS RESULT is one of
 ///   get KEY VALUE | put KEY VALUE | cas KEY EXPECTED VALUE ok|no|- | del KEY ok|no|- | acquire KEY TOKEN |

@@ -145,5 +145,34 @@ RC_GTEST_PROP(Linearizability, WhatASingleCopyAnsweredIsAccepted, (std::uint64_t
   RC_ASSERT(check_linearizable(history).kind == kBad);
 }
 
+TEST(Linearizability, RevisionsAreAProofWhereTheyFit) {
+  const auto op = [](std::int64_t begin, std::int64_t end, Operation::Kind kind, const char* value,
+                     std::uint64_t revision) {
+    Operation o;
+    o.begin = begin;
+    o.end = end;
+    o.kind = kind;
+    o.key = "k";
+    o.value = value;
+    o.revision = revision;
+    return o;
+  };
+  using Kind = Operation::Kind;
+  const std::vector<Operation> good{op(1, 9, Kind::put, "a", 5), op(2, 8, Kind::put, "b", 4),
+                                    op(10, 11, Kind::get, "a", 5), op(3, Operation::kNeverEnded, Kind::put, "c", 6),
+                                    op(12, 13, Kind::get, "c", 7)};
+  EXPECT_TRUE(explained_by_revisions(good));
+  auto bad = good;
+  bad[3].revision = 0;  // It never happened, and yet it was read.
+  EXPECT_FALSE(explained_by_revisions(bad));
+  bad = good;
+  bad[2].value = "b";
+  EXPECT_FALSE(explained_by_revisions(bad)) << "an old value";
+  bad = good;
+  bad[0] = op(1, 2, Kind::put, "a", 5);
+  bad[1] = op(3, 4, Kind::put, "b", 4);
+  EXPECT_FALSE(explained_by_revisions(bad)) << "its revision says that it was before what had ended by then";
+}
+
 }  // namespace
 }  // namespace holo::sim

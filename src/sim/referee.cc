@@ -159,6 +159,9 @@ void Referee::apply_to_shadow(Position at, WallTime when, ByteSpan command, std:
   if (entry.snapshot != 0) entry.snapshot = hash_of(shadow_.snapshot());
   if (shadow_.now() < now) broken(str("the time of entry ", index, " goes back"));
   if (shadow_.epoch() < epoch) broken(str("the epoch falls with entry ", index));
+  if (shadow_.epoch() != epoch && !nodes_changed_) {
+    broken(str("the epoch moves with entry ", index, ", though nothing has happened to any node"));
+  }
   if (shadow_.keys().revision() < revision) broken(str("the revision falls with entry ", index));
   if (std::exchange(nodes_changed_, false)) check_nodes(epoch);
   if (std::exchange(placement_changed_, false)) check_homes();
@@ -185,6 +188,11 @@ void Referee::check_nodes(Epoch before) {
       if (shadow_.epoch() != Epoch{before.value + 1})
         broken(str("node ", id, " dies and the epoch goes from ", before, " to ", shadow_.epoch()));
     }
+    if (n.state == NodeState::left && left_.insert(id).second && shadow_.epoch() != Epoch{before.value + 1}) {
+      broken(str("node ", id, " is removed and the epoch goes from ", before, " to ", shadow_.epoch()));
+    }
+    if (n.state != NodeState::left && left_.contains(id))
+      broken(str("node ", id, " is a member again, after it had left"));
     if (n.alive() && died_.contains({id, n.incarnation})) {
       broken(str("node ", id, " is alive again under incarnation ", n.incarnation, ", which was declared dead"));
     }
@@ -208,6 +216,29 @@ void Referee::check_homes() {
       const auto [it, fresh] = homes_.try_emplace({region, v.shard.value}, *v.in_sync.begin());
       if (!fresh && it->second != *v.in_sync.begin()) {
         broken(str("shard ", v.shard, " of region ", region, " has two homes in epoch ", homes_epoch_));
+      }
+    });
+  }
+  check_hosts();
+}
+
+/// Copies that lie where they are meant to lie are on two hosts, where there are two.
+void Referee::check_hosts() {
+  const auto host_of = [&](NodeId id) {
+    const control::NodeRecord* n = shadow_.node(id);
+    return n == nullptr ? std::string() : n->place.host;
+  };
+  for (const RegionId region : shadow_.regions()) {
+    shadow_.for_each_shard(region, [&](const control::State::ShardView& v) {
+      if (v.moving() || v.in_sync.size() < 2) return;
+      const std::string first = host_of(*v.in_sync.begin());
+      if (first.empty()) return;
+      ++spread_;
+      if (!std::ranges::all_of(v.in_sync, [&](NodeId id) { return host_of(id) == first; })) return;
+      for (const control::RingNode& n : shadow_.table().nodes()) {
+        if (n.host == first) continue;
+        return broken(str("all copies of shard ", v.shard, " of region ", region, " are on host ", first, ", and node ",
+                          n.id, " is on another"));
       }
     });
   }

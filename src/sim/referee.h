@@ -63,6 +63,8 @@ class Referee final : public control::StateObserver {
   /// The number of changes below this revision.
   [[nodiscard]] std::uint64_t changes_before(std::uint64_t revision) const;
   [[nodiscard]] std::uint64_t changes() const { return changes_.size(); }
+  /// All changes of keys, in their order.
+  [[nodiscard]] const std::vector<KvChange>& all_changes() const { return changes_; }
 
   /// What is left to check once all is over.
   void finish();
@@ -76,6 +78,8 @@ class Referee final : public control::StateObserver {
   [[nodiscard]] std::uint64_t compared() const { return compared_; }
   [[nodiscard]] std::uint64_t deaths() const { return died_.size(); }
   [[nodiscard]] std::uint64_t lock_grants() const { return grants_; }
+  [[nodiscard]] std::uint64_t removals() const { return left_.size(); }
+  [[nodiscard]] std::uint64_t spread() const { return spread_; }
 
   std::function<void(const std::string&)> trace;
 
@@ -111,6 +115,7 @@ class Referee final : public control::StateObserver {
   void apply_to_shadow(Position at, WallTime when, ByteSpan command, std::uint64_t hash);
   void check_nodes(Epoch before);
   void check_homes();
+  void check_hosts();
   void check_leases(const wire::Command& command, const wire::CommandResult& result);
   void check_locks(const wire::Command& command);
   void take_changes();
@@ -124,6 +129,7 @@ class Referee final : public control::StateObserver {
   std::map<NodeId, Position> applied_;
   std::map<NodeId, LogIndex> committed_;
   std::set<std::pair<NodeId, std::uint64_t>> died_;
+  std::set<NodeId> left_;
   std::map<NodeId, NodeSeen> nodes_;
   bool nodes_changed_ = false, placement_changed_ = false;
   Epoch homes_epoch_;
@@ -137,7 +143,7 @@ class Referee final : public control::StateObserver {
   std::uint64_t changes_until_ = 0;
   std::vector<Revisioned> answers_;
   std::pair<std::uint64_t, std::set<NodeId>> voters_;  ///< (term, voters) as a leader last told.
-  std::uint64_t compared_ = 0;
+  std::uint64_t compared_ = 0, spread_ = 0;
   std::optional<std::string> violation_;
 };
 

@@ -71,6 +71,7 @@ class Workload {
   static Task<void> watcher(Workload* w, ClientPtr c);
   static Task<void> builder(Workload* w, ClientPtr c);
   static Task<void> filler(Workload* w);
+  static Task<void> echo(Workload* w);
   static Task<void> last_look(Workload* w, NodeId node, std::size_t* done);
   static Task<Answer> ask(Workload* w, ClientPtr c, std::uint16_t type, std::string header);
   static Task<void> pause(Workload* w, ClientPtr c, Duration about);
@@ -78,6 +79,7 @@ class Workload {
   static Task<void> read(Workload* w, ClientPtr c, std::vector<std::string> keys);
   ClientPtr make_client();
   NodeId choose(Random& random);
+  [[nodiscard]] std::vector<Operation> with_revisions(const std::string& key) const;
   void record(Operation op, const Answer& a);
   std::int64_t tick() { return ++clock_; }
   void say(const std::string& text) {

@@ -179,11 +179,13 @@ WallTime RaftCore::now() {
   const Instant now = ports_.loop->now();
   if (leading() && clock_term_ != raft_.current_term) {
     clock_term_ = raft_.current_term;
-    clock_wall_ = std::max(last_wall_, ports_.loop->wall_now().ms);
+    clock_wall_ = ports_.loop->wall_now().ms;
+    if (!HOLO_SEEDED_BUG(time_goes_back)) clock_wall_ = std::max(clock_wall_, last_wall_);
     clock_began_ = now;
   }
   std::int64_t wall = clock_wall_ + (now - clock_began_).millis();
-  if (wall < last_wall_) {  // What an earlier leader stamped and this one has not known before.
+  if (wall < last_wall_ &&
+      !HOLO_SEEDED_BUG(time_goes_back)) {  // What an earlier leader stamped and this one has not known before.
     clock_wall_ = wall = last_wall_;
     clock_began_ = now;
   }
