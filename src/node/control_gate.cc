@@ -21,6 +21,10 @@ constexpr std::size_t kMaxInquiries = 16;                // About different node
 constexpr std::size_t kMaxWaiting = 64;                  // Requests of one of them; above: the same.
 constexpr Duration kForgetStranger = milliseconds(300);  // Until it is asked about again.
 constexpr std::size_t kMaxStrangers = 1024;              // Remembered; above: all are forgotten.
+constexpr Duration kBegunLately = seconds(30);  // Longer than any agent takes from there until all know where it is.
+constexpr std::size_t kBegunKept = 256, kBegunTold = 8;
+constexpr int kMaxHere = 16;
+constexpr std::size_t kMaxAddress = 300;
 
 Error not_a_member(NodeId node) {
   return Error{.code = Errc::permission_denied,
@@ -168,7 +172,25 @@ Task<void> ControlService::Impl::ask_around(Self me, NodeId about) {
   me->wake();
 }
 
-Task<Result<env::Reply>> ControlService::Impl::on_member_query(Self me, env::Request request) {
+/// Where others than the one who asks have begun as that node of late. Two copies of a state directory that start at
+/// once find each other so: neither is where the node was.
+std::vector<std::string> ControlService::Impl::begun_elsewhere(NodeId node, const wire::MemberQuery& query) {
+  const Instant since = now() - kBegunLately;
+  std::erase_if(begun, [since](const Begun& b) { return b.when < since; });
+  std::vector<std::string> out;
+  std::vector<std::string> mine(query.here().begin(), query.here().end());
+  for (const Begun& b : begun) {
+    if (b.node == node && b.addresses != mine) out.insert(out.end(), b.addresses.begin(), b.addresses.end());
+  }
+  if (out.size() > kBegunTold) out.erase(out.begin(), out.end() - kBegunTold);
+  const bool sound = query.here_size() <= kMaxHere &&
+                     std::ranges::all_of(mine, [](const std::string& a) { return a.size() <= kMaxAddress; });
+  if (sound) begun.push_back({.node = node, .addresses = std::move(mine), .when = now()});
+  while (begun.size() > kBegunKept) begun.pop_front();
+  return out;
+}
+
+Task<Result<env::Reply>> ControlService::Impl::on_member_query(Self me, NodeId from, env::Request request) {
   wire::MemberQuery query;
   if (!query.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
   wire::MemberQueryReply reply;
@@ -177,6 +199,9 @@ Task<Result<env::Reply>> ControlService::Impl::on_member_query(Self me, env::Req
   reply.set_log_index(std::max(me->state.applied(), me->introduced_until).value);
   if (const control::NodeRecord* n = me->state.node(NodeId{query.node()}); n != nullptr && n->alive()) {
     for (const std::string& a : n->addresses) reply.add_addresses(a);
+  }
+  if (from.value == query.node() && query.here_size() > 0 && reply.member()) {
+    for (std::string& a : me->begun_elsewhere(from, query)) reply.add_addresses(std::move(a));
   }
   env::Reply out;
   out.header = reply.SerializeAsString();

@@ -67,7 +67,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void introduce(const wire::JoinReply& record);
   static Task<Status> inquire(Self me, NodeId from, wire::PeerMessage type);
   static Task<void> ask_around(Self me, NodeId about);
-  static Task<Result<env::Reply>> on_member_query(Self me, env::Request request);
+  static Task<Result<env::Reply>> on_member_query(Self me, NodeId from, env::Request request);
+  std::vector<std::string> begun_elsewhere(NodeId node, const wire::MemberQuery& query);
 
   // ---- Proposals and waits (control.cc)
   static Task<Result<wire::CommandResult>> propose(Self me, wire::CommandBody body, Instant deadline);
@@ -132,6 +133,12 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::function<Task<Status>(Instant)> leave_check;
   std::function<void(Error)> on_fatal;
   std::vector<Instant> fenced_at;  ///< Of late.
+  struct Begun {
+    NodeId node;
+    std::vector<std::string> addresses;
+    Instant when;
+  };
+  std::deque<Begun> begun;  ///< Members that have asked where they are, as they began.
 
   // Proposals
   std::uint64_t next_sequence = 1;

@@ -55,10 +55,10 @@ void ControlService::Impl::serve_peers() {
                            return on_leave(me, from, std::move(request));
                          });
   ports.transport->serve(static_cast<std::uint16_t>(PeerMessage::member_query),
-                         [weak](NodeId, env::Request request) -> Task<Result<env::Reply>> {
+                         [weak](NodeId from, env::Request request) -> Task<Result<env::Reply>> {
                            const Self me = weak.lock();
                            if (!me || me->stopped) return refuse_stopped();
-                           return on_member_query(me, std::move(request));
+                           return on_member_query(me, from, std::move(request));
                          });
 }
 

@@ -84,6 +84,7 @@ Task<std::vector<std::string>> ControlService::Impl::ask_where(Self me, std::str
   if (!other || other->node == me->identity.id || me->stopped) co_return out;
   wire::MemberQuery query;
   query.set_node(me->identity.id.value);
+  for (const std::string& a : me->identity.addresses) query.add_here(a);
   env::Request request = request_of(wire::PeerMessage::member_query, query.SerializeAsString());
   const env::CallOptions options = control_call(deadline);
   auto asking = me->ports.transport->call(other->node, std::move(request), options);

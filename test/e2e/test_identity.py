@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 
 from holo_e2e import HOLO, alive, free_port, gone, node, wait_until
 
@@ -61,6 +62,37 @@ def test_a_copied_state_directory_is_refused_and_the_first_goes_on(home):
             home.ok("kv", "put", "still", "here", *at)
             assert home.ok("kv", "get", "still", "--state-dir", home.root / name).strip() == "here"
             os.kill(pid_of(home, name), signal.SIGTERM)
+
+
+def test_of_two_copies_that_start_at_once_one_goes_on(home):
+    cluster(home, "first", "second", "third")
+    pid = pid_of(home, "second")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: gone(pid), 10, "the agent to end")
+    shutil.copytree(home.root / "second", home.root / "copy")
+    at = ("--state-dir", home.root / "third")
+    before = node(home.status(*at), "second")["incarnation"]
+    both = []
+    for name in ("second", "copy"):
+        # As on another machine: the local socket is not shared.
+        both.append(home.start(HOLO, "agent", "--state-dir", home.root / name, "--log-level", "error",
+                               env=home.env | {"XDG_RUNTIME_DIR": str(home.root / f"run-{name}")}))  # fmt: skip
+        time.sleep(0.2)
+    try:
+        ended = wait_until(lambda: [p for p in both if p.poll() is not None], 20, "one of the two to be refused")
+        assert len(ended) == 1
+        assert "identity" in ended[0].stderr.read() and ended[0].returncode == 1
+        wait_until(lambda: node(home.status(*at), "second")["state"] == "alive", 30, "the other to be back")
+        after = node(home.status(*at), "second")
+        time.sleep(2)  # Were there two, one would have been fenced by now, and returned as a new incarnation.
+        now = node(home.status(*at), "second")
+        assert now["state"] == "alive" and now["incarnation"] == after["incarnation"] > before
+        assert sum(p.poll() is None for p in both) == 1
+    finally:
+        for p in both:
+            if p.poll() is None:
+                p.terminate()
+            p.communicate(timeout=30)
 
 
 def test_a_cluster_is_not_joined_to_itself(home):
