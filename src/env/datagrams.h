@@ -72,6 +72,9 @@ class DatagramSocket {
   /// has GSO. Returns false when the socket has no room: nothing was sent, and on_writable will follow. Errors of the
   /// network (no route, refused, too big) look like loss: UDP promises nothing, and QUIC finds out.
   [[nodiscard]] virtual bool send(const DatagramPath& path, Ecn ecn, std::size_t segment, ByteSpan bytes) = 0;
+  /// Most bytes for one send() to `remote` now: more would wait here, where nothing can overtake it any more. 0: there
+  /// is no room, and on_writable will follow.
+  [[nodiscard]] virtual std::size_t room(const IpEndpoint& /*remote*/) { return kMaxBurst; }
   /// The bound endpoint, with the real port.
   [[nodiscard]] virtual IpEndpoint local() const = 0;
   /// Datagrams the kernel dropped because this process was too slow, as far as it says.

@@ -95,6 +95,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     bool heard = false;
     bool pumping = false;
     bool waits_for_socket = false;
+    env::IpEndpoint towards;  // where the last datagrams went
     bool retiring = false;
     bool ended_here = false;  // by disconnect(), close() or retirement: nobody was lost
     hyperbus::RefusalKind refusal = hyperbus::RefusalKind::none;

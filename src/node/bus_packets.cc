@@ -179,12 +179,15 @@ void Bus::Impl::on_writable(const SocketPtr& socket) {
 bool Bus::Impl::flush_packets(const LinkPtr& link) {
   Socket& socket = *link->socket;
   for (int i = 0; i < kBurstsInARow; ++i) {
-    if (socket.unsent) {
+    const std::size_t room = socket.socket->room(link->towards);
+    if (socket.unsent || room == 0) {
       if (!std::exchange(link->waits_for_socket, true)) socket.waiting.push_back(link);
       return false;
     }
-    const auto burst = link->over_packets->send(loop_.now(), burst_);
+    const std::size_t most = std::clamp(room, env::QuicConnection::kMinBurst, burst_.size());
+    const auto burst = link->over_packets->send(loop_.now(), MutableByteSpan(burst_).first(most));
     if (!burst) return false;
+    link->towards = burst->path.remote;
     const ByteSpan bytes = ByteSpan(burst_).first(burst->bytes);
     if (!socket.socket->send(burst->path, burst->ecn, burst->segment, bytes)) {
       socket.unsent = Socket::Unsent{.burst = *burst, .bytes = Bytes(bytes.begin(), bytes.end())};

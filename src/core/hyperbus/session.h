@@ -28,7 +28,7 @@ struct SessionConfig {
       ClassWindow{.requests = 64, .request_bytes = 64 << 20, .reply_bytes = 64 << 20}};
   Duration handshake_deadline =
       limits::kHandshakeDeadline;              ///< then closed, counted as garbage when the peer was silent
-  Duration keep_alive = seconds(2);            ///< silence after which a ping is sent
+  Duration keep_alive = seconds(4);            ///< silence after which a ping is sent; half of idle_timeout
   Duration idle_timeout = seconds(8);          ///< silence after which the peer counts as gone
   std::uint64_t records_per_key = 1ULL << 23;  ///< then the key moves on; part of the protocol, tests lower it
 

@@ -482,11 +482,12 @@ TEST(StreamSession, PingsAnIdlePeerAndGivesUpOnASilentOne) {
   Link link;
   link.settle();
   const Instant quiet_since = link.now;
+  const SessionConfig plain;
   for (End* end : {&link.dialler, &link.listener}) {
-    EXPECT_GT(end->session.next_timer(), quiet_since + seconds(2));
-    EXPECT_LE(end->session.next_timer(), quiet_since + milliseconds(2500));
+    EXPECT_GT(end->session.next_timer(), quiet_since + plain.keep_alive);
+    EXPECT_LE(end->session.next_timer(), quiet_since + plain.keep_alive * 5 / 4);
   }
-  EXPECT_EQ(link.listener.session.next_timer(), link.dialler.session.next_timer() + milliseconds(250));
+  EXPECT_EQ(link.listener.session.next_timer(), link.dialler.session.next_timer() + plain.keep_alive / 8);
   for (int i = 0; i < 30; ++i) link.advance(seconds(2));
   EXPECT_TRUE(link.dialler.session.established() && link.listener.session.established());
   // Now the wire is cut, silently.

@@ -37,9 +37,10 @@ constexpr std::size_t kMaxPayload = 65'535 - 28;  // of one message, GSO or not:
 constexpr std::size_t kSendMessages = 64;         // of one sendmmsg(), where there is no GSO
 constexpr std::size_t kMaxSegments = 64;          // of one GSO message: the least that any kernel with GSO allows
 constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while the loop does something else
-/// What waits in this machine's own queues, where a heartbeat would wait behind it: about 2 ms of a gigabit a second
-/// (the kernel takes twice of it, and counts its own part too). What is not taken is asked for again, by priority.
-constexpr int kSendBuffer = 128 << 10;
+/// What waits in this machine's own queues, where a heartbeat would wait behind it (the kernel takes twice of it, and
+/// counts its own part too). What is not taken is asked for again, by priority. On links that take small bursts, which
+/// are slow ones, it is a burst and a half: half a millisecond of a gigabit a second.
+constexpr std::size_t kSendBuffer = 128 << 10;
 constexpr Duration kNoMemoryPause = milliseconds(1);  // The descriptor says "writable" while the kernel has no memory.
 constexpr Duration kLogPause = seconds(60);
 constexpr Duration kKnownLink = seconds(60);  // Routes change, and links are set anew.
@@ -88,7 +89,7 @@ void set_buffer(int fd, int forced, int ordinary, int bytes) {
 /// Options that a kernel may lack: then a path is not told, ECN is off, or the MTU is what the kernel believes.
 void tune(int fd, bool v6, bool wildcard) {
   set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, kReceiveBuffer);
-  set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, kSendBuffer);
+  set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(kSendBuffer));
   // On an IPv6 socket those of IPv4 are for its mapped peers.
   (void)set_option(fd, IPPROTO_IP, IP_RECVTOS, 1);
   (void)set_option(fd, IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
@@ -259,7 +260,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       ++shared_->counters.send_errors;
       return true;
     }
-    if (gso_ && bytes.size() > segment) message_limit_ = shared_->burst_limit_of(path.remote, loop_.now());
+    if (gso_ && bytes.size() > segment) fit_to(shared_->burst_limit_of(path.remote, loop_.now()));
     const std::size_t taken = push(segment, bytes);
     if (!full_) return true;
     if (taken == 0) {
@@ -270,6 +271,15 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
     held_.assign(bytes.begin() + static_cast<std::ptrdiff_t>(taken), bytes.end());
     held_segment_ = segment;
     return true;
+  }
+
+  std::size_t room(const IpEndpoint& remote) {
+    if (full_) {
+      refused_ = true;
+      return 0;
+    }
+    return gso_ ? std::min(shared_->burst_limit_of(remote, loop_.now()), DatagramSocket::kMaxBurst)
+                : DatagramSocket::kMaxBurst;
   }
 
   const IpEndpoint& local() const { return bound_; }
@@ -358,6 +368,14 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   }
 
   // --- sending ---
+
+  void fit_to(std::size_t burst_limit) {
+    message_limit_ = burst_limit;
+    if (burst_limit <= widest_) return;
+    widest_ = burst_limit;
+    const std::size_t buffer = widest_ < kMaxPayload ? std::min(widest_ + widest_ / 2, kSendBuffer) : kSendBuffer;
+    set_buffer(watch_->fd(), SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(buffer));
+  }
 
   /// Sends as envelope_ says. Returns how many bytes are done with; fewer than all when the socket is full_.
   std::size_t push(std::size_t segment, ByteSpan bytes) {
@@ -462,6 +480,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   Instant next_log_{};
   std::uint64_t dropped_ = 0;
   std::size_t message_limit_ = kMaxPayload;  // of the burst that is sent now, or held
+  std::size_t widest_ = 0;                   // burst limit of all links that this socket has sent to
 };
 
 /// What one datagram over "lo" may carry; 0 when the kernel does not say, or says an odd thing.
@@ -483,6 +502,7 @@ class UdpSocket final : public DatagramSocket {
   bool send(const DatagramPath& path, Ecn ecn, std::size_t segment, ByteSpan bytes) override {
     return core_->send(path, ecn, segment, bytes);
   }
+  std::size_t room(const IpEndpoint& remote) override { return core_->room(remote); }
   IpEndpoint local() const override { return core_->local(); }
   std::uint64_t dropped() const override { return core_->dropped(); }
 

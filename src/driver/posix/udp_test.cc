@@ -371,7 +371,9 @@ TEST_P(UdpOnASlowLink, AFullSocketSaysSoAndLosesNothing) {
     return false;
   };
   for (int round = 1; round <= 2; ++round) {
+    EXPECT_EQ(a_.socket->room(a_.to(b_).remote), env::DatagramSocket::kMaxBurst - (GetParam().gso ? 29 : 0));
     ASSERT_TRUE(send_until_full());
+    EXPECT_EQ(a_.socket->room(a_.to(b_).remote), 0U);
     EXPECT_FALSE(a_.socket->send(a_.to(b_), Ecn::ect0, kSegment, burst));
     EXPECT_EQ(a_.writable, round - 1);
     ASSERT_TRUE(loop_.run_until([&] { return a_.writable == round; }, kLimit));
