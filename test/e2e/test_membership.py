@@ -181,3 +181,29 @@ def test_with_a_witness_one_of_two_goes_on(home):
     assert node(status(), "third")["witness"]
     assert status()["cluster"]["primary"]
     home.ok("kv", "put", "k", "v", "--state-dir", home.root / "s1")
+
+
+def voters(status):
+    return {n["name"] for n in status["nodes"] if n["voter"]}
+
+
+def test_a_leader_that_is_drained_hands_over_and_its_vote_goes_to_another(home):
+    up(home, 4)
+    status = at(home, 1)
+    leader = status["cluster"]["leader_name"]
+    (spare,) = {n["name"] for n in status["nodes"]} - voters(status)
+    other = next(n for n in (1, 2, 3, 4) if f"node{n}" not in (leader, spare))
+    term = home.json("control", "status", "--node", f"node{other}")["term"]
+    home.ok("drain", leader, "--node", f"node{other}")
+
+    def done():
+        s = at(home, other)
+        return s["cluster"]["leader_name"] not in ("", leader) and leader not in voters(s) and len(voters(s)) == 3 and s
+
+    after = wait_until(done, 20, "the leader to hand over, and its vote to go to the spare node")
+    assert spare in voters(after) and node(after, leader)["state"] == "alive"
+    # It was handed over: one election, and nobody was without a leader until a time-out ran out.
+    assert home.json("control", "status", "--node", f"node{other}")["term"] == term + 1
+    home.ok("kv", "put", "k", "v", "--node", leader)
+    home.ok("undrain", leader, "--node", f"node{other}")
+    assert len(voters(at(home, other))) == 3

@@ -67,7 +67,9 @@ RaftCore::RaftCore(RaftLogPorts ports, env::StateMachine& machine, RaftLogOption
 Status RaftCore::start() {
   io_ = std::make_shared<RaftIo>(
       ports_, options_,
-      RaftIo::Upward{.after_event = [this] { after_event(); }, .new_load = [this] { return machine_.load(); }});
+      RaftIo::Upward{.after_event = [this] { after_event(); },
+                     .check = [this](NodeId from, const raft_message& m) { return check(from, m); },
+                     .new_load = [this] { return machine_.load(); }});
   HOLO_TRY(io_->load());
   fsm_.version = 1;
   fsm_.data = this;
@@ -171,6 +173,17 @@ int RaftCore::role_of(NodeId node) const {
     if (raft_.configuration.servers[i].id == node.value) return raft_.configuration.servers[i].role;
   }
   return -1;
+}
+
+/// A term has one leader: what another sends in its name would put entries here that the leader never wrote.
+Status RaftCore::check(NodeId from, const raft_message& m) {
+  const NodeId known = leader();
+  const bool usurps =
+      m.type == RAFT_IO_APPEND_ENTRIES && m.append_entries.term == raft_.current_term && known && known != from;
+  const bool incites = m.type == RAFT_IO_TIMEOUT_NOW && known != from;
+  if (!usurps && !incites) return {};
+  return fail(Errc::malformed, str("node ", from, " speaks as the leader of term ", raft_.current_term,
+                                   known ? str(", which is node ", known) : std::string()));
 }
 
 // ---- Time

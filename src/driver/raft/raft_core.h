@@ -75,6 +75,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   static RaftCore* self(const raft_fsm* fsm) { return static_cast<RaftCore*>(fsm->data); }
   int apply(const raft_buffer* buf);
   void apply_one(LogIndex index, std::uint64_t origin, std::uint64_t token, ByteSpan command);
+  Status check(NodeId from, const raft_message& message);
   void note_applied(std::size_t bytes);
   int snapshot(raft_buffer** bufs, unsigned* n);
   int restore(raft_buffer* buf);

@@ -335,6 +335,7 @@ Task<Status> RaftIo::receive(std::shared_ptr<RaftIo> io, NodeId from, env::Reque
   const std::string address = raft_address(from);
   decoded.message.server_address = address.c_str();
   HOLO_CO_TRY(io->admissible(decoded.message));
+  HOLO_CO_TRY(io->upward_.check(from, decoded.message));
   io->note_received(from, decoded.message);
   if (decoded.message.type == RAFT_IO_TIMEOUT_NOW) {
     // libraft becomes a candidate at once, and dies of it when the new term cannot be written.

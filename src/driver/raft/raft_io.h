@@ -49,6 +49,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
  public:
   struct Upward {
     std::function<void()> after_event;
+    /// Whether a message makes sense here at all. Error: `malformed`.
+    std::function<Status(NodeId from, const raft_message&)> check;
     /// For a state that comes from a leader.
     std::function<std::unique_ptr<env::StateLoad>()> new_load;
   };

@@ -3,10 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 
 #include "base/random.h"
 #include "base/strings.h"
 #include "driver/posix/asio_loop.h"
+#include "driver/raft/raft_io.h"
+#include "driver/raft/raft_message.h"
 #include "env/entropy_testing.h"
 #include "env/hub_testing.h"
 #include "env/memory_store_testing.h"
@@ -534,6 +537,66 @@ TEST_F(RaftLogTest, GarbageFromPeersIsRefused) {
     (void)run(server(2).endpoint->call(NodeId{1}, std::move(r), options));
   }
   EXPECT_TRUE(append(2, "still here"));
+}
+
+TEST_F(RaftLogTest, WellFormedNonsenseOfAMemberEndsNobody) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "before"));
+  Random rnd(7);
+  const std::uint64_t term = server(1).log->status().term;
+  const std::uint64_t last = server(1).log->status().last.value;
+  const auto some = [&] {
+    const std::array<std::uint64_t, 7> values{0, 1, last, last + 1, last + 1000, UINT64_MAX - 1, UINT64_MAX};
+    return values[rnd.below(values.size())];
+  };
+  for (int i = 0; i < 2000; ++i) {
+    raft_message m{};
+    const std::array<unsigned short, 5> kinds{RAFT_IO_APPEND_ENTRIES, RAFT_IO_APPEND_ENTRIES_RESULT,
+                                              RAFT_IO_REQUEST_VOTE, RAFT_IO_REQUEST_VOTE_RESULT, RAFT_IO_TIMEOUT_NOW};
+    m.type = kinds[rnd.below(kinds.size())];
+    const std::uint64_t when = rnd.below(4) == 0 ? rnd.below(term + 1) : term;
+    std::array<std::byte, 40> junk{};
+    raft_entry entry{.term = when,
+                     .type = static_cast<unsigned short>(1 + rnd.below(3)),
+                     .buf = {junk.data(), rnd.below(40)},
+                     .batch = nullptr};
+    switch (m.type) {
+      case RAFT_IO_APPEND_ENTRIES:
+        m.append_entries = {.term = when,
+                            .prev_log_index = some(),
+                            .prev_log_term = rnd.below(term + 2),
+                            .leader_commit = some(),
+                            .entries = &entry,
+                            .n_entries = static_cast<unsigned>(rnd.below(2))};
+        break;
+      case RAFT_IO_APPEND_ENTRIES_RESULT:
+        m.append_entries_result = {.term = when, .rejected = rnd.below(2) == 0 ? 0 : some(), .last_log_index = some()};
+        break;
+      case RAFT_IO_REQUEST_VOTE:
+        m.request_vote = {.term = when,
+                          .candidate_id = 3,
+                          .last_log_index = some(),
+                          .last_log_term = some(),
+                          .disrupt_leader = rnd.below(2) == 0,
+                          .pre_vote = rnd.below(2) == 0};
+        break;
+      case RAFT_IO_REQUEST_VOTE_RESULT:
+        m.request_vote_result = {.term = when, .vote_granted = rnd.below(2) == 0, .pre_vote = raft_tribool_true};
+        break;
+      default: m.timeout_now = {.term = when, .last_log_index = some(), .last_log_term = some()};
+    }
+    const std::uint64_t to = 1 + rnd.below(2);
+    m.server_id = to;
+    const auto answer =
+        run(server(3).endpoint->call(NodeId{to}, encode_raft_message(m), {.deadline = loop_.now() + seconds(1)}));
+    const bool as_leader = (m.type == RAFT_IO_APPEND_ENTRIES && when == term) || m.type == RAFT_IO_TIMEOUT_NOW;
+    if (as_leader && server(to).log->status().leader == NodeId{1}) {
+      EXPECT_FALSE(answer) << "a term has one leader, and it is not this one";
+    }
+  }
+  EXPECT_EQ(server(2).journal->commands, (std::vector<std::string>{"before"}));
+  EXPECT_TRUE(append(1, "after")) << "whoever leads now";
+  EXPECT_TRUE(append(2, "here, too"));
 }
 
 TEST_F(RaftLogTest, TooLargeACommandIsRefused) {
