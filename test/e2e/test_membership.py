@@ -2,10 +2,11 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
-from holo_e2e import HOLO, alive, node, wait_until
+from holo_e2e import HOLO, PROBE, alive, node, wait_until
 
 LOCAL = ("--listen", "127.0.0.1:0", "--memory", "64MiB")
 
@@ -69,6 +70,34 @@ def test_a_paused_node_resumes_under_a_new_incarnation(home):
     assert status["cluster"]["epoch"] == epoch + 2
     home.ok("kv", "put", "k", "again", "--node", f"node{victim}")
     assert home.ok("kv", "get", "k", "--node", f"node{other}").strip() == "again"
+
+
+def test_what_a_paused_node_had_under_way_overwrites_nothing(home):
+    up(home, 3)
+    leader = at(home, 1)["cluster"]["leader_name"]
+    victim = next(n for n in (1, 2, 3) if f"node{n}" != leader)
+    (other,) = [n for n in (1, 2, 3) if n != victim and f"node{n}" != leader]
+    assert home.run(PROBE, "fill", "xs", "1000", "2").returncode == 0
+    pid = pid_of(home, victim)
+    for token in (1_000_001, 1_000_002):
+        with home.start(PROBE, "writer", "xs", stdin=subprocess.PIPE, env=home.env | {"HOLO_NODE": f"node{victim}"}) as writer:
+            assert writer.stdout.readline() == "started\n"
+            wait_until(lambda: home.run(PROBE, "get", "xs", "7").stdout not in ("", "71\n"), 20, "it to have written")
+            try:
+                os.kill(pid, signal.SIGSTOP)  # In the middle of whatever it does for the writer,
+                writer.send_signal(signal.SIGSTOP)  # who asks for nothing new.
+                wait_until(lambda: node(at(home, other), f"node{victim}")["state"] == "dead", 20, "the pause to be noticed")
+                # With fewer copies than before, so the other nodes may have to fill them first.
+                put = ("put", "xs", "7", str(token))
+                wait_until(lambda: home.run(PROBE, *put, env={"HOLO_NODE": f"node{other}"}).returncode == 0, 20, "the write elsewhere")  # noqa: B023
+                os.kill(pid, signal.SIGCONT)
+                wait_until(lambda: node(at(home, other), f"node{victim}")["state"] == "alive", 20, "it to return")
+                for n in (victim, other):
+                    got = home.run(PROBE, "get", "xs", "7", env={"HOLO_NODE": f"node{n}"})
+                    assert got.stdout == f"{token}\n", (n, got.stdout, got.stderr)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+                writer.kill()
 
 
 def test_a_short_pause_is_taken_back_and_costs_nothing(home):

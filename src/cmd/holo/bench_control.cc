@@ -135,6 +135,14 @@ Outcome<double> sync_floor(const std::string& folder) {
   return median(std::move(took));
 }
 
+/// A reference may refuse some of what it is asked for under such a load; what it did counts, and the table says so.
+Outcome<KvFigures> tolerated(Result<KvFigures> f, std::vector<std::string>& notes) {
+  HOLO_TRY(f);
+  if (f->failed > 0) notes.push_back(str("etcd refused ", f->failed, " of ", f->failed + f->done, " writes"));
+  if (f->done == 0) return fail(Errc::internal, str("etcd takes no writes: ", f->first_failure));
+  return std::move(*f);
+}
+
 class ControlBench {
  public:
   explicit ControlBench(const BenchOptions& o) : options_(o), repetitions_(o.quick ? 1 : o.repetitions) {}
@@ -193,8 +201,12 @@ class ControlBench {
     Samples rate, p50;
     const auto once = [&](KvLoad& load, std::vector<double>& rates, std::vector<double>& medians,
                           bool counts) -> Outcome<void> {
-      HOLO_ASSIGN(closed, checked(load.closed_loop(seconds)));
-      HOLO_ASSIGN(open, checked(load.open_loop(kOpenRate, seconds)));
+      const bool reference = &load == peer.get();
+      const auto judge = [&](Result<KvFigures> f) {
+        return reference ? tolerated(std::move(f), report_.notes) : checked(std::move(f));
+      };
+      HOLO_ASSIGN(closed, judge(load.closed_loop(seconds)));
+      HOLO_ASSIGN(open, judge(load.open_loop(kOpenRate, seconds)));
       if (!counts) return {};
       rates.push_back(static_cast<double>(closed.done) / closed.seconds);
       medians.push_back(percentile(std::move(open.latencies_ms), 0.5));
