@@ -189,8 +189,7 @@ class Chaos:
 
     def probe(self, chance, *arguments):
         """What the test program says, run at any node; None when it fails."""
-        sockets = [n["socket"] for n in self.sockets.values()]
-        env = self.home.env | {"HOLO_SOCKET": chance.choice(sockets)}
+        env = self.home.env | {"HOLO_SOCKET": chance.choice(self.sockets)}
         try:
             done = subprocess.run([PROBE, *arguments], env=env, capture_output=True, text=True, timeout=CALL_LIMIT)
         except subprocess.TimeoutExpired:
@@ -218,7 +217,7 @@ class Chaos:
             number = self.random.randint(1, self.nodes)
             said = self.home.holo("status", "--shards", "--json", "--node", f"node{number}")
             if said.returncode == 0:
-                shards = json.loads(said.stdout)
+                shards = json.loads(said.stdout)["shards"]
                 down = [n for n in shards["nodes"] if n["state"] != "alive"]
                 if not down and shards["moves"] == {"left": 0, "under_way": 0}:
                     return True
@@ -317,7 +316,7 @@ class Chaos:
             for number in range(1, self.nodes + 1):
                 self.restart(number)
             self.heal()
-        self.sockets = self.agents()
+        self.sockets = sorted(str(p) for p in Path(self.home.env["XDG_RUNTIME_DIR"]).rglob("agent-*.sock"))
         self.home.ok("alloc", REGION, "--type", "u64", "--count", PAGES * PER_PAGE, "--page", "4096", "--replication", "2")
         pages = [PageWriter(self, n, 2) for n in range(2)]
         clients = [Client(self, n) for n in range(8)]

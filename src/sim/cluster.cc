@@ -340,6 +340,10 @@ bool Cluster::healthy(std::string& why) {
       return false;
     }
     leader = c.leader();
+    if (c.apart()) {
+      why = str(m.name, " takes itself for cut off");
+      return false;
+    }
     if (c.state().applied() != referee_.shadow().applied()) {
       why = str(m.name, " has applied ", c.state().applied(), " of ", referee_.shadow().applied(), ", and knows ",
                 c.log_status().committed, " as committed");

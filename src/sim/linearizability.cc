@@ -292,7 +292,7 @@ bool explained_by_revisions(const std::vector<Operation>& of_one_key) {
   for (const Operation& op : of_one_key) {
     const bool open = op.end == Operation::kNeverEnded;
     if (open && (op.revision == 0 || op.kind == Kind::get)) continue;
-    if (op.revision == 0 || op.kind == Kind::acquire || op.kind == Kind::release) return false;
+    if (op.kind == Kind::acquire || op.kind == Kind::release) return false;  // They name none.
     ops.push_back(&op);
   }
   std::vector<Step> steps = steps_of(ops);

@@ -31,8 +31,9 @@ struct Operation {
   std::string key;
   std::string value, expected;
   std::uint64_t token = 0;
-  std::uint64_t revision = 0;  ///< Of the store, as the answer named it: a place in its order. 0: unknown.
-  bool done = true;            ///< What cas, del, acquire and release answered. Without an answer: of no meaning.
+  std::uint64_t revision =
+      0;             ///< Of the store, as the answer named it: a place in its order. 0: unknown, or before all.
+  bool done = true;  ///< What cas, del, acquire and release answered. Without an answer: of no meaning.
 };
 
 struct Verdict {

@@ -157,6 +157,9 @@ void Referee::apply_to_shadow(Position at, WallTime when, ByteSpan command, std:
   entry.after = fingerprint(shadow_, command);
   if (log_.size() % kCompareEvery == 0) entry.snapshot = hash_of(shadow_.snapshot()) | 1;
   if (entry.snapshot != 0) entry.snapshot = hash_of(shadow_.snapshot());
+  // Also what the log says of itself: the state does not let its own time fall, whatever it is told.
+  if (when < last_when_) broken(str("entry ", index, " carries an earlier time than one before it"));
+  last_when_ = std::max(last_when_, when);
   if (shadow_.now() < now) broken(str("the time of entry ", index, " goes back"));
   if (shadow_.epoch() < epoch) broken(str("the epoch falls with entry ", index));
   if (shadow_.epoch() != epoch && !nodes_changed_) {

@@ -124,6 +124,7 @@ class Referee final : public control::StateObserver {
   control::State shadow_;
   std::map<Position, Applied> log_;
   Position last_;
+  WallTime last_when_;
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint64_t> stored_;  ///< (index, term) -> hash
   std::map<std::uint64_t, NodeId> leaders_;                                  ///< By term.
   std::map<NodeId, Position> applied_;

@@ -463,6 +463,7 @@ std::vector<Operation> Workload::with_revisions(const std::string& key) const {
     out.push_back(op);
     if (op.kind == Operation::Kind::del) deleted.erase(op.revision);
   }
+  std::ranges::stable_sort(out, {}, &Operation::begin);  // What was asked first was deleted first: that always fits.
   for (Operation& op : out) {
     if (op.end != Operation::kNeverEnded) continue;
     if (op.kind == Operation::Kind::del && !deleted.empty()) {

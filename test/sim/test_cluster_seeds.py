@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("HOLO_BUILD_DIR", ROOT / "build" / "release"))
 SIM = BUILD / "bin" / "holo-sim"
-SEEDS = {"release": 1000, "dev": 30}
+SEEDS = {"release": 400, "dev": 30}
 
 
-def sim(*arguments, timeout=500):
+def sim(*arguments, timeout=550):
     return subprocess.run([SIM, "--scenario", "cluster", *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
