@@ -27,8 +27,9 @@ inline constexpr std::size_t kMaxPayloadBytes = 16 << 20;  // above: malformed, 
 inline constexpr std::size_t kMaxLocalSessions = 1024;     // above: the new local connection is answered over_limit
 inline constexpr std::size_t kMaxHalfOpen = 256;           // inbound handshakes at once; above: closed at once, counted
 inline constexpr std::size_t kMaxStrangers = 64;           // connections of no members; above: the oldest is closed
-inline constexpr Duration kHandshakeDeadline = seconds(5);  // then closed, counted
-inline constexpr std::size_t kMaxCallsPerPeer = 4096;       // above: overloaded
+inline constexpr std::uint64_t kMaxStrangerBytes = 64 << 20;  // of all their requests; above: who asks most is closed
+inline constexpr Duration kHandshakeDeadline = seconds(5);    // then closed, counted
+inline constexpr std::size_t kMaxCallsPerPeer = 4096;         // above: overloaded
 
 // Control
 inline constexpr std::size_t kMaxNodes = 1024;               // above: over_limit

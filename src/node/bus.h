@@ -43,6 +43,8 @@ struct BusOptions {
   std::size_t max_half_open = limits::kMaxHalfOpen;  ///< Beyond it the oldest silent newcomer is closed.
   /// Connections of nodes that are no members; beyond it the oldest idle one is closed.
   std::size_t max_strangers = limits::kMaxStrangers;
+  /// Bytes of all requests of such nodes; beyond it the one that asks most is closed.
+  std::uint64_t max_stranger_bytes = limits::kMaxStrangerBytes;
   std::size_t max_serving = 8192;             ///< Handlers at once, of all peers; above: overloaded
   Duration connect_deadline = seconds(2);     ///< For one address of a peer.
   Duration first_backoff = milliseconds(50);  ///< After a round of all addresses failed; doubles ...

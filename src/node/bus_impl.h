@@ -169,6 +169,8 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   void accept(std::unique_ptr<env::ByteStream> stream);
   void make_room_for_newcomer();
   void make_room_for_stranger(const LinkPtr& fresh);
+  [[nodiscard]] bool is_stranger(const Link& link) const;
+  void bound_requests_of_strangers(const LinkPtr& link);
   void forget_peer(NodeId id);
   void pump(const LinkPtr& link);
   bool write_output(const LinkPtr& link);

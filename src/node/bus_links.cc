@@ -44,11 +44,11 @@ void Bus::Impl::make_room_for_newcomer() {
 
 /// Whoever holds a key makes as many identities as it likes, and each costs a handshake only.
 void Bus::Impl::make_room_for_stranger(const LinkPtr& fresh) {
-  if (!gate_ || fresh->role == Role::initiator || gate_->is_member(fresh->peer)) return;
+  if (!is_stranger(*fresh)) return;
   LinkPtr victim;
   std::size_t strangers = 0;
   for (const auto& [id, link] : links_) {
-    if (!link->peer || link == fresh || link->role == Role::initiator || gate_->is_member(link->peer)) continue;
+    if (link == fresh || !is_stranger(*link)) continue;
     ++strangers;
     // One that waits for an answer may be joining.
     const auto rank = [](const LinkPtr& l) { return std::pair(l->serving > 0, l->id); };
@@ -57,6 +57,25 @@ void Bus::Impl::make_room_for_stranger(const LinkPtr& fresh) {
   if (strangers >= options_.max_strangers) {
     close_link(victim, overloaded("too many connections of nodes that are not members of this cluster"));
   }
+}
+
+bool Bus::Impl::is_stranger(const Link& link) const {
+  return gate_ && link.peer && link.role == Role::responder && !gate_->is_member(link.peer);
+}
+
+/// Before a request is whole nobody can say whether it will be served; its bytes wait here until then.
+void Bus::Impl::bound_requests_of_strangers(const LinkPtr& link) {
+  const std::uint64_t most = options_.max_stranger_bytes;
+  if (link->session->request_bytes() <= most / limits::kMaxStrangers || !is_stranger(*link)) return;
+  std::uint64_t sum = 0;
+  std::pair<std::uint64_t, LinkPtr> largest;
+  for (const auto& [id, other] : links_) {
+    if (!is_stranger(*other)) continue;
+    const std::uint64_t bytes = other->session->request_bytes();
+    sum += bytes;
+    if (!largest.second || bytes > largest.first) largest = {bytes, other};
+  }
+  if (sum > most) close_link(largest.second, overloaded("too many bytes asked of by nodes that are not members"));
 }
 
 /// What was kept about a node that nobody here ever named.
@@ -117,6 +136,7 @@ void Bus::Impl::pump(const LinkPtr& link) {
   // The caller's reference may be to something that an event destroys.
   const LinkPtr l = link;  // NOLINT(performance-unnecessary-copy-initialization)
   l->pumping = true;
+  bound_requests_of_strangers(l);
   bool again = true;
   while (again && !l->over) {
     while (auto event = l->session->next_event()) {

@@ -821,6 +821,36 @@ TEST_P(BusTest, TheGateDecidesWhoIsServed) {
   EXPECT_TRUE(call(target, target.id(), {.type = kWho})) << "its own";
 }
 
+TEST_P(BusTest, StrangersHaveOneBoundForTheBytesOfTheirRequests) {
+  auto& member = add(1);
+  auto& modest = add(2);
+  auto& greedy = add(3);
+  auto& target = add(4, 77, {.max_stranger_bytes = 1 << 20});
+  const auto gate = std::make_shared<TestGate>(loop_, member.id());
+  gate->open = kSilent;
+  target.bus->set_gate(gate);
+  const auto ask = [&](TestNode& from, int times) {
+    std::vector<Outcome> out;
+    for (int i = 0; i < times; ++i) {
+      out.push_back(begin(from, target.id(), {.type = kSilent, .payload = {Buffer(Bytes(200'000))}}, seconds(20),
+                          env::StreamClass::bulk));
+    }
+    return out;
+  };
+  for (TestNode* node : {&member, &modest, &greedy}) introduce(*node, target);
+  const std::vector<Outcome> many = ask(member, 20);
+  const Outcome one = ask(modest, 1).front();
+  ASSERT_TRUE(call(member, target.id(), {.type = kEcho}));
+  EXPECT_EQ(call(modest, target.id(), {.type = kEcho}).error().code, Errc::permission_denied);
+  for (const Outcome& refused : ask(greedy, 6)) {
+    const auto result = finish(refused);
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().code, Errc::unavailable) << "the connection was closed: " << result.error().to_string();
+  }
+  EXPECT_FALSE(one->has_value()) << "who asks least stays";
+  EXPECT_FALSE(many.back()->has_value()) << "a member is not counted";
+}
+
 TEST_P(BusTest, ACrowdOfStrangersHoldsFewConnections) {
   auto& member = add(1);
   auto& target = add(2, 77, {.max_strangers = 4});

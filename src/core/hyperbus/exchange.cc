@@ -227,6 +227,12 @@ ClassStatus Exchange::status(StreamClass klass) const {
           .credit_wait = state.credit_wait ? state.credit_wait->summary() : obs::Summary()};
 }
 
+std::uint64_t Exchange::request_bytes() const {
+  std::uint64_t sum = 0;
+  for (const ClassState& state : classes_) sum += state.theirs.request_bytes;
+  return sum;
+}
+
 // --- credit
 //
 // A stream holds credit of its class while it needs the other side's memory. Both sides count the same streams, and the

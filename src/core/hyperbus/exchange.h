@@ -115,6 +115,8 @@ class Exchange {
   void note_turned_away(StreamClass klass) { ++state_of(klass).turned_away; }
   [[nodiscard]] Instant next_deadline();
   [[nodiscard]] ClassStatus status(StreamClass klass) const;
+  /// Bytes of the peer's requests that are announced and not answered: what they take here, or are about to.
+  [[nodiscard]] std::uint64_t request_bytes() const;
   /// What status() summarises; null when nothing has waited.
   [[nodiscard]] const obs::Histogram* credit_wait(StreamClass klass) const {
     return classes_[static_cast<std::size_t>(klass)].credit_wait.get();

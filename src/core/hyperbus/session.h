@@ -75,6 +75,7 @@ class Session : private Streams {
   void note_turned_away(StreamClass klass) { exchange_.note_turned_away(klass); }
   [[nodiscard]] ClassStatus class_status(StreamClass klass) const { return exchange_.status(klass); }
   /// See Exchange.
+  [[nodiscard]] std::uint64_t request_bytes() const { return exchange_.request_bytes(); }
   [[nodiscard]] const obs::Histogram* credit_wait(StreamClass klass) const { return exchange_.credit_wait(klass); }
 
  protected:

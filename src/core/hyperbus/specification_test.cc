@@ -256,6 +256,7 @@ std::map<std::string, std::uint64_t> constants() {
       {"kMaxQueuedBytes", Exchange::kMaxQueuedBytes},
       {"kMaxHalfOpen", limits::kMaxHalfOpen},
       {"kMaxStrangers", limits::kMaxStrangers},
+      {"kMaxStrangerBytes", limits::kMaxStrangerBytes},
       {"kHandshakeDeadline", ms(limits::kHandshakeDeadline)},
       {"kKeepAlive", ms(session.keep_alive)},
       {"kIdleTimeout", ms(session.idle_timeout)},
