@@ -82,11 +82,12 @@ def test_of_two_copies_that_start_at_once_one_goes_on(home):
         ended = wait_until(lambda: [p for p in both if p.poll() is not None], 20, "one of the two to be refused")
         assert len(ended) == 1
         assert "identity" in ended[0].stderr.read() and ended[0].returncode == 1
-        wait_until(lambda: node(home.status(*at), "second")["state"] == "alive", 30, "the other to be back")
-        after = node(home.status(*at), "second")
+        second = lambda: node(home.status(*at), "second")
+        wait_until(lambda: second()["state"] == "alive" and second()["incarnation"] > before, 30, "the other to be back")
+        after = second()
         time.sleep(2)  # Were there two, one would have been fenced by now, and returned as a new incarnation.
-        now = node(home.status(*at), "second")
-        assert now["state"] == "alive" and now["incarnation"] == after["incarnation"] > before
+        now = second()
+        assert now["state"] == "alive" and now["incarnation"] == after["incarnation"]
         assert sum(p.poll() is None for p in both) == 1
     finally:
         for p in both:
