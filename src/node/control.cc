@@ -353,6 +353,18 @@ Task<Result<wire::CommandResult>> ControlService::propose(wire::CommandBody body
   return Impl::propose(impl_, std::move(body), deadline);
 }
 
+namespace {
+
+/// `error` ends a command of which an earlier attempt may have reached the log.
+Error perhaps_done(Error error) {
+  if (worth_retrying(error.code) || error.code == Errc::cancelled) return error;  // They do not say that it did not.
+  error.message = str("whether the command took effect is not known: ", error.message);
+  error.code = Errc::unavailable;
+  return error;
+}
+
+}  // namespace
+
 Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::CommandBody body, Instant deadline) {
   if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
   if (me->outstanding.size() >= limits::kMaxPendingCommands) {
@@ -374,13 +386,16 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
   me->outstanding.insert(sequence);
 
   Duration pause = kRetry;
+  bool sent = false;  // It may be in the log, whatever comes of further attempts.
+  const auto ended = [&sent](Error error) { return std::unexpected(sent ? perhaps_done(std::move(error)) : error); };
   for (;;) {
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
     if (me->removed) {
-      co_return fail(Errc::permission_denied, "this node was removed from its cluster",
-                     "holo leave here, then holo join makes it a member anew");
+      co_return ended({.code = Errc::permission_denied,
+                       .message = "this node was removed from its cluster",
+                       .hint = "holo leave here, then holo join makes it a member anew"});
     }
-    if (auto refusal = me->not_primary()) co_return std::unexpected(std::move(*refusal));
+    if (auto refusal = me->not_primary()) co_return ended(std::move(*refusal));
     command.set_outstanding(*me->outstanding.begin());
     const std::string bytes = command.SerializeAsString();
     Buffer entry = Buffer::copy(as_bytes(bytes));
@@ -396,8 +411,9 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
       co_return fail(Errc::unavailable,
                      "this node was declared dead meanwhile; whether the command took effect is not known");
     }
-    if (!worth_retrying(appended.error().code)) co_return std::unexpected(appended.error());
-    if (me->now() + pause >= deadline) co_return std::unexpected(appended.error());
+    const Errc why = appended.error().code;
+    if (!worth_retrying(why) || me->now() + pause >= deadline) co_return ended(appended.error());
+    sent = sent || (why != Errc::not_leader && why != Errc::over_limit);
     co_await env::sleep_for(*me->ports.loop, pause);
     pause = std::min(pause * 2, kLongestRetry);
   }

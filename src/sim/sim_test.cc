@@ -148,5 +148,18 @@ TEST(Scenarios, ClusterSeedsThatFoundBugs) {
   }
 }
 
+// With five nodes at first. 3: a follower whose snapshot was newer than its leader's refused what the leader sent, and
+// the leader went back and forth for ever. 48: a command that had acted ended as permission_denied, because its node
+// had left before the second attempt.
+TEST(Scenarios, ClusterSeedsOfFiveThatFoundBugs) {
+  RunOptions five;
+  five.nodes = 5;
+  for (const std::uint64_t seed : {3, 48}) {
+    Tally tally;
+    const Status verdict = run_cluster_with(seed, tally, five);
+    EXPECT_TRUE(verdict) << "seed " << seed << ": " << (verdict ? "" : verdict.error().to_string());
+  }
+}
+
 }  // namespace
 }  // namespace holo::sim

@@ -241,15 +241,22 @@ int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_sen
   }
   note_sent(*message);
   raft_message out = *message;
-  if (out.type == RAFT_IO_APPEND_ENTRIES_RESULT && out.append_entries_result.rejected == 0) {
-    // libraft says up to where something is stored here, whoever it is from. A leader counts that as its own entries.
-    if (matching_ != 0) note_matched(matching_);
-    const std::uint64_t own = matched_term_ == served().current_term ? matched_ : 0;
-    auto& last = out.append_entries_result.last_log_index;
-    last = std::min<std::uint64_t>(last, std::max<std::uint64_t>(served().commit_index, own));
-  }
+  if (out.type == RAFT_IO_APPEND_ENTRIES_RESULT) settle_claim(out.append_entries_result);
   post(peer, id, out);
   return 0;
+}
+
+/// libraft says up to where something is stored here, whoever it is from, and a leader counts that as its own entries.
+/// What is committed every leader has; of the rest, what was matched in this term. What a snapshot here has replaced
+/// libraft refuses, and says of an older snapshot no more than that it has it: the leader would go back and forth for
+/// ever.
+void RaftIo::settle_claim(raft_append_entries_result& result) {
+  const std::uint64_t committed = served().commit_index;
+  if (result.rejected != 0 && result.rejected <= committed) result.rejected = 0;
+  if (result.rejected != 0) return;
+  if (matching_ != 0) note_matched(matching_);
+  const std::uint64_t own = matched_term_ == served().current_term ? matched_ : 0;
+  result.last_log_index = std::max(committed, std::min<std::uint64_t>(result.last_log_index, own));
 }
 
 void RaftIo::note_matched(std::uint64_t index) {

@@ -153,6 +153,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   Status admissible(const raft_message& message);
   void hand_up(raft_message message);
   void hand_up_held();
+  void settle_claim(raft_append_entries_result& result);
   void note_matched(std::uint64_t index);
   [[nodiscard]] bool own_entry_stored();
   void post(NodeId peer, std::uint64_t id, const raft_message& message);
