@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("HOLO_BUILD_DIR", ROOT / "build" / "release"))
 SIM = BUILD / "bin" / "holo-sim"
-SEEDS = {"release": 400, "dev": 30}
+SEEDS = {"release": 1000, "dev": 30}
 
 
 def sim(*arguments, timeout=550):

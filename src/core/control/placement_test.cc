@@ -54,7 +54,7 @@ struct Placed {
     }
   }
   void replan(const std::vector<RingNode>& members, const std::vector<NodeId>& alive) {
-    table = ShardTable(members, &table);
+    table = ShardTable(members);
     free.assign(members.size(), 1024 * kGiB);
     Planner(table, cut, free).replan(placement, Planner::Readable{alive});
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <unordered_map>
 
 #include "base/assert.h"
 #include "base/random.h"
@@ -81,19 +82,25 @@ std::uint64_t rendezvous_cost(ShardNo shard, NodeId node) {
   return minus_log2(mix64(mix64(node.value) ^ mix64(shard.value + 0x9E3779B97F4A7C15ULL)));
 }
 
-ShardTable::ShardTable(std::vector<RingNode> nodes, const ShardTable* earlier) : nodes_(std::move(nodes)) {
+/// A function of the node alone, so all tables share them: those before and after a change, and those of all the nodes
+/// that a process simulates.
+std::shared_ptr<const ShardTable::Costs> ShardTable::costs_of(NodeId node) {
+  thread_local std::unordered_map<NodeId, std::weak_ptr<const Costs>> in_use;
+  std::weak_ptr<const Costs>& known = in_use[node];
+  if (auto costs = known.lock()) return costs;
+  std::shared_ptr<Costs> costs = std::make_unique<Costs>();  // Not make_shared: what is expired would keep its bytes.
+  for (std::uint16_t s = 0; s < limits::kShards; ++s) (*costs)[s] = rendezvous_cost(ShardNo{s}, node);
+  known = costs;
+  if (in_use.size() > 2 * limits::kMaxNodes) std::erase_if(in_use, [](const auto& of) { return of.second.expired(); });
+  return costs;
+}
+
+ShardTable::ShardTable(std::vector<RingNode> nodes) : nodes_(std::move(nodes)) {
   costs_.reserve(nodes_.size());
   for (RingNode& n : nodes_) {
     n.weight = std::clamp<std::uint64_t>(n.weight, 1, std::uint64_t{1} << 40);
     total_weight_ += n.weight;
-    const std::size_t known = earlier == nullptr ? npos : earlier->find(n.id);
-    if (known != npos) {
-      costs_.push_back(earlier->costs_[known]);
-      continue;
-    }
-    auto costs = std::make_shared<Costs>();
-    for (std::uint16_t s = 0; s < limits::kShards; ++s) (*costs)[s] = rendezvous_cost(ShardNo{s}, n.id);
-    costs_.push_back(std::move(costs));
+    costs_.push_back(costs_of(n.id));
   }
 }
 

@@ -47,8 +47,8 @@ std::uint64_t rendezvous_cost(ShardNo shard, NodeId node);
 class ShardTable {
  public:
   ShardTable() = default;
-  /// `nodes`: ascending by id, none twice. `earlier`: a table whose costs of the same nodes are used again.
-  explicit ShardTable(std::vector<RingNode> nodes, const ShardTable* earlier = nullptr);
+  /// `nodes`: ascending by id, none twice. Cost: that of the costs of nodes that are in no other table of this thread.
+  explicit ShardTable(std::vector<RingNode> nodes);
 
   [[nodiscard]] const std::vector<RingNode>& nodes() const { return nodes_; }
   [[nodiscard]] std::size_t size() const { return nodes_.size(); }
@@ -68,6 +68,7 @@ class ShardTable {
 
  private:
   using Costs = std::array<std::uint64_t, limits::kShards>;
+  static std::shared_ptr<const Costs> costs_of(NodeId node);
   std::vector<RingNode> nodes_;
   std::vector<std::shared_ptr<const Costs>> costs_;
   std::uint64_t total_weight_ = 0;

@@ -310,8 +310,7 @@ class State {
   [[nodiscard]] Status may_lose_vote(const NodeRecord& n) const;
   [[nodiscard]] Status may_drain(const NodeRecord& n, bool force) const;
   void add_lost(NodeId node, wire::CommandResult& result) const;
-  static ShardTable ring_of(const std::map<NodeId, NodeRecord>& nodes, ResourceClass c, bool by_score,
-                            const ShardTable* earlier);
+  static ShardTable ring_of(const std::map<NodeId, NodeRecord>& nodes, ResourceClass c, bool by_score);
   /// It is no longer a member; what it alone had is given up, or has been handed over.
   void remove_member(NodeRecord& n);
   [[nodiscard]] const Region* find(RegionId id) const;

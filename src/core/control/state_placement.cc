@@ -51,19 +51,18 @@ std::uint64_t weight_of(const NodeRecord& n, ResourceClass c, bool by_score) {
 
 }  // namespace
 
-ShardTable State::ring_of(const std::map<NodeId, NodeRecord>& nodes, ResourceClass c, bool by_score,
-                          const ShardTable* earlier) {
+ShardTable State::ring_of(const std::map<NodeId, NodeRecord>& nodes, ResourceClass c, bool by_score) {
   std::vector<RingNode> in;
   for (const auto& [id, n] : nodes) {
     const std::uint64_t weight = n.takes_shards() ? weight_of(n, c, by_score) : 0;
     if (weight != 0) in.push_back({.id = id, .weight = weight, .zone = n.place.zone, .host = n.place.host});
   }
-  return ShardTable(std::move(in), earlier);
+  return ShardTable(std::move(in));
 }
 
 std::uint64_t State::ring_weight(const NodeRecord& n, ResourceClass c) const { return weight_of(n, c, by_score_); }
 
-ShardTable State::ring(ResourceClass c) const { return ring_of(nodes_, c, by_score_, &table_); }
+ShardTable State::ring(ResourceClass c) const { return ring_of(nodes_, c, by_score_); }
 
 void State::count_nodes() {
   live_count_ = 0;

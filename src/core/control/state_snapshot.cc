@@ -298,7 +298,7 @@ Status State::replace(LogIndex index, const wire::ControlSnapshot& in, KeySpace 
   reader.check_inventory = inventory_check_;
   for (const wire::SnapshotNode& n : in.nodes()) HOLO_TRY(reader.read_node(n));
   if (in.weigh_by() > 1) return bad("weights of an unknown kind");
-  reader.table = ring_of(reader.nodes, ResourceClass::memory, in.weigh_by() == 1, &table_);
+  reader.table = ring_of(reader.nodes, ResourceClass::memory, in.weigh_by() == 1);
   for (const wire::SnapshotRegion& r : in.regions()) {
     HOLO_TRY(reader.read_region(r));
     if (r.id() >= in.next_region()) return bad("a region from the future");
