@@ -198,7 +198,7 @@ TEST(ShardTable, TheLeastMovesWithEveryChangeOfANode) {
     if (kind == 0) after.erase(after.begin() + static_cast<std::ptrdiff_t>(at));
     if (kind == 1) after[at].weight = 1 + rnd.below(3000);
     if (kind == 2) std::swap(before, after), before.erase(before.begin() + static_cast<std::ptrdiff_t>(at));
-    const ShardTable a(before), b(after, &a);
+    const ShardTable a(before), b(after);
     for (std::uint16_t s = 0; s < limits::kShards; ++s) {
       const NodeId from = a.list(ShardNo{s}, 1)[0], to = b.list(ShardNo{s}, 1)[0];
       EXPECT_TRUE(from == to || from == changed || to == changed) << "round " << round;
