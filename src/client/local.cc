@@ -62,6 +62,7 @@ class ThreadProcess final : public env::Process {
   ~ThreadProcess() override { hang_up(); }
   pid_t pid() const override { return ::getpid(); }
   bool running() const override { return !*done_; }
+  void read_output() override {}  // Its threads print to the terminal themselves.
   /// A thread cannot be killed: it ends after its task, whose outcome nobody will hear.
   void stop(Duration) override { hang_up(); }
 

@@ -54,6 +54,10 @@ class Process {
   virtual ~Process() = default;
   [[nodiscard]] virtual pid_t pid() const = 0;
   [[nodiscard]] virtual bool running() const = 0;
+  /// Reads what the child has written and nobody has read: what it wrote before something that has already been heard
+  /// from it on another way (an answer on a socket) has reached on_line when this returns. At most what the pipes hold;
+  /// the last line waits for its newline. May report the end. Thread: loop.
+  virtual void read_output() = 0;
   /// SIGTERM to the group, SIGKILL after `grace` to what is left of it. on_exit reports the end. Thread: loop.
   virtual void stop(Duration grace) = 0;
 };

@@ -339,6 +339,7 @@ Task<void> Executor::run(ProgramPtr program, WorkerPtr worker, Item item) {
   task.set_chunk(item.spec.chunk());
 
   auto result = co_await call_worker(worker, std::move(task));
+  if (worker->process) worker->process->read_output();  // A task's lines come before the news of its end.
   worker->busy = false;
   worker->job = 0;
   if (program->gone || worker->killed) {
@@ -381,8 +382,7 @@ Task<void> Executor::finish(ProgramPtr program, Item item, Result<LocalReply> re
     if (error.node == 0) error.node = ports_.self.value;
     *done.mutable_error() = error_to_wire(error);
   }
-  // What the task has printed is on its way before the news of its end: a hop lets the loop read the pipe first.
-  co_await hop();
+  // What the task has printed is on its way before the news of its end.
   const Instant patience = ports_.loop.now() + kFlushPatience;
   while ((program->sending_lines || !program->lines.empty()) && !program->gone && ports_.loop.now() < patience) {
     const bool awake = co_await env::sleep_for(ports_.loop, milliseconds(1));

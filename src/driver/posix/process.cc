@@ -129,12 +129,16 @@ class LineReader {
     detached_ = true;
     watch_.reset();
   }
-  /// Reads what is there now; then no more, as a descendant that left the group may write for ever.
-  void finish() {
+  /// Reads what is there now, at most what a pipe holds: a writer may be as fast as we are.
+  void read_now() {
     const int capacity = watch_ ? ::fcntl(watch_->fd(), F_GETPIPE_SZ) : 0;
     for (std::size_t left = capacity > 0 ? static_cast<std::size_t>(capacity) / kReadBytes + 1 : 0; left > 0; --left) {
       if (!watch_ || !read_once()) break;
     }
+  }
+  /// Reads what is there now; then no more, as a descendant that left the group may write for ever.
+  void finish() {
+    read_now();
     end();
   }
 
@@ -224,6 +228,11 @@ class PosixProcess final : public env::Process {
 
   pid_t pid() const override { return state_->pid; }
   bool running() const override { return !state_->reaped; }
+  void read_output() override {
+    const auto keep = state_;  // A callback may destroy this.
+    keep->out->read_now();
+    keep->err->read_now();
+  }
   void stop(Duration grace) override {
     if (state_->reaped) return;
     state_->kill_group(SIGTERM);

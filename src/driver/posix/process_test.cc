@@ -119,6 +119,28 @@ TEST_F(ProcessTest, GivenDescriptorsAndNoOthers) {
   EXPECT_EQ(run.out, (std::vector<std::string>{"0", "1", "2", "3", "7"}));
 }
 
+TEST_F(ProcessTest, OutputIsReadOnDemandBeforeTheLoopTurns) {
+  int pipe_fds[2];
+  ASSERT_EQ(::pipe2(pipe_fds, O_CLOEXEC), 0);
+  const env::Fd answer(pipe_fds[0]);
+  Outcome run;
+  auto spec = shell("echo said; echo complained >&2; printf part; echo done >&7; sleep 100");
+  spec.fds.push_back({.number = 7, .fd = env::Fd(pipe_fds[1])});
+  auto p = processes_.spawn(std::move(spec), run.events());
+  ASSERT_TRUE(p) << p.error().to_string();
+  char text[16] = {};
+  ASSERT_EQ(::read(answer.get(), text, sizeof text), 5);  // Blocks; the loop does not run.
+  EXPECT_TRUE(run.out.empty());
+  (*p)->read_output();
+  EXPECT_EQ(run.out, std::vector<std::string>{"said"});
+  EXPECT_EQ(run.err, std::vector<std::string>{"complained"});
+  (*p)->stop(milliseconds(0));
+  ASSERT_TRUE(loop_.run_until([&] { return run.exit.has_value(); }, kLimit));
+  EXPECT_EQ(run.out, (std::vector<std::string>{"said", "part"}));
+  (*p)->read_output();  // After the end: nothing.
+  EXPECT_EQ(run.out.size(), 2U);
+}
+
 TEST_F(ProcessTest, StopAsksThenKills) {
   Outcome polite;
   auto p1 = processes_.spawn(shell("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done"),
