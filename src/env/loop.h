@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "base/result.h"
 #include "base/task.h"
@@ -27,7 +28,10 @@ class Loop {
   /// Runs `f` on the loop thread, later, in the order posted. Thread: any.
   virtual void post(std::function<void()> f) = 0;
   /// Runs `f` on the loop thread once `when` has come. Thread: loop.
-  virtual TimerId call_at(Instant when, std::function<void()> f) = 0;
+  TimerId call_at(Instant when, std::function<void()> f) { return call_between(when, when, std::move(f)); }
+  /// The same for what has time: from `earliest` on whenever the loop is awake anyway, woken for it at `latest` only.
+  /// Wake-ups are most of what an idle node costs. The simulator takes `latest`. Thread: loop.
+  virtual TimerId call_between(Instant earliest, Instant latest, std::function<void()> f) = 0;
   /// After this the timer does not fire. Unknown or fired ids are ignored. Thread: loop.
   virtual void cancel(TimerId id) = 0;
 
@@ -55,9 +59,12 @@ class Loop {
   std::shared_ptr<std::uint64_t> running_ = std::make_shared<std::uint64_t>(0);
 };
 
-/// Suspends until `when`; false when the loop is stopping instead. Cost: one timer.
-Task<bool> sleep_until(Loop& loop, Instant when);
-inline Task<bool> sleep_for(Loop& loop, Duration d) { return sleep_until(loop, loop.now() + d); }
+/// Suspends until `when`, or for up to `slack` longer (see call_between); false when the loop is stopping instead.
+/// Cost: one timer.
+Task<bool> sleep_until(Loop& loop, Instant when, Duration slack = {});
+inline Task<bool> sleep_for(Loop& loop, Duration d, Duration slack = {}) {
+  return sleep_until(loop, loop.now() + d, slack);
+}
 
 /// Runs `work` (blocking) on a helper thread and returns its result on the loop thread.
 template <class T>

@@ -90,6 +90,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
     std::uint64_t streams_at_check = 0;
     env::Loop::TimerId timer = 0;
     Instant timer_at = kNever;
+    Instant timer_set;  ///< When it was.
     env::Loop::TimerId retire_timer = 0;
     env::Loop::TimerId watch_timer = 0;
     bool heard = false;

@@ -20,8 +20,11 @@ constexpr Duration kSimultaneous = seconds(2);  // Two dials this close together
 constexpr Duration kRetireCheck = seconds(1);
 constexpr Duration kFullSocketCheck = milliseconds(1);
 constexpr Duration kWatchEvery = milliseconds(250);  // Of a link on which this node waits for an answer.
-constexpr int kRoundTripsWithoutWord = 8;            // On long paths; see BusOptions::stalled_after.
-constexpr Duration kLogEvery = seconds(5);           // Refusals of one kind; the counters have them all.
+constexpr Duration kWatchSlack = milliseconds(100);
+constexpr Duration kMuchLater = milliseconds(20);
+constexpr Duration kSettled = milliseconds(2);
+constexpr int kRoundTripsWithoutWord = 8;   // On long paths; see BusOptions::stalled_after.
+constexpr Duration kLogEvery = seconds(5);  // Refusals of one kind; the counters have them all.
 
 }  // namespace
 
@@ -164,9 +167,14 @@ void Bus::Impl::rearm(const LinkPtr& link) {
   Instant next = link->session->next_timer();
   // What is due cannot be done while the socket is full: a timer in the past would only spin until it is not.
   if (link->waits_for_socket) next = std::max(next, loop_.now() + kFullSocketCheck);
-  if (link->timer != 0 && link->timer_at <= next) return;  // It fires early, looks, and sets itself again.
+  if (link->timer != 0 && link->timer_at <= next) {
+    // It fires early, looks, and sets itself again. On a link at rest that is a wake-up for nothing.
+    const bool at_rest = next - link->timer_at > kMuchLater && loop_.now() - link->timer_set > kSettled;
+    if (!at_rest) return;
+  }
   loop_.cancel(link->timer);
   link->timer = 0;
+  link->timer_set = loop_.now();
   if (next == kNever) return;
   link->timer_at = next;
   link->timer = loop_.call_at(next, [this, weak = std::weak_ptr<Link>(link)] {
@@ -272,7 +280,8 @@ bool Bus::Impl::stalled(const Link& link) const {
 /// before the idle time-out, and before a node that can be reached otherwise is taken for dead.
 void Bus::Impl::watch(const LinkPtr& link) {
   if (link->over_packets == nullptr || link->watch_timer != 0 || closed_ || loop_.stopping()) return;
-  link->watch_timer = loop_.call_at(loop_.now() + kWatchEvery, [this, weak = std::weak_ptr<Link>(link)] {
+  const Instant next = loop_.now() + kWatchEvery;
+  link->watch_timer = loop_.call_between(next, next + kWatchSlack, [this, weak = std::weak_ptr<Link>(link)] {
     if (const LinkPtr l = weak.lock()) on_watch(l);
   });
 }

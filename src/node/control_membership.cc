@@ -18,7 +18,8 @@ using control::same_facts;
 using wire::PeerMessage;
 
 constexpr Duration kBeatDeadline = milliseconds(1000);
-constexpr unsigned kMaxBeats = 4;                  // Unanswered heartbeats; further ones wait.
+constexpr unsigned kMaxBeats = 4;  // Unanswered heartbeats; further ones wait.
+constexpr Duration kBeatSlack = milliseconds(50);
 constexpr Duration kBeatPause = milliseconds(20);  // Between two out of turn.
 constexpr Duration kVoteHolds = seconds(3);        // Unless it is cast again, with the next heartbeat.
 constexpr Duration kLeaderless = seconds(4);       // Longer than an election takes.
@@ -159,7 +160,7 @@ Task<void> ControlService::Impl::beat_loop(Self me) {
     } else if (to && me->beats_in_flight < kMaxBeats) {
       me->ports.loop->spawn(beat(me, to));
     }
-    co_await env::sleep_for(*me->ports.loop, me->plan.interval());
+    co_await env::sleep_for(*me->ports.loop, me->plan.interval(), kBeatSlack);
   }
 }
 
@@ -346,7 +347,7 @@ Task<void> ControlService::Impl::lead_loop(Self me) {
   while (!me->stopped && !me->ports.loop->stopping()) {
     tend_leases(me);
     const Duration pause = me->leads() ? kLeadTick : kFollowTick;
-    co_await env::sleep_for(*me->ports.loop, pause);
+    co_await env::sleep_for(*me->ports.loop, pause, pause / 4);
   }
 }
 

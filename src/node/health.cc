@@ -9,6 +9,7 @@ namespace holo::node {
 namespace {
 
 constexpr Duration kTick = milliseconds(500);  // A timer whose lateness is that of the loop.
+constexpr Duration kSlack = milliseconds(100);
 
 }  // namespace
 
@@ -27,9 +28,9 @@ struct HealthService::Impl {
       membership::HealthSample sample;
       for (Duration spent{}; spent < kSampleEvery; spent = spent + kTick) {
         const Instant due = me->ports.loop->now() + kTick;
-        const bool going_on = co_await env::sleep_until(*me->ports.loop, due);
+        const bool going_on = co_await env::sleep_until(*me->ports.loop, due, kSlack);
         if (!going_on || me->stopped) co_return;
-        sample.late = std::max(sample.late, me->ports.loop->now() - due);
+        sample.late = std::max(sample.late, me->ports.loop->now() - due - kSlack);
       }
       if (me->ports.look) {
         const auto seen = co_await env::offload<env::MachineReading>(*me->ports.loop, me->ports.look);

@@ -11,6 +11,7 @@ using membership::Message;
 using membership::Swim;
 
 constexpr Duration kAnswerWithin = seconds(1);  // Longer than the core waits: a late answer still is a sign of life.
+constexpr Duration kSlack = milliseconds(20);   // Well below what the core takes for a node that stood still.
 constexpr std::size_t kMaxAsking = 256;  // Requests under way; above: the core hears that they were not delivered.
 constexpr std::size_t kMaxAsked = 1024;  // Of others that wait here; above: overloaded.
 
@@ -73,7 +74,7 @@ void Membership::wake_at(Instant when) {
   if (timer_ != 0) ports_.loop->cancel(std::exchange(timer_, 0));
   timer_at_ = when;
   if (when == kNever || stopped_ || ports_.loop->stopping()) return;
-  timer_ = ports_.loop->call_at(when, [weak = weak_from_this()] {
+  timer_ = ports_.loop->call_between(when, when + kSlack, [weak = weak_from_this()] {
     const auto me = weak.lock();
     if (!me || me->stopped_ || me->ports_.loop->stopping()) return;
     me->timer_ = 0;

@@ -387,7 +387,7 @@ Version MemoryImpl::floor_of(const Region& r) const {
 // ---- time
 
 void MemoryImpl::schedule_tick() {
-  loop_.call_at(loop_.now() + kTick, [this, alive = alive_] {
+  loop_.call_between(loop_.now() + kTick, loop_.now() + kTick * 2, [this, alive = alive_] {
     if (!*alive || stopped_ || loop_.stopping()) return;
     tick();
     if (loop_.now() >= next_sweep_) {

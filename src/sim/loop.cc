@@ -115,7 +115,7 @@ void SimLoop::arm(const std::shared_ptr<TimerId>& id, Instant when) {
   });
 }
 
-env::Loop::TimerId SimLoop::call_at(Instant when, std::function<void()> f) {
+env::Loop::TimerId SimLoop::call_between(Instant, Instant when, std::function<void()> f) {
   const TimerId id = next_timer_++;
   timers_.emplace(id, Timer{.when = when, .f = std::move(f)});
   arm(std::make_shared<TimerId>(id), when);

@@ -63,7 +63,7 @@ class SimLoop final : public env::Loop {
   Instant now() const override { return local(world_.now()); }
   WallTime wall_now() const override { return {1'700'000'000'000 + (now() + wall_offset_).ns / 1'000'000}; }
   void post(std::function<void()> f) override { enqueue(world_.now(), std::move(f)); }
-  TimerId call_at(Instant when, std::function<void()> f) override;
+  TimerId call_between(Instant earliest, Instant latest, std::function<void()> f) override;
   void cancel(TimerId id) override;
   void offload(std::function<void()> work, std::function<void()> done) override;
   void begin_stop() override;

@@ -80,15 +80,48 @@ struct AsioLoop::Impl {
         alarm(context),
         helpers(std::make_unique<Helpers>(std::max(1U, options.helper_threads))) {}
 
-  // Timers: a binary heap with lazy deletion over one Asio timer, which is set only before the thread sleeps, and only
-  // when it would otherwise ring too late. Setting it makes a virtual machine exit: on a busy link, for each packet,
-  // that was a fifth of all time.
+  // Timers: binary heaps with lazy deletion. Those that have time are in both: woken for by `last`, run by `first`.
+  // What is due soon wakes through one Asio timer, which is set only before the thread sleeps, and only when it would
+  // otherwise ring too late: setting it makes a virtual machine exit; on a busy link, for each packet, that was a fifth
+  // of all time. What is not due soon wakes by the time-out of the wait itself.
   struct Entry {
     Instant when;
     TimerId id;
     bool operator>(const Entry& o) const { return when != o.when ? when > o.when : id > o.id; }
   };
-  std::vector<Entry> heap;
+  class Heap {
+   public:
+    [[nodiscard]] bool empty() const { return entries_.empty(); }
+    [[nodiscard]] std::size_t size() const { return entries_.size(); }
+    [[nodiscard]] const Entry& top() const { return entries_.front(); }
+    [[nodiscard]] bool due(Instant now) const { return !empty() && top().when <= now; }
+    void push(Entry e) {
+      entries_.push_back(e);
+      std::push_heap(entries_.begin(), entries_.end(), std::greater<>());
+    }
+    Entry pop() {
+      std::pop_heap(entries_.begin(), entries_.end(), std::greater<>());
+      const Entry e = entries_.back();
+      entries_.pop_back();
+      return e;
+    }
+    template <class F>
+    void erase_if(F&& gone) {
+      std::erase_if(entries_, gone);
+      std::make_heap(entries_.begin(), entries_.end(), std::greater<>());
+    }
+    void all_due() {
+      for (Entry& e : entries_) e.when = Instant{0};
+      std::make_heap(entries_.begin(), entries_.end(), std::greater<>());
+    }
+
+   private:
+    std::vector<Entry> entries_;
+  };
+  static constexpr Duration kSoon = milliseconds(3);  // The wait's time-out is rounded up to milliseconds.
+
+  Heap last;   // all
+  Heap first;  // those that have time
   std::unordered_map<TimerId, std::function<void()>> timers;
   TimerId next_id = 1;
   Instant alarm_at = kNever;
@@ -100,46 +133,43 @@ struct AsioLoop::Impl {
   asio::executor_work_guard<asio::io_context::executor_type> work{context.get_executor()};
   std::unique_ptr<Helpers> helpers;
 
-  void push(Entry e) {
-    heap.push_back(e);
-    std::push_heap(heap.begin(), heap.end(), std::greater<>());
-  }
-  Entry pop() {
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    Entry e = heap.back();
-    heap.pop_back();
-    return e;
-  }
   void drop_cancelled() {
-    std::erase_if(heap, [this](const Entry& e) { return !timers.contains(e.id); });
-    std::make_heap(heap.begin(), heap.end(), std::greater<>());
+    const auto gone = [this](const Entry& e) { return !timers.contains(e.id); };
+    last.erase_if(gone);
+    first.erase_if(gone);
   }
-  void arm() {
-    while (!heap.empty() && !timers.contains(heap.front().id)) pop();
-    if (heap.empty() || heap.front().when >= alarm_at) return;
-    alarm_at = heap.front().when;
-    alarm.expires_at(to_time_point(alarm_at));
-    alarm.async_wait([this](const asio::error_code& error) {
-      rang = true;
-      if (!error) alarm_at = kNever;  // Else it was set again for an earlier time.
-    });
+  /// Sleeps until something happens, a timer must run, or `until`. Whether it was something from outside.
+  bool sleep(Instant until) {
+    while (!last.empty() && !timers.contains(last.top().id)) last.pop();
+    if (!last.empty() && last.top().when < std::min(until, alarm_at)) {
+      if (last.top().when - now() > kSoon) {
+        until = last.top().when;
+      } else {
+        alarm_at = last.top().when;
+        alarm.expires_at(to_time_point(alarm_at));
+        alarm.async_wait([this](const asio::error_code& error) {
+          rang = true;
+          if (!error) alarm_at = kNever;  // Else it was set again for an earlier time.
+        });
+      }
+    }
+    const bool any = until == kNever ? context.run_one() > 0 : context.run_one_until(to_time_point(until)) > 0;
+    return any && !rang;
   }
   /// Runs what is ready, one after the other, timers in between, and sleeps once nothing is, until `until` at most.
   void turn(Instant until) {
     rang = false;
     if (context.poll_one() > 0) {
       rang ? polling.on_own_event(now()) : polling.on_event(now());
-    } else if (heap.empty() || heap.front().when > now()) {
+    } else if (!last.due(now())) {
       if (polling.look_again(now())) {
         std::this_thread::yield();
         return;
       }
-      arm();
       polling.on_sleep();
-      const bool any = until == kNever ? context.run_one() > 0 : context.run_one_until(to_time_point(until)) > 0;
-      any && !rang ? polling.on_event(now()) : polling.on_own_event(now());
+      sleep(until) ? polling.on_event(now()) : polling.on_own_event(now());
     }
-    if (!heap.empty() && heap.front().when <= now()) {
+    if (last.due(now()) || first.due(now())) {
       fire(now());
       polling.on_own_event(now());
     }
@@ -147,11 +177,15 @@ struct AsioLoop::Impl {
   static Instant now() { return to_instant(Clock::now()); }
   void fire(Instant until) {
     // Timers set by the callbacks wait for the next round, so that a timer set for "now" cannot starve the sockets.
-    const TimerId last = next_id;
+    const TimerId fresh = next_id;
+    fire(last, until, fresh);
+    fire(first, until, fresh);
+  }
+  void fire(Heap& heap, Instant until, TimerId fresh) {
     std::vector<Entry> later;
-    while (!heap.empty() && heap.front().when <= until) {
-      Entry e = pop();
-      if (e.id >= last) {
+    while (heap.due(until)) {
+      const Entry e = heap.pop();
+      if (e.id >= fresh) {
         later.push_back(e);
         continue;
       }
@@ -161,7 +195,7 @@ struct AsioLoop::Impl {
       timers.erase(it);
       f();
     }
-    for (const Entry& e : later) push(e);
+    for (const Entry& e : later) heap.push(e);
   }
 };
 
@@ -204,16 +238,18 @@ WallTime AsioLoop::wall_now() const {
 
 void AsioLoop::post(std::function<void()> f) { asio::post(impl_->context, std::move(f)); }
 
-env::Loop::TimerId AsioLoop::call_at(Instant when, std::function<void()> f) {
+env::Loop::TimerId AsioLoop::call_between(Instant earliest, Instant latest, std::function<void()> f) {
   const TimerId id = impl_->next_id++;
   impl_->timers.emplace(id, std::move(f));
-  impl_->push({stopping() ? Instant{0} : when, id});
+  impl_->last.push({stopping() ? Instant{0} : latest, id});
+  if (earliest < latest) impl_->first.push({earliest, id});
   return id;
 }
 
 void AsioLoop::cancel(TimerId id) {
   if (impl_->timers.erase(id) == 0) return;
-  if (impl_->heap.size() > 64 && impl_->heap.size() > 2 * impl_->timers.size()) impl_->drop_cancelled();
+  const std::size_t entries = impl_->last.size() + impl_->first.size();
+  if (entries > 64 && entries > 4 * impl_->timers.size()) impl_->drop_cancelled();
 }
 
 void AsioLoop::offload(std::function<void()> work, std::function<void()> done) {
@@ -229,8 +265,7 @@ void AsioLoop::offload(std::function<void()> work, std::function<void()> done) {
 void AsioLoop::begin_stop() {
   if (stopping()) return;
   Loop::begin_stop();
-  for (auto& e : impl_->heap) e.when = Instant{0};
-  std::make_heap(impl_->heap.begin(), impl_->heap.end(), std::greater<>());
+  impl_->last.all_due();
 }
 
 // --- FdWatch -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class AsioLoop : public env::Loop {
   Instant now() const override;
   WallTime wall_now() const override;
   void post(std::function<void()> f) override;
-  TimerId call_at(Instant when, std::function<void()> f) override;
+  TimerId call_between(Instant earliest, Instant latest, std::function<void()> f) override;
   void cancel(TimerId id) override;
   void offload(std::function<void()> work, std::function<void()> done) override;
   void begin_stop() override;

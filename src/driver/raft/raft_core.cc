@@ -324,6 +324,7 @@ void RaftCore::fail_waiting(const Error& e) {
 
 void RaftCore::after_event() {
   if (!started_ || closing_) return;
+  io_->set_tick();
   while (!applied_waiters_.empty() && applied_waiters_.begin()->first <= applied()) {
     resolve(applied_waiters_.begin()->second, true);
     applied_waiters_.erase(applied_waiters_.begin());

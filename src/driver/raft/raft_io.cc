@@ -13,7 +13,9 @@ namespace {
 constexpr unsigned kMaxInFlight = 32;           // Messages to one peer; more are not sent, libraft sends again.
 constexpr std::size_t kMaxWriteEntries = 1024;  // In one write to the disk.
 constexpr Duration kRetryWrite = milliseconds(500);
-constexpr Duration kTick = milliseconds(30);  // How finely election timeouts are told apart.
+constexpr Duration kShortestTick = milliseconds(30);  // When libraft has not done what is due.
+constexpr raft_time kLongestTickMs = 1000;
+constexpr Duration kLate = milliseconds(50);  // A timer that rings so late: this loop stood still.
 constexpr Duration kMessageDeadline = seconds(2);
 
 }  // namespace
@@ -35,8 +37,8 @@ void RaftIo::bind() {
     RaftIo* me = self(io);
     me->tick_cb_ = on_tick;
     me->recv_cb_ = on_recv;
-    me->last_tick_ = me->ports_.loop->now();
-    me->arm_tick();
+    me->due_ = me->seen_ = me->ticked_ = me->ports_.loop->now();
+    me->set_tick();
     return 0;
   };
   io_.bootstrap = [](raft_io* io, const raft_configuration* conf) { return self(io)->bootstrap(conf); };
@@ -191,26 +193,61 @@ int RaftIo::bootstrap(const raft_configuration* conf) {
 // ---- Time
 
 raft_time RaftIo::time() {
-  const Duration since = std::min(ports_.loop->now() - last_tick_, options_.heartbeat * 2);
-  return static_cast<raft_time>((virtual_ns_ + std::max<std::int64_t>(since.ns, 0)) / 1'000'000);
+  const Instant now = ports_.loop->now();
+  std::int64_t gone = std::max<std::int64_t>((now - seen_).ns, 0);
+  if (now > due_ + kLate) gone = std::min(gone, (options_.heartbeat * 2).ns);
+  virtual_ns_ += gone;
+  seen_ = now;
+  return static_cast<raft_time>(virtual_ns_ / 1'000'000);
 }
 
-void RaftIo::arm_tick() {
-  if (closing_ || ports_.loop->stopping()) return;
-  const Duration period = std::min(options_.heartbeat, kTick);
-  timer_ = ports_.loop->call_at(ports_.loop->now() + period, [me = shared_from_this()] { me->tick(); });
+/// libraft looks at its timers when it is told that time has passed. An idle node wakes up for little else.
+Instant RaftIo::next_tick() {
+  const raft_time now = time();
+  const raft& r = served();
+  raft_time due = now + (r.state == RAFT_LEADER ? r.heartbeat_timeout : kLongestTickMs);
+  bool voter = false;
+  bool alone = true;
+  for (unsigned i = 0; i < r.configuration.n; ++i) {
+    const raft_server& s = r.configuration.servers[i];
+    if (s.id == r.id) {
+      voter = s.role == RAFT_VOTER;
+      continue;
+    }
+    alone = false;
+    if (r.state == RAFT_LEADER) due = std::min(due, followers_[NodeId{s.id}].sent + r.heartbeat_timeout);
+  }
+  if (r.state == RAFT_LEADER) {
+    due = std::min(due, r.election_timer_start + r.election_timeout);
+  } else if (r.state == RAFT_CANDIDATE) {
+    due = std::min(due, r.election_timer_start + r.candidate_state.randomized_election_timeout);
+  } else if (r.state == RAFT_FOLLOWER && voter) {
+    due = alone ? now : std::min(due, r.election_timer_start + r.follower_state.randomized_election_timeout);
+  }
+  return seen_ + milliseconds(due > now ? static_cast<std::int64_t>(due - now) : 0);
+}
+
+void RaftIo::set_tick() {
+  if (closing_ || tick_cb_ == nullptr || ports_.loop->stopping()) return;
+  // A busy leader asks after every message; it has many followers, and looks at each in every heartbeat.
+  const bool leads = served().state == RAFT_LEADER;
+  if (leads && timer_ != 0 && due_ <= ports_.loop->now() + options_.heartbeat) return;
+  const Instant next = std::max(next_tick(), ticked_ + std::min(options_.heartbeat, kShortestTick));
+  if (timer_ != 0 && due_ <= next) return;  // It rings early, looks, and sets itself again.
+  ports_.loop->cancel(timer_);
+  due_ = next;
+  timer_ = ports_.loop->call_at(due_, [me = shared_from_this()] { me->tick(); });
 }
 
 void RaftIo::tick() {
   timer_ = 0;
   if (closing_) return;
-  const Instant now = ports_.loop->now();
-  virtual_ns_ += std::clamp<std::int64_t>((now - last_tick_).ns, 0, (options_.heartbeat * 2).ns);
-  last_tick_ = now;
+  if (const Instant next = next_tick(); next > seen_) return set_tick();
+  ticked_ = ports_.loop->now();
   if (!lost_) tick_cb_(&io_);  // With a tick it might stand for election.
   settle_members();
   upward_.after_event();
-  arm_tick();
+  set_tick();
 }
 
 // ---- Network
@@ -241,7 +278,14 @@ int RaftIo::send(raft_io_send* request, const raft_message* message, raft_io_sen
   }
   note_sent(*message);
   raft_message out = *message;
-  if (out.type == RAFT_IO_APPEND_ENTRIES_RESULT) settle_claim(out.append_entries_result);
+  if (out.type == RAFT_IO_APPEND_ENTRIES_RESULT) {
+    settle_claim(out.append_entries_result);
+    if (answer_ != nullptr && answer_->to == peer && answer_->header.empty()) {
+      answer_->header = encode_raft_message(out).header;
+      ports_.loop->post([me = shared_from_this(), id] { me->ended(id, 0); });
+      return 0;
+    }
+  }
   post(peer, id, out);
   return 0;
 }
@@ -277,6 +321,7 @@ void RaftIo::post(NodeId peer, std::uint64_t id, const raft_message& message) {
 void RaftIo::note_sent(const raft_message& message) {
   if (message.type != RAFT_IO_APPEND_ENTRIES) return;
   Follower& f = followers_[NodeId{message.server_id}];
+  f.sent = time();
   f.told = std::max<std::uint64_t>(f.told, message.append_entries.leader_commit);
 }
 
@@ -312,6 +357,12 @@ Task<void> RaftIo::deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId 
   options.klass = env::StreamClass::control;
   options.deadline = io->ports_.loop->now() + kMessageDeadline;
   auto reply = co_await io->ports_.transport->call(peer, std::move(request), options);
+  if (reply && !reply->header.empty() && !io->closing_) {
+    if (const Status s = io->take_answer(peer, std::move(reply->header)); !s) {
+      log_debug("control", "node ", peer,
+                " answered a message of the log with one that does not count: ", s.error().message);
+    }
+  }
   io->sent(id, peer, reply ? 0 : RAFT_NOCONNECTION);
 }
 
@@ -329,28 +380,48 @@ void RaftIo::ended(std::uint64_t id, int status) {
   if (!closing_) upward_.after_event();
 }
 
-Task<Status> RaftIo::receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request) {
+Task<Result<env::Reply>> RaftIo::receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request) {
   if (io->closing_ || io->recv_cb_ == nullptr) co_return fail(Errc::unavailable, "the log is closing");
   HOLO_CO_ASSIGN(header, decode_raft_header(request));
   if (header.type() == RAFT_IO_INSTALL_SNAPSHOT) {
-    co_return co_await receive_part(io, from, std::move(header), std::move(request));
+    HOLO_CO_TRY(co_await receive_part(io, from, std::move(header), std::move(request)));
+    co_return env::Reply{};
   }
   if (io->lost_ && (header.type() == RAFT_IO_REQUEST_VOTE || header.type() == RAFT_IO_TIMEOUT_NOW)) {
     co_return fail(Errc::unavailable, "this node has lost its log and does not vote");
   }
-  HOLO_CO_ASSIGN(decoded, decode_raft_message(from, header, request));
+  Answer answer{.to = from, .header = {}};
+  if (header.answer_in_reply()) io->answer_ = &answer;
+  const Status taken = io->take(from, header, request);
+  io->answer_ = nullptr;
+  HOLO_CO_TRY(taken);
+  env::Reply reply;
+  reply.header = std::move(answer.header);
+  co_return reply;
+}
+
+Status RaftIo::take(NodeId from, const wire::RaftMessage& header, const env::Request& request) {
+  HOLO_ASSIGN(decoded, decode_raft_message(from, header, request));
   const std::string address = raft_address(from);
   decoded.message.server_address = address.c_str();
-  HOLO_CO_TRY(io->admissible(decoded.message));
-  HOLO_CO_TRY(io->upward_.check(from, decoded.message));
-  io->note_received(from, decoded.message);
+  HOLO_TRY(admissible(decoded.message));
+  HOLO_TRY(upward_.check(from, decoded.message));
+  note_received(from, decoded.message);
   if (decoded.message.type == RAFT_IO_TIMEOUT_NOW) {
     // libraft becomes a candidate at once, and dies of it when the new term cannot be written.
-    HOLO_CO_TRY(io->ports_.store->set_vote(io->term_, io->vote_));
+    HOLO_TRY(ports_.store->set_vote(term_, vote_));
   }
-  io->hand_up(*decoded.release());
-  io->upward_.after_event();
-  co_return Status{};
+  hand_up(*decoded.release());
+  upward_.after_event();
+  return {};
+}
+
+Status RaftIo::take_answer(NodeId from, std::string header) {
+  env::Request request;
+  request.header = std::move(header);
+  HOLO_ASSIGN(decoded, decode_raft_header(request));
+  if (decoded.type() != RAFT_IO_APPEND_ENTRIES_RESULT) return fail(Errc::malformed, "it is not a result");
+  return take(from, decoded, request);
 }
 
 // ---- What libraft would stumble over
@@ -407,6 +478,11 @@ void RaftIo::hand_up(raft_message message) {
     r.configuration_uncommitted_index = 0;
   } else if (message.type == RAFT_IO_INSTALL_SNAPSHOT) {
     matching_ = message.install_snapshot.last_index;
+  } else if (message.type == RAFT_IO_REQUEST_VOTE && r.state == RAFT_FOLLOWER &&
+             time() - r.election_timer_start >= r.election_timeout) {
+    // libraft believes in a leader until its own timeout, so that whoever asks first is refused and the last to give up
+    // is elected. The least timeout is enough (Ongaro's dissertation, 4.2.3).
+    r.follower_state.current_leader.id = 0;
   }
   appended_ = false;
   const std::uint64_t matching = matching_;

@@ -62,8 +62,9 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// What raft_start will be given. Call first, and again after a bootstrap.
   Status load();
   [[nodiscard]] bool empty() const { return stored_.term == 0 && !stored_.snapshot && stored_.entries.empty(); }
-  /// A message from a peer. Waits for the disk when it is a part of a snapshot.
-  static Task<Status> receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request);
+  /// A message from a peer. Waits for the disk when it is a part of a snapshot. A leader may take the result of an
+  /// AppendEntries from the reply: of a heartbeat, that saves a request, its reply and their acknowledgements.
+  static Task<Result<env::Reply>> receive(std::shared_ptr<RaftIo> io, NodeId from, env::Request request);
 
   // libraft's snapshots are handles here; what they stand for is streamed between the state, the disk and the network.
 
@@ -81,6 +82,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// committed, in an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat
   /// later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
+  /// Called after every event: wakes libraft when it next has something to do.
+  void set_tick();
   /// Called after every event: gives libraft the configuration that the log says, where it has another.
   void settle_members();
   /// The term of the newest entry appended here, and its first entry of that term. A leader's: its own.
@@ -142,7 +145,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
                                      wire::RaftMessage header, std::shared_ptr<env::SnapshotReader> reader);
   void close(raft_io_close_cb cb);
   void finish_close();
-  void arm_tick();
+  Instant next_tick();
   void tick();
   /// Milliseconds in which this loop ran: a node that stood still must not take its own silence for the leader's.
   raft_time time();
@@ -159,6 +162,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   void post(NodeId peer, std::uint64_t id, const raft_message& message);
   void note_sent(const raft_message& message);
   void note_received(NodeId from, const raft_message& message);
+  Status take(NodeId from, const wire::RaftMessage& header, const env::Request& request);
+  Status take_answer(NodeId from, std::string header);
 
   static Task<void> deliver(std::shared_ptr<RaftIo> io, std::uint64_t id, NodeId peer, env::Request request);
 
@@ -173,7 +178,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   raft_io_recv_cb recv_cb_ = nullptr;
   env::Loop::TimerId timer_ = 0;
   env::Loop::TimerId retry_ = 0;
-  Instant last_tick_;
+  Instant due_, ticked_;  ///< When `timer_` rings; when the last one did.
+  Instant seen_;          ///< `virtual_ns_` is of then.
   std::int64_t virtual_ns_ = 0;
 
   std::uint64_t next_index_ = 1;  ///< Of the next entry that libraft will append.
@@ -188,6 +194,12 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
     raft_io_send* request = nullptr;
     raft_io_send_cb cb = nullptr;
   };
+  /// Of the message that libraft is being given, when its sender takes the result from the reply.
+  struct Answer {
+    NodeId to;
+    std::string header;  ///< Empty: there is none, or later.
+  };
+  Answer* answer_ = nullptr;
   std::map<std::uint64_t, Send> sends_;  ///< Of libraft; commit announcements have no entry here.
   std::unordered_map<NodeId, unsigned> in_flight_;
   std::uint64_t next_send_ = 1;
@@ -196,6 +208,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   struct Follower {
     std::uint64_t has = 0;   ///< Entries up to here are stored there.
     std::uint64_t told = 0;  ///< It has been sent a commit index of at least this.
+    raft_time sent = 0;      ///< When libraft last sent it something.
   };
   std::uint64_t own_term_ = 0;        ///< Of the newest entry appended here.
   std::uint64_t own_term_first_ = 0;  ///< Its first entry of that term.

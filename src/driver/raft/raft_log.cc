@@ -620,8 +620,7 @@ Task<Result<env::Reply>> RaftLog::on_log_lost(std::weak_ptr<RaftLog> weak, NodeI
 Task<Result<env::Reply>> RaftLog::on_raft(std::weak_ptr<RaftLog> weak, NodeId from, env::Request r) {
   const Self me = weak.lock();
   if (!me || !me->core_) co_return std::unexpected(log_closing());
-  HOLO_CO_TRY(co_await me->core_->receive(from, std::move(r)));
-  co_return env::Reply{};
+  co_return co_await me->core_->receive(from, std::move(r));
 }
 
 Task<Result<env::Reply>> RaftLog::on_propose(std::weak_ptr<RaftLog> weak, NodeId, env::Request r) {

@@ -114,6 +114,7 @@ env::Request encode_raft_message(const raft_message& m) {
       h.set_prev_log_index(a.prev_log_index);
       h.set_prev_log_term(a.prev_log_term);
       h.set_leader_commit(a.leader_commit);
+      h.set_answer_in_reply(true);
       encode_entries(a, h, payload);
       break;
     }

@@ -105,6 +105,7 @@ class RaftPeerTest : public ::testing::Test {
   static Task<Result<env::Reply>> heard(RaftPeerTest* me, std::uint64_t peer, env::Request request) {
     const auto header = decode_raft_header(request);
     if (header) me->answers_[peer].push_back(*header);
+    ++me->requests_;
     co_return env::Reply{};
   }
   static Task<void> deliver(Hub::Endpoint* from, env::Request request, Instant deadline,
@@ -114,10 +115,16 @@ class RaftPeerTest : public ::testing::Test {
     out->emplace(co_await from->call(NodeId{kSelf}, std::move(request), options));
   }
   Result<env::Reply> send(std::uint64_t from, const raft_message& message) {
+    return send(from, encode_raft_message(message));
+  }
+  Result<env::Reply> send(std::uint64_t from, env::Request request) {
     std::optional<Result<env::Reply>> out;
-    loop_.spawn(deliver(peers_.at(from).get(), encode_raft_message(message), loop_.now() + seconds(10), &out));
+    loop_.spawn(deliver(peers_.at(from).get(), std::move(request), loop_.now() + seconds(10), &out));
     EXPECT_TRUE(loop_.run_until([&] { return out.has_value(); }, seconds(10)));
-    return out.value_or(fail(Errc::internal, "no answer"));
+    const auto reply = out.value_or(fail(Errc::internal, "no answer"));
+    if (wire::RaftMessage answer; reply && !reply->header.empty() && answer.ParseFromString(reply->header))
+      answers_[from].push_back(answer);
+    return reply;
   }
   /// As the leader of `term`: what follows entry `prev` of `prev_term`.
   Result<env::Reply> append(std::uint64_t leader, std::uint64_t term, std::uint64_t prev, std::uint64_t prev_term,
@@ -191,7 +198,8 @@ class RaftPeerTest : public ::testing::Test {
   std::unique_ptr<Counter> machine_;
   std::unique_ptr<env::CommandLog> log_;
   std::map<std::uint64_t, std::unique_ptr<Hub::Endpoint>> peers_;
-  std::map<std::uint64_t, std::vector<wire::RaftMessage>> answers_;
+  std::map<std::uint64_t, std::vector<wire::RaftMessage>> answers_;  ///< In replies, or requests of their own.
+  std::size_t requests_ = 0;
 };
 
 const std::vector<std::uint64_t> kThree{1, 2, 3};
@@ -294,6 +302,30 @@ TEST_F(RaftPeerTest, WhatLibraftAssumesOfPeersIsChecked) {
   EXPECT_EQ(log_->status().last.value, 5U);
   ASSERT_TRUE(append(2, 1, 5, 1, 5, {command(1)}));
   EXPECT_TRUE(loop_.run_until([&] { return log_->status().last.value == 6; }, seconds(10)));
+}
+
+// A leader of the version before does not look into replies.
+TEST_F(RaftPeerTest, TheResultIsInTheReplyForLeadersThatTakeItFromThere) {
+  follow(5);
+  raft_message m{};
+  m.type = RAFT_IO_APPEND_ENTRIES;
+  m.append_entries = {
+      .term = 1, .prev_log_index = 5, .prev_log_term = 1, .leader_commit = 5, .entries = nullptr, .n_entries = 0};
+  ASSERT_TRUE(loop_.run_until([&] { return requests_ == 1; }, seconds(10))) << "what waits for the disk comes later";
+  const auto reply = send(2, m);
+  ASSERT_TRUE(reply && !reply->header.empty());
+  EXPECT_EQ(answers_[2].back().last_log_index(), 5U);
+
+  env::Request older = encode_raft_message(m);
+  wire::RaftMessage header;
+  ASSERT_TRUE(header.ParseFromString(older.header));
+  header.set_answer_in_reply(false);
+  older.header = header.SerializeAsString();
+  EXPECT_EQ(requests_, 1U);
+  const auto empty = send(2, std::move(older));
+  ASSERT_TRUE(empty && empty->header.empty());
+  EXPECT_TRUE(loop_.run_until([&] { return requests_ == 2; }, seconds(10)));
+  EXPECT_EQ(answers_[2].back().last_log_index(), 5U);
 }
 
 TEST(RaftMembers, KeepsWhatMayBeNeeded) {
