@@ -37,6 +37,8 @@ constexpr ngtcp2_duration kPacingSlack = NGTCP2_MILLISECONDS;
 /// nearly every small message. It may wait for the next message, or for a moment that all connections of a machine
 /// share; well below the 25 ms that peers allow for (RFC 9000, max_ack_delay).
 constexpr ngtcp2_tstamp kLoneAckEvery = 16 * NGTCP2_MILLISECONDS;
+/// The peer is told of streams that it may open again once it is so many parts of all.
+constexpr std::uint64_t kStreamParts = 8;
 /// A keep-alive may be late by two of so many parts of its time.
 constexpr ngtcp2_duration kKeepAliveParts = 8;
 constexpr ngtcp2_duration kLanRtt = 8 * NGTCP2_MILLISECONDS;
@@ -164,7 +166,7 @@ std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const e
 ngtcp2_tstamp Connection::clock(Instant now) {
   // ngtcp2 counts unsigned, and never backwards.
   now_ = std::max(now_, static_cast<ngtcp2_tstamp>(std::max<std::int64_t>(now.ns, 1)));
-  return now_;
+  return told_ = now_;
 }
 
 void Connection::confirm() {
@@ -238,7 +240,10 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
   unheard_.erase(stream);
   if (ngtcp2_conn_is_local_stream(conn_, stream) == 0) {
     if (env::is_bidirectional(stream)) {
-      ngtcp2_conn_extend_max_streams_bidi(conn_, 1);
+      // Many at a time: a frame for each would be a packet, and its acknowledgement, for every request. The peer may
+      // have twice as many open as it has requests (core/hyperbus), so it never waits for these.
+      if (++streams_over_ >= std::max<std::uint64_t>(parts_.config->bidirectional_streams / kStreamParts, 1))
+        ngtcp2_conn_extend_max_streams_bidi(conn_, std::exchange(streams_over_, 0));
     } else {
       ngtcp2_conn_extend_max_streams_uni(conn_, 1);
     }
@@ -333,7 +338,8 @@ std::size_t Connection::next_train() {
   return std::exchange(train_, std::min(2 * train_, kMaxBurst));
 }
 
-bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written) {
+bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out,
+                              Written& written) {
   ngtcp2_path path = departure_.path();  // Where ngtcp2 writes what it chose.
   ngtcp2_pkt_info info{};
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
@@ -353,9 +359,10 @@ bool Connection::write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& wr
     }
     const bool stream = total != 0 || fin;
     ngtcp2_ssize taken = -1;
+    told_ = stream || writes > 0 ? ts : ts_without_stream;
     const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
     const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags,
-                                                     stream ? write.stream : -1, parts.data(), stream ? count : 0, ts);
+                                                     stream ? write.stream : -1, parts.data(), stream ? count : 0, told_);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
       if (bytes != 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
@@ -397,7 +404,13 @@ std::optional<env::QuicConnection::Burst> Connection::send_stash(MutableByteSpan
 
 std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableByteSpan out) {
   HOLO_ASSERT(out.size() >= kMinBurst);
+  const ngtcp2_tstamp before = told_;
   ngtcp2_tstamp ts = clock(now);
+  told_ = before;
+  // ngtcp2 acknowledges in whatever call comes an eighth of the round trip after a packet. When that can wait for the
+  // time that next_expiry() gives, it is told that no time has passed, unless there is something else to send.
+  const bool quiet = established_ && before == last_received_ && ack_can_wait(ts);
+  ngtcp2_tstamp first = quiet ? before : ts;
   if (stash_) return send_stash(out);
   if (!ending()) announce_ids();
   if (ending()) return send_farewell(ts, out);
@@ -413,9 +426,9 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   sockaddr_in6 remote{};
   while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
-    apply_deferred(ts);
+    apply_deferred(first);
     if (ending() ||
-        !write_packet(ts, out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
+        !write_packet(ts, std::exchange(first, ts), out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
       break;
     bytes_sent_ += written.bytes;
     ++packets_sent_;
@@ -470,11 +483,16 @@ ngtcp2_tstamp Connection::next_expiry() const {
     const ngtcp2_duration every = std::max<ngtcp2_duration>(keep_alive / kKeepAliveParts, 1);
     return (next / every + (server_ ? 2 : 1)) * every;
   }
-  if (held_back_ || next > last_received_ + kLanRtt / 8) return next;
+  const bool lone_ack = !held_back_ && ack_can_wait(next);
+  return lone_ack ? (next / kLoneAckEvery + 1) * kLoneAckEvery : next;
+}
+
+/// Whether what is to be done at `ts`, besides sending what there is, can only be to acknowledge what came last.
+bool Connection::ack_can_wait(ngtcp2_tstamp ts) const {
+  if (ts > last_received_ + kLanRtt / 8) return false;
   ngtcp2_conn_info info;
   ngtcp2_conn_get_conn_info(conn_, &info);
-  const bool lone_ack = info.bytes_in_flight == 0 && next <= last_received_ + info.smoothed_rtt / 8;
-  return lone_ack ? (next / kLoneAckEvery + 1) * kLoneAckEvery : next;
+  return info.bytes_in_flight == 0;
 }
 
 bool Connection::paced(ngtcp2_tstamp ts) const { return sent_until_ > ts + kPacingSlack; }

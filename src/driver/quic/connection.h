@@ -128,7 +128,8 @@ class Connection final : public env::QuicConnection {
   [[nodiscard]] bool paced(ngtcp2_tstamp ts) const;
   std::size_t next_train();
   [[nodiscard]] ngtcp2_tstamp next_expiry() const;
-  bool write_packet(ngtcp2_tstamp ts, MutableByteSpan out, Written& written);
+  bool write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out, Written& written);
+  [[nodiscard]] bool ack_can_wait(ngtcp2_tstamp ts) const;
   std::optional<Burst> send_stash(MutableByteSpan out);
   std::optional<Burst> send_farewell(ngtcp2_tstamp ts, MutableByteSpan out);
   env::DatagramPath path_to(const sockaddr_in6& remote) const;
@@ -150,6 +151,8 @@ class Connection final : public env::QuicConnection {
   ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
   ngtcp2_tstamp now_ = 1, last_sent_ = 0, last_received_ = 0;
+  ngtcp2_tstamp told_ = 1;  // The last that ngtcp2 was given: it takes none before.
+  std::uint64_t streams_over_ = 0;  // Of the peer, since it was told of new ones.
   bool ids_announced_ = false;
   ngtcp2_cid own_id_{};
   std::optional<ngtcp2_cid> original_id_;  // of a client's first packets, at the server

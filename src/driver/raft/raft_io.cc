@@ -15,6 +15,7 @@ constexpr std::size_t kMaxWriteEntries = 1024;  // In one write to the disk.
 constexpr Duration kRetryWrite = milliseconds(500);
 constexpr Duration kShortestTick = milliseconds(30);  // When libraft has not done what is due.
 constexpr raft_time kLongestTickMs = 1000;
+constexpr raft_time kTogetherMs = 30;
 constexpr Duration kLate = milliseconds(50);  // A timer that rings so late: this loop stood still.
 constexpr Duration kMessageDeadline = seconds(2);
 
@@ -208,6 +209,8 @@ Instant RaftIo::next_tick() {
   raft_time due = now + (r.state == RAFT_LEADER ? r.heartbeat_timeout : kLongestTickMs);
   bool voter = false;
   bool alone = true;
+  raft_time first = now;
+  raft_time last = 0;
   for (unsigned i = 0; i < r.configuration.n; ++i) {
     const raft_server& s = r.configuration.servers[i];
     if (s.id == r.id) {
@@ -215,9 +218,13 @@ Instant RaftIo::next_tick() {
       continue;
     }
     alone = false;
-    if (r.state == RAFT_LEADER) due = std::min(due, followers_[NodeId{s.id}].sent + r.heartbeat_timeout);
+    if (r.state != RAFT_LEADER) continue;
+    first = std::min(first, followers_[NodeId{s.id}].sent);
+    last = std::max(last, followers_[NodeId{s.id}].sent);
   }
   if (r.state == RAFT_LEADER) {
+    // All heartbeats go out together, where they are not far apart.
+    if (!alone) due = std::min(due, std::min(last, first + kTogetherMs) + r.heartbeat_timeout);
     due = std::min(due, r.election_timer_start + r.election_timeout);
   } else if (r.state == RAFT_CANDIDATE) {
     due = std::min(due, r.election_timer_start + r.candidate_state.randomized_election_timeout);
