@@ -109,6 +109,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   Result<wire::HeartbeatReply> hear(NodeId from, const wire::Heartbeat& beat);
   void take_usage(NodeId node, std::uint64_t frames_used, const wire::NodeHealth& said);
   void take_reply(const wire::HeartbeatReply& reply);
+  void look_for(NodeId leader, const google::protobuf::RepeatedPtrField<std::string>& told);
   [[nodiscard]] wire::Heartbeat make_beat() const;
   void compute_floors();
   void raise_floors(const google::protobuf::RepeatedPtrField<wire::RegionVersion>& raised);

@@ -19,6 +19,7 @@ using wire::PeerMessage;
 
 constexpr Duration kBeatDeadline = milliseconds(1000);
 constexpr unsigned kMaxBeats = 4;  // Unanswered heartbeats; further ones wait.
+constexpr int kMaxAddressesTold = 16;
 constexpr Duration kBeatSlack = milliseconds(50);
 constexpr Duration kBeatPause = milliseconds(20);  // Between two out of turn.
 constexpr Duration kVoteHolds = seconds(3);        // Unless it is cast again, with the next heartbeat.
@@ -194,9 +195,25 @@ Task<void> ControlService::Impl::beat(Self me, NodeId to) {
   }
   if (NodeId{reply.leader()} != to) {
     me->plan.on_hint(NodeId{reply.leader()});
+    me->look_for(NodeId{reply.leader()}, reply.leader_addresses());
     co_return;
   }
   me->take_reply(reply);
+}
+
+/// The leader may have moved while this node was away, and cannot come to it if this one has moved, too: what each
+/// knows of the other is where it was.
+void ControlService::Impl::look_for(NodeId leader, const google::protobuf::RepeatedPtrField<std::string>& told) {
+  if (!leader || leader == identity.id || log->status().leader == leader) return;
+  const NodeRecord* known = state.node(leader);
+  if (told.empty() || told.size() > kMaxAddressesTold || (known != nullptr && known->state == NodeState::left)) return;
+  std::vector<std::string> all(told.begin(), told.end());
+  if (known != nullptr) {
+    for (const std::string& a : known->addresses) {
+      if (std::ranges::find(all, a) == all.end()) all.push_back(a);
+    }
+  }
+  ports.transport->set_addresses(leader, std::move(all));
 }
 
 void ControlService::Impl::take_usage(NodeId node, std::uint64_t frames_used, const wire::NodeHealth& said) {
@@ -256,7 +273,11 @@ Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire:
     return fail(Errc::refused, str("node ", from, " belongs to another cluster"), "give it another --state-dir");
   }
   if (!leads()) {
-    reply.set_leader(log ? log->status().leader.value : 0);
+    const NodeId leader = log ? log->status().leader : NodeId{};
+    reply.set_leader(leader.value);
+    if (const NodeRecord* n = state.node(leader)) {
+      for (const std::string& a : n->addresses) reply.add_leader_addresses(a);
+    }
     return reply;
   }
   reply.set_leader(identity.id.value);

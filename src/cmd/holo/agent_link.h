@@ -44,6 +44,7 @@ class AgentLink {
   Result<nlohmann::json> json(wire::LocalMessage type);
   Result<nlohmann::json> json(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);
 
+  [[nodiscard]] std::shared_ptr<driver::LocalClient> socket() const { return client_; }
   [[nodiscard]] const driver::AgentRecord& agent() const { return agent_; }
   [[nodiscard]] const wire::HelloReply& hello() const { return hello_; }
 
@@ -51,7 +52,7 @@ class AgentLink {
   AgentLink() = default;
   driver::AgentRecord agent_;
   wire::HelloReply hello_;
-  std::unique_ptr<driver::LocalClient> client_;
+  std::shared_ptr<driver::LocalClient> client_;
 };
 
 }  // namespace holo::cmd

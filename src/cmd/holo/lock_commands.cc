@@ -1,19 +1,16 @@
 // holo lock, holo locks, holo lease: who may, until when, and with which token.
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <iostream>
 #include <mutex>
-#include <thread>
 
 #include "base/limits.h"
 #include "base/strings.h"
-#include "base/utf8.h"
+#include "client/held_lock.h"
 #include "cmd/holo/agent_link.h"
 #include "cmd/holo/child.h"
 #include "cmd/holo/command_line.h"
@@ -23,10 +20,7 @@
 namespace holo::cmd {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr Duration kCall = seconds(30);
-constexpr std::uint32_t kWaitMs = 20'000;         // Of one request for the lock; then it is asked again.
 constexpr auto kGrace = std::chrono::seconds(5);  // From SIGTERM to SIGKILL, once the lock is lost.
 
 struct LockOptions {
@@ -40,99 +34,36 @@ struct LockOptions {
 
 std::uint64_t milliseconds_of(double seconds) { return static_cast<std::uint64_t>(seconds * 1000); }
 
-std::string default_owner() {
-  char host[256] = "";
-  if (::gethostname(host, sizeof host - 1) != 0) host[0] = '\0';
-  return to_utf8(str("process ", ::getpid(), " on ", host));
-}
-
-Result<wire::LeaseInfo> grant(AgentLink& link, const LockOptions& o, bool session) {
+Result<wire::LeaseInfo> grant(AgentLink& link, const LockOptions& o) {
   wire::LeaseGrant ask;
   ask.set_ttl_ms(milliseconds_of(o.ttl));
-  ask.set_owner(o.owner.empty() ? default_owner() : o.owner);
-  ask.set_session(session);
+  ask.set_owner(o.owner.empty() ? client::default_owner() : o.owner);
   return link.call_for<wire::LeaseInfo>(wire::LEASE_GRANT, ask, kCall);
 }
 
-/// Keeps a lease on a thread of its own while it lives; when that fails for the lease's whole time, or the cluster says
-/// that the lease has ended, it is lost, and the program with it. Counted from before each request was sent, so that
-/// this side gives up before the cluster does.
-class Keeper {
+/// Ends the command that runs under a lock once that is lost: it is asked to, and after a while not asked.
+class Ender {
  public:
-  Keeper(AgentLink& link, std::uint64_t lease, std::chrono::milliseconds ttl)
-      : link_(link), lease_(lease), ttl_(ttl), thread_([this] { run(); }) {}
-  ~Keeper() {
+  /// Waits for over(), up to the grace.
+  void lost() {
+    std::unique_lock lock(mutex_);
+    signal_child(SIGTERM);
+    if (!wake_.wait_for(lock, kGrace, [this] { return over_; })) signal_child(SIGKILL);
+  }
+  /// The command has ended.
+  void over() {
     {
       const std::scoped_lock lock(mutex_);
-      done_ = true;
+      over_ = true;
     }
     wake_.notify_all();
-    thread_.join();
   }
-  Keeper(const Keeper&) = delete;
-  Keeper& operator=(const Keeper&) = delete;
-
-  [[nodiscard]] bool lost() const { return lost_; }
 
  private:
-  void run() {
-    auto kept = Clock::now();
-    std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, ttl_ / 3, [this] { return done_; })) {
-      lock.unlock();
-      const auto asked = Clock::now();
-      wire::LeaseKeep ask;
-      ask.set_lease(lease_);
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(kept + ttl_ - asked).count();
-      bool ended = left <= 0;
-      if (!ended) {
-        const auto answer = link_.call(wire::LEASE_KEEP, ask, milliseconds(left));
-        if (answer) kept = asked;
-        ended = !answer && (answer.error().code == Errc::not_found || Clock::now() >= kept + ttl_);
-      }
-      lock.lock();
-      if (ended) {
-        lost_ = true;
-        signal_child(SIGTERM);
-        if (!wake_.wait_for(lock, kGrace, [this] { return done_; })) signal_child(SIGKILL);
-        return;
-      }
-    }
-  }
-
-  AgentLink& link_;
-  const std::uint64_t lease_;
-  const std::chrono::milliseconds ttl_;
-  std::atomic<bool> lost_ = false;
   std::mutex mutex_;
   std::condition_variable wake_;
-  bool done_ = false;
-  std::thread thread_;  // Last: it uses the others.
+  bool over_ = false;
 };
-
-/// The token, once the lock is held.
-Outcome<std::uint64_t> acquire(AgentLink& link, const LockOptions& o, std::uint64_t lease) {
-  const bool forever = o.wait < 0;
-  const auto until = Clock::now() + std::chrono::milliseconds(forever ? 0 : milliseconds_of(o.wait));
-  wire::LockAcquire ask;
-  ask.set_name(o.name);
-  ask.set_lease(lease);
-  ask.set_queue(o.wait != 0);
-  for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
-    ask.set_wait_ms(forever ? kWaitMs : static_cast<std::uint32_t>(std::clamp<std::int64_t>(left, 0, kWaitMs)));
-    auto place = link.call_for<wire::LockPlace>(wire::LOCK_ACQUIRE, ask, milliseconds(kWaitMs) + kCall);
-    if (place && place->token() != 0) return place->token();
-    // While there is no leader nobody gets it; that passes.
-    if (!place && (forever || left > 0) && place.error().code == Errc::no_quorum) continue;
-    if (!place) return std::unexpected(Failure(place.error()));
-    if (!forever && left <= 0) {
-      return fail(Errc::deadline_exceeded,
-                  str("lock ", o.name, " was not to be had in ", o.wait, " s: ", place->ahead(), " ahead in the line"),
-                  "holo locks shows who has it");
-    }
-  }
-}
 
 Outcome<int> lock(const LockOptions& o) {
   auto arguments = o.app->remaining();
@@ -144,25 +75,26 @@ Outcome<int> lock(const LockOptions& o) {
   }
   const auto program = find_program(arguments.front());
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
-  HOLO_ASSIGN(lease, grant(link, o, true));
-  int status = kDone;
-  {
-    const Keeper keeper(link, lease.lease(), std::chrono::milliseconds(lease.ttl_ms()));
-    HOLO_ASSIGN(token, acquire(link, o, lease.lease()));
-    ::setenv("HOLO_LOCK", o.name.c_str(), 1);
-    ::setenv("HOLO_LOCK_TOKEN", std::to_string(token).c_str(), 1);
-    ::setenv("HOLO_LEASE", std::to_string(lease.lease()).c_str(), 1);
-    HOLO_ASSIGN(ended, run_child(program, arguments));
-    status = ended;
-    if (keeper.lost()) {
-      return fail(Errc::unavailable, str("lock ", o.name, " was lost: its lease could not be kept for ", o.ttl, " s"),
-                  str("the command was ended; its token ", token, " is not valid any more"));
-    }
+  Ender ender;
+  holo::LockOptions wanted;
+  wanted.ttl = std::chrono::milliseconds(milliseconds_of(o.ttl));
+  if (o.wait >= 0) wanted.wait = std::chrono::milliseconds(milliseconds_of(o.wait));
+  wanted.owner = o.owner;
+  wanted.on_lost = [&ender] { ender.lost(); };
+  HOLO_ASSIGN(held, client::hold_lock(link.socket(), o.name, std::move(wanted)));
+  ::setenv("HOLO_LOCK", o.name.c_str(), 1);
+  ::setenv("HOLO_LOCK_TOKEN", std::to_string(held->token()).c_str(), 1);
+  ::setenv("HOLO_LEASE", std::to_string(held->lease()).c_str(), 1);
+  auto status = run_child(program, arguments);
+  ender.over();
+  const bool lost_meanwhile = held->lost();
+  (void)held->release();  // Where the agent has gone meanwhile, the lease ends by itself.
+  if (!status) return status;
+  if (lost_meanwhile) {
+    return fail(Errc::unavailable, str("lock ", o.name, " was lost: its lease could not be kept for ", o.ttl, " s"),
+                str("the command was ended; its token ", held->token(), " is not valid any more"));
   }
-  wire::LeaseEnd end;
-  end.set_lease(lease.lease());
-  // Where the agent has gone meanwhile, the lease ends by itself.
-  if (auto ended = link.call(wire::LEASE_END, end, kCall); !ended && ended.error().code == Errc::not_found) {
+  if (held->lost()) {
     return fail(Errc::unavailable, str("lock ", o.name, " was lost while the command ran: its lease had ended"),
                 "somebody else may have had the lock at the same time");
   }
@@ -201,7 +133,7 @@ Outcome<int> locks(const LockOptions& o) {
 
 Outcome<int> lease_grant(const LockOptions& o) {
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
-  HOLO_ASSIGN(lease, grant(link, o, false));
+  HOLO_ASSIGN(lease, grant(link, o));
   if (o.json) {
     print(to_json(lease));
   } else {

@@ -361,8 +361,9 @@ bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream,
     ngtcp2_ssize taken = -1;
     told_ = stream || writes > 0 ? ts : ts_without_stream;
     const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags,
-                                                     stream ? write.stream : -1, parts.data(), stream ? count : 0, told_);
+    const ngtcp2_ssize n =
+        ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags, stream ? write.stream : -1,
+                                  parts.data(), stream ? count : 0, told_);
     if (taken >= 0) {
       const auto bytes = static_cast<std::size_t>(taken);
       if (bytes != 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
@@ -427,8 +428,8 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
     apply_deferred(first);
-    if (ending() ||
-        !write_packet(ts, std::exchange(first, ts), out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
+    if (ending() || !write_packet(ts, std::exchange(first, ts),
+                                  out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
       break;
     bytes_sent_ += written.bytes;
     ++packets_sent_;

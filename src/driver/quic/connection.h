@@ -151,7 +151,7 @@ class Connection final : public env::QuicConnection {
   ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
   ngtcp2_tstamp now_ = 1, last_sent_ = 0, last_received_ = 0;
-  ngtcp2_tstamp told_ = 1;  // The last that ngtcp2 was given: it takes none before.
+  ngtcp2_tstamp told_ = 1;          // The last that ngtcp2 was given: it takes none before.
   std::uint64_t streams_over_ = 0;  // Of the peer, since it was told of new ones.
   bool ids_announced_ = false;
   ngtcp2_cid own_id_{};
