@@ -20,6 +20,7 @@ using wire::PeerMessage;
 constexpr Duration kBeatDeadline = milliseconds(1000);
 constexpr unsigned kMaxBeats = 4;  // Unanswered heartbeats; further ones wait.
 constexpr int kMaxAddressesTold = 16;
+constexpr std::size_t kMaxAddressTold = 300;
 constexpr Duration kBeatSlack = milliseconds(50);
 constexpr Duration kBeatPause = milliseconds(20);  // Between two out of turn.
 constexpr Duration kVoteHolds = seconds(3);        // Unless it is cast again, with the next heartbeat.
@@ -207,6 +208,7 @@ void ControlService::Impl::look_for(NodeId leader, const google::protobuf::Repea
   if (!leader || leader == identity.id || log->status().leader == leader) return;
   const NodeRecord* known = state.node(leader);
   if (told.empty() || told.size() > kMaxAddressesTold || (known != nullptr && known->state == NodeState::left)) return;
+  if (std::ranges::any_of(told, [](const std::string& a) { return a.size() > kMaxAddressTold; })) return;
   std::vector<std::string> all(told.begin(), told.end());
   if (known != nullptr) {
     for (const std::string& a : known->addresses) {

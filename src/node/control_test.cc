@@ -584,6 +584,25 @@ TEST_F(ControlTest, AVoterThatWasOffBelievesALeaderWhomMembersKnow) {
   EXPECT_TRUE(create(3, "xs", kMiB));
 }
 
+TEST_F(ControlTest, WhoDoesNotLeadSaysWhereTheLeaderIs) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3 && leader() != 0; }));
+  const std::uint64_t lead = leader();
+  const std::uint64_t asked = lead == 1 ? 2 : 1;
+  const std::uint64_t asker = 6 - lead - asked;
+  wire::Heartbeat beat;
+  beat.set_cluster(at(asker).state().cluster().value);
+  const auto answer =
+      ask(*machines_[asker].endpoint, asked,
+          {.type = static_cast<std::uint16_t>(PeerMessage::heartbeat), .header = beat.SerializeAsString()});
+  ASSERT_TRUE(answer) << answer.error().message;
+  wire::HeartbeatReply reply;
+  ASSERT_TRUE(reply.ParseFromString(answer->header));
+  EXPECT_EQ(reply.leader(), lead);
+  ASSERT_EQ(reply.leader_addresses_size(), 1);
+  EXPECT_EQ(reply.leader_addresses(0), address(lead));
+}
+
 /// With the log alone a node knows nobody until it hears a leader, whom it then would not hear.
 TEST_F(ControlTest, RestartsInAnyOrderAndJoinsMeanwhile) {
   cluster(3);

@@ -136,10 +136,11 @@ TEST(Scenarios, ClustersKeepTheirPromises) {
 // Seeds that once broke a promise of the shipped code. 2: libraft appended from within the callback of a write, and
 // writes were told twice. 3: an answer that could not be sent at once freed its entries twice. 15: a leadership was
 // handed to a node with a full disk. 29: a command that had acted was reported as refused. 38: libraft crashed when a
-// change of members was overwritten that came after a snapshot. 114, 174, 327: a node that was not alive in its own
-// state. 316: three of five left while the power failed, and took the majority with them. 649, 857: a leave that its
-// agent's end interrupted left the node draining. 401, 741: histories that were too hard to
-// judge. 609: a node that took itself for cut off counted as healed.
+// change of members was overwritten that came after a snapshot. 114, 174: a node that was not alive in its own
+// state. 327: the same, because it and the leader had both moved while it was off, and did not find each other. 316:
+// three of five left while the power failed, and took the majority with them. 649, 857: a leave that its agent's end
+// interrupted left the node draining. 401, 741: histories that were too hard to judge. 609: a node that took itself for
+// cut off counted as healed.
 TEST(Scenarios, ClusterSeedsThatFoundBugs) {
   for (const std::uint64_t seed : {2, 3, 15, 29, 38, 114, 174, 316, 327, 401, 609, 649, 741, 857}) {
     Tally tally;
