@@ -592,6 +592,7 @@ TEST_F(ControlTest, WhoDoesNotLeadSaysWhereTheLeaderIs) {
   const std::uint64_t asker = 6 - lead - asked;
   wire::Heartbeat beat;
   beat.set_cluster(at(asker).state().cluster().value);
+  beat.mutable_node()->set_id(asker);
   const auto answer =
       ask(*machines_[asker].endpoint, asked,
           {.type = static_cast<std::uint16_t>(PeerMessage::heartbeat), .header = beat.SerializeAsString()});
