@@ -488,6 +488,23 @@ TEST(Quic, AnIdleConnectionIsQuiet) {
   EXPECT_LE(world.client.datagrams + world.server.datagrams - before, 130U);
 }
 
+TEST(Quic, ASmallRequestTakesThreePackets) {
+  World world;
+  ASSERT_TRUE(world.establish());
+  exchange(world, 100);
+  world.settle(milliseconds(500));
+  const auto client = world.client.datagrams, server = world.server.datagrams;
+  constexpr std::uint64_t kRequests = 5;
+  for (std::uint64_t i = 0; i < kRequests; ++i) {
+    const auto stream = open(world.client);
+    world.client.app.send(stream, 100);
+    world.settle(milliseconds(100));
+    EXPECT_TRUE(world.client.app.closed.contains(stream));
+  }
+  EXPECT_EQ(world.client.datagrams - client, 2 * kRequests);  // The request, and the acknowledgement of its reply.
+  EXPECT_EQ(world.server.datagrams - server, kRequests);      // The reply has that of the request with it.
+}
+
 TEST(Quic, PingIsAnswered) {
   World world;
   ASSERT_TRUE(world.establish());
