@@ -28,6 +28,10 @@ if(HOLO_SANITIZE)
 endif()
 if(HOLO_FUZZ)
   add_compile_options(-fsanitize=fuzzer-no-link)
+  if(NOT HOLO_SANITIZE MATCHES "address")
+    # fuzz-fast goes on from what fuzz found; telling the fuzzer what each comparison compares is half of its time.
+    add_compile_options(-fno-sanitize-coverage=trace-cmp)
+  endif()
 endif()
 
 find_program(HOLO_CCACHE ccache)

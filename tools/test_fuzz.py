@@ -1,4 +1,4 @@
-"""What fuzzing may do without: cryptography, but in the fuzz preset alone."""
+"""What fuzzing may do without: cryptography, but in the fuzz presets alone."""
 
 import os
 import re
@@ -36,4 +36,4 @@ def test_it_cannot_be_switched_on_elsewhere(tmp_path, more):
         timeout=120,
     )
     assert done.returncode != 0
-    assert "for the fuzz preset alone" in " ".join(done.stderr.split())
+    assert "for the fuzz presets alone" in " ".join(done.stderr.split())
