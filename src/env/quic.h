@@ -65,7 +65,8 @@ struct QuicWrite {
   QuicStreamId stream = -1;
   std::array<ByteSpan, 4> parts;
   std::size_t count = 0;
-  bool fin = false;  ///< The stream ends after these.
+  bool fin = false;             ///< The stream ends after these.
+  std::size_t most = SIZE_MAX;  ///< Packets that hold so much of it are enough before the next question.
 };
 
 /// Why a connection ended.
@@ -105,10 +106,11 @@ class QuicApplication {
   virtual void on_stream_closed(QuicStreamId stream) = 0;
   /// The peer allows more streams than before (open() had returned `overloaded`).
   virtual void on_streams_available() = 0;
-  /// What to send next, most urgent first; false when nothing. Called for each packet. The write is answered by
-  /// on_written() or on_blocked(), or by neither when the packet took nothing of it (the same is then asked again).
+  /// What to send next, most urgent first; false when nothing. Called for as many packets as it fills, at least once in
+  /// each burst. The write is answered by on_written(), on_blocked(), or both in this order; or by neither when nothing
+  /// of it was taken (the same is then asked again).
   virtual bool next_write(QuicWrite& out) = 0;
-  /// `bytes` of the last next_write() were taken, and its fin too if `fin`.
+  /// `bytes` of the last next_write() were taken, and its fin too if `fin`. Once for each.
   virtual void on_written(QuicStreamId stream, std::size_t bytes, bool fin) = 0;
   /// Flow control holds this stream back until on_unblocked(); ask for others.
   virtual void on_blocked(QuicStreamId stream) = 0;

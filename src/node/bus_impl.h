@@ -214,6 +214,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   LinkPtr add_packet_link(hyperbus::Role role, std::unique_ptr<hyperbus::PacketSession> session, SocketPtr socket,
                           std::string address);
   void on_datagrams(const SocketPtr& socket, std::span<const env::Datagram> datagrams);
+  hyperbus::PacketSession* on_unaddressed(const SocketPtr& socket, Instant now, const env::Datagram& datagram);
   void on_writable(const SocketPtr& socket);
   bool flush_packets(const LinkPtr& link);
 

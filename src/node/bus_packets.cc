@@ -128,28 +128,12 @@ void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datag
   const Instant now = loop_.now();
   std::vector<LinkPtr> touched;
   Link* last = nullptr;  // One of them: datagrams come in trains.
-  std::array<std::byte, PacketEndpoint::kMaxAnswer> answer;
   for (const env::Datagram& datagram : datagrams) {
-    PacketEndpoint::Arrival arrival = endpoint_->on_datagram(
-        now, datagram, options_.session,
-        {.strangers = half_open_.size(), .known_payload = options_.datagrams->known_payload(datagram.path.remote)},
-        answer);
-    if (arrival.garbage) {
-      count_refusal(RefusalKind::garbage, Role::responder, env::to_string(datagram.path.remote),
-                    {.code = Errc::malformed, .message = "datagrams that are not the hyperbus protocol"});
-    }
-    if (arrival.answer > 0) {  // If there is no room for it: it is an answer that may be lost.
-      (void)socket->socket->send(datagram.path, env::Ecn::not_ect, arrival.answer,
-                                 ByteSpan(answer).first(arrival.answer));
-    }
-    if (arrival.fresh) {
-      make_room_for_newcomer();
-      half_open_.push_back(
-          add_packet_link(Role::responder, std::move(arrival.fresh), socket, env::to_string(datagram.path.remote)));
-    }
-    if (arrival.session == nullptr) continue;
-    if (last == nullptr || last->over_packets != arrival.session) {
-      const auto found = by_session_.find(arrival.session);
+    PacketSession* session = endpoint_->deliver(now, datagram);
+    if (session == nullptr) session = on_unaddressed(socket, now, datagram);
+    if (session == nullptr) continue;
+    if (last == nullptr || last->over_packets != session) {
+      const auto found = by_session_.find(session);
       if (found == by_session_.end()) continue;  // It is over; somebody still holds it.
       last = found->second.get();
       if (std::ranges::find(touched, found->second) == touched.end()) touched.push_back(found->second);
@@ -157,6 +141,29 @@ void Bus::Impl::on_datagrams(const SocketPtr& socket, std::span<const env::Datag
     last->heard = last->over_packets->heard();
   }
   for (const LinkPtr& link : touched) pump(link);
+}
+
+/// One that names no session of ours: a newcomer's, a reset, or rubbish.
+PacketSession* Bus::Impl::on_unaddressed(const SocketPtr& socket, Instant now, const env::Datagram& datagram) {
+  std::array<std::byte, PacketEndpoint::kMaxAnswer> answer;
+  PacketEndpoint::Arrival arrival = endpoint_->on_datagram(
+      now, datagram, options_.session,
+      {.strangers = half_open_.size(), .known_payload = options_.datagrams->known_payload(datagram.path.remote)},
+      answer);
+  if (arrival.garbage) {
+    count_refusal(RefusalKind::garbage, Role::responder, env::to_string(datagram.path.remote),
+                  {.code = Errc::malformed, .message = "datagrams that are not the hyperbus protocol"});
+  }
+  if (arrival.answer > 0) {  // If there is no room for it: it is an answer that may be lost.
+    (void)socket->socket->send(datagram.path, env::Ecn::not_ect, arrival.answer,
+                               ByteSpan(answer).first(arrival.answer));
+  }
+  if (arrival.fresh) {
+    make_room_for_newcomer();
+    half_open_.push_back(
+        add_packet_link(Role::responder, std::move(arrival.fresh), socket, env::to_string(datagram.path.remote)));
+  }
+  return arrival.session;
 }
 
 void Bus::Impl::on_writable(const SocketPtr& socket) {

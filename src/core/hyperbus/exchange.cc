@@ -401,7 +401,10 @@ void Exchange::on_stream_acknowledged(StreamNumber number, std::uint64_t bytes) 
   if (number == control_number_) return control_.on_acknowledged(bytes);
   Stream* stream = find(number);
   if (stream == nullptr) return;
-  if (stream->klass == StreamClass::bulk) bulk_under_way_ -= bytes;
+  if (stream->klass == StreamClass::bulk) {
+    bulk_under_way_ -= bytes;
+    streams_->on_bulk_arrived(bytes);
+  }
   stream->out.on_acknowledged(bytes);
   if (!stream->ours && stream->out.arrived()) release_reply(*stream);
 }

@@ -31,8 +31,9 @@ class Streams {
   /// Stops both directions of a stream, as far as they are not finished, and tells the peer. on_stream_closed()
   /// follows.
   virtual void abandon_stream(StreamNumber stream) = 0;
-  /// Whether bulk may be written while so many bytes of it are written and have not arrived.
-  virtual bool room_for_bulk(std::uint64_t /*under_way*/) { return true; }
+  /// How many bytes of bulk may be written while so many are written and have not arrived.
+  virtual std::uint64_t room_for_bulk(std::uint64_t /*under_way*/) { return UINT64_MAX; }
+  virtual void on_bulk_arrived(std::uint64_t /*bytes*/) {}
 };
 
 /// Bytes on their way out: kept until the carrier says that they arrived. A list, in order.

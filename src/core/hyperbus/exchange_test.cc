@@ -27,7 +27,7 @@ struct FakeStreams final : Streams {
   }
   void abandon_stream(StreamNumber stream) override { abandoned.push_back(stream); }
   std::uint64_t most_bulk = UINT64_MAX;
-  bool room_for_bulk(std::uint64_t under_way) override { return under_way < most_bulk; }
+  std::uint64_t room_for_bulk(std::uint64_t under_way) override { return most_bulk - std::min(most_bulk, under_way); }
 };
 
 /// An exchange of an initiator, and what a peer would send it, written by hand. The peer's streams are 1, 5, 9, ...

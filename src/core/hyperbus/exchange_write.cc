@@ -15,6 +15,10 @@ constexpr std::int64_t kTurnBytes = 64 << 10;
 /// What a message needs on the wire beyond its content.
 constexpr std::size_t kMessageOverhead = 256;
 
+constexpr StreamClass other_of(StreamClass klass) {
+  return klass == StreamClass::bulk ? StreamClass::data : StreamClass::bulk;
+}
+
 }  // namespace
 
 // --- bytes on their way out
@@ -180,6 +184,7 @@ bool Exchange::start_request(Instant now, ClassState& state, std::uint64_t id, C
 /// Moves waiting messages of one class among those that take turns, as far as credit goes. True when one may be
 /// written.
 bool Exchange::admit(Instant now, ClassState& state) {
+  if (state.active.size() >= kMaxActive) return true;
   if (state.waiting_replies.empty() && state.waiting_requests.empty()) {
     state.without_credit_since = kNever;
     return !state.active.empty();
@@ -228,9 +233,16 @@ bool Exchange::next_write(Instant now, env::QuicWrite& write) {
   for (const StreamClass klass : order) {
     ClassState& state = state_of(klass);
     if (!admit(now, state)) continue;
-    if (klass == StreamClass::bulk && !streams_->room_for_bulk(bulk_under_way_)) continue;
+    if (klass == StreamClass::bulk) {
+      write.most = streams_->room_for_bulk(bulk_under_way_);
+      if (write.most == 0) continue;
+    }
     write.stream = state.active.front();
     find(write.stream)->out.next(write);
+    if (state.active.size() > 1) {
+      write.most = std::min(write.most, static_cast<std::size_t>(std::max<std::int64_t>(state.turn, 1)));
+    }
+    if (klass != StreamClass::control && has_work(state_of(other_of(klass)))) write.most = 1;  // Packet by packet.
     return true;
   }
   return false;

@@ -87,19 +87,21 @@ std::unique_ptr<PacketSession> PacketEndpoint::dial(std::shared_ptr<const Sessio
   return session;
 }
 
+PacketSession* PacketEndpoint::deliver(Instant now, const env::Datagram& datagram) {
+  const env::QuicPacketHeader header = stack_->classify(datagram.bytes);
+  if (header.kind == env::QuicPacketHeader::Kind::malformed) return nullptr;
+  PacketSession* session = find(header.destination);
+  if (session != nullptr) session->receive(now, datagram);
+  return session;
+}
+
 PacketEndpoint::Arrival PacketEndpoint::on_datagram(Instant now, const env::Datagram& datagram,
                                                     const std::shared_ptr<const SessionConfig>& config,
                                                     Circumstances circumstances, MutableByteSpan out) {
   using Kind = env::QuicPacketHeader::Kind;
-  Arrival arrival;
+  Arrival arrival{.session = deliver(now, datagram)};
+  if (arrival.session != nullptr) return arrival;
   const env::QuicPacketHeader header = stack_->classify(datagram.bytes);
-  if (header.kind != Kind::malformed) {
-    arrival.session = find(header.destination);
-    if (arrival.session != nullptr) {
-      arrival.session->receive(now, datagram);
-      return arrival;
-    }
-  }
   switch (header.kind) {
     case Kind::malformed: arrival.garbage = true; break;
     case Kind::unknown_version:

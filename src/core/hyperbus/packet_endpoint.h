@@ -48,7 +48,9 @@ class PacketEndpoint final : private PacketSession::Routes {
     std::size_t strangers = 0;      ///< Handshakes of newcomers that are under way.
     std::size_t known_payload = 0;  ///< Towards the sender; see env::Datagrams.
   };
-  /// `out`: at least kMaxAnswer.
+  /// The session that the datagram names, and which has taken it; null: see on_datagram().
+  PacketSession* deliver(Instant now, const env::Datagram& datagram);
+  /// One for whoever it may be. `out`: at least kMaxAnswer.
   Arrival on_datagram(Instant now, const env::Datagram& datagram, const std::shared_ptr<const SessionConfig>& config,
                       Circumstances circumstances, MutableByteSpan out);
   static constexpr std::size_t kMaxAnswer = 512;

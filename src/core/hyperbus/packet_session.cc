@@ -109,14 +109,14 @@ LinkFigures PacketSession::figures() const {
 Result<StreamNumber> PacketSession::open_stream(bool bidirectional) { return connection_->open(bidirectional); }
 void PacketSession::abandon_stream(StreamNumber stream) { connection_->abandon(stream, kAbandoned); }
 
-bool PacketSession::room_for_bulk(std::uint64_t under_way) {
-  if (under_way < bulk_.bytes()) return true;
+std::uint64_t PacketSession::room_for_bulk(std::uint64_t under_way) {
+  if (under_way < bulk_.bytes()) return bulk_.bytes() - under_way;
   bulk_.on_full();
   if (bulk_.due(now_)) {
     const env::QuicConnectionStats stats = connection_->stats();
     bulk_.adapt(now_, stats.smoothed_rtt, stats.min_rtt);
   }
-  return under_way < bulk_.bytes();
+  return bulk_.bytes() - std::min(bulk_.bytes(), under_way);
 }
 
 // --- env::QuicHandshake

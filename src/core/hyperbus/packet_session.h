@@ -65,7 +65,8 @@ class PacketSession final : public Session, private env::QuicHandshake, private 
   // Streams
   Result<StreamNumber> open_stream(bool bidirectional) override;
   void abandon_stream(StreamNumber stream) override;
-  bool room_for_bulk(std::uint64_t under_way) override;
+  std::uint64_t room_for_bulk(std::uint64_t under_way) override;
+  void on_bulk_arrived(std::uint64_t bytes) override { bulk_.on_arrived(bytes); }
   // env::QuicHandshake
   std::expected<Bytes, HandshakeAlert> start(ByteSpan parameters) override;
   std::expected<Step, HandshakeAlert> on_message(ByteSpan message, const ExchangeParameters& exchange) override;

@@ -346,54 +346,96 @@ std::size_t Connection::next_train() {
   return std::exchange(train_, std::min(2 * train_, kMaxBurst));
 }
 
-bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out,
+/// A write of the application while packets take bytes of it.
+struct Connection::Offer {
+  env::QuicWrite write;
+  std::array<ngtcp2_vec, kMaxParts> parts{};
+  std::size_t first = 0, count = 0;  // of `parts`: not taken yet
+  std::size_t left = 0, taken = 0;   // bytes
+  bool fin = false, fin_taken = false;
+  bool open = false;
+
+  [[nodiscard]] const ngtcp2_vec* data() const { return parts.data() + first; }
+  void take(std::size_t bytes) {
+    taken += bytes;
+    left -= bytes;
+    fin_taken = fin && left == 0;
+    while (first < count && bytes >= parts[first].len) bytes -= parts[first++].len;
+    if (first == count) return;
+    parts[first].base += bytes;
+    parts[first].len -= bytes;
+  }
+  /// The application is to be asked again.
+  [[nodiscard]] bool used_up() const { return left == 0 || taken >= write.most; }
+};
+
+void Connection::take_offer(Offer& offer) {
+  offer.write.count = 0;
+  offer.write.most = SIZE_MAX;
+  if (!parts_.application->next_write(offer.write)) return;
+  offer.count = std::min(offer.write.count, kMaxParts);
+  offer.first = offer.left = offer.taken = 0;
+  offer.fin = offer.write.fin && offer.count == offer.write.count;
+  offer.fin_taken = false;
+  for (std::size_t i = 0; i < offer.count; ++i) {
+    // ngtcp2 reads them only, though its type does not say so.
+    offer.parts[i] = {.base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(offer.write.parts[i].data())),
+                      .len = offer.write.parts[i].size()};
+    offer.left += offer.parts[i].len;
+  }
+  offer.open = offer.left != 0 || offer.fin;
+}
+
+void Connection::settle_offer(Offer& offer) {
+  if (!std::exchange(offer.open, false)) return;
+  if (offer.taken == 0 && !offer.fin_taken) return;
+  const env::QuicStreamId stream = offer.write.stream;
+  if (last_sending_.first != stream) last_sending_ = {stream, &sending_[stream]};
+  *last_sending_.second += offer.taken;
+  unacknowledged_ += offer.taken;
+  parts_.application->on_written(stream, offer.taken, offer.fin_taken);
+}
+
+bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out, Offer& offer,
                               Written& written) {
   ngtcp2_path path = departure_.path();  // Where ngtcp2 writes what it chose.
   ngtcp2_pkt_info info{};
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
   for (int writes = 0;; ++writes) {
-    env::QuicWrite write;
-    std::array<ngtcp2_vec, kMaxParts> parts;
-    std::size_t total = 0;
-    const bool some = established_ && !ending() && !paced(ts) && writes < kMaxWritesPerPacket &&
-                      parts_.application->next_write(write);
-    const std::size_t count = some ? std::min(write.count, kMaxParts) : 0;
-    const bool fin = some && write.fin && count == write.count;
-    for (std::size_t i = 0; i < count; ++i) {
-      // ngtcp2 reads them only, though its type does not say so.
-      parts[i] = {.base = reinterpret_cast<std::uint8_t*>(const_cast<std::byte*>(write.parts[i].data())),
-                  .len = write.parts[i].size()};
-      total += write.parts[i].size();
-    }
-    const bool stream = total != 0 || fin;
+    const bool may = established_ && !ending() && !paced(ts) && writes < kMaxWritesPerPacket;
+    if (may && !offer.open) take_offer(offer);
+    const bool stream = may && offer.open;
     ngtcp2_ssize taken = -1;
     told_ = stream || writes > 0 ? ts : ts_without_stream;
     acknowledge_at_once(conn_, stream);
+    const bool fin = stream && offer.fin;
     const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n =
-        ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags, stream ? write.stream : -1,
-                                  parts.data(), stream ? count : 0, told_);
+    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags,
+                                                     stream ? offer.write.stream : -1, offer.data(),
+                                                     stream ? offer.count - offer.first : 0, told_);
     acknowledge_at_once(conn_, false);
     if (taken >= 0) {
-      const auto bytes = static_cast<std::size_t>(taken);
-      if (bytes != 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
-      if (last_sending_.first != write.stream) last_sending_ = {write.stream, &sending_[write.stream]};
-      *last_sending_.second += bytes;
-      unacknowledged_ += bytes;
-      parts_.application->on_written(write.stream, bytes, fin && bytes == total);
+      if (taken > 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
+      offer.take(static_cast<std::size_t>(taken));
+      if (offer.used_up()) settle_offer(offer);
     }
     switch (n) {
       case NGTCP2_ERR_WRITE_MORE: continue;
-      case NGTCP2_ERR_STREAM_DATA_BLOCKED: parts_.application->on_blocked(write.stream); continue;
+      case NGTCP2_ERR_STREAM_DATA_BLOCKED:
+        settle_offer(offer);
+        parts_.application->on_blocked(offer.write.stream);
+        continue;
       case NGTCP2_ERR_STREAM_SHUT_WR:
       case NGTCP2_ERR_STREAM_NOT_FOUND:
         // STOP_SENDING has closed our direction; ngtcp2 tells it here only.
-        parts_.application->on_blocked(write.stream);
-        on_stream_given_up(write.stream, 0);
+        settle_offer(offer);
+        parts_.application->on_blocked(offer.write.stream);
+        on_stream_given_up(offer.write.stream, 0);
         continue;
       default: break;
     }
     if (n < 0) {
+      settle_offer(offer);
       settle(static_cast<int>(n));
       return false;
     }
@@ -435,12 +477,13 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   const std::size_t datagram = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
   Burst burst;
   sockaddr_in6 remote{};
+  Offer offer;
   while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
+    if (!abandoned_.empty()) settle_offer(offer);  // It may be of one of them.
     apply_deferred(first);
-    if (ending() || !write_packet(ts, std::exchange(first, ts),
-                                  out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes)), written))
-      break;
+    const MutableByteSpan rest = out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes));
+    if (ending() || !write_packet(ts, std::exchange(first, ts), rest, offer, written)) break;
     bytes_sent_ += written.bytes;
     ++packets_sent_;
     ecn_ = written.ecn == env::Ecn::ect0;
@@ -460,6 +503,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
     if (written.bytes < burst.segment || written.bytes < datagram) break;
     if (ending()) break;
   }
+  settle_offer(offer);
   if (ping_wanted_ && established_) {
     ngtcp2_conn_set_keep_alive_timeout(conn_, static_cast<ngtcp2_duration>(parts_.config->keep_alive.ns));
     ping_wanted_ = burst.bytes == 0;

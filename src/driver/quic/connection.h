@@ -128,7 +128,11 @@ class Connection final : public env::QuicConnection {
   [[nodiscard]] bool paced(ngtcp2_tstamp ts) const;
   std::size_t next_train();
   [[nodiscard]] ngtcp2_tstamp next_expiry() const;
-  bool write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out, Written& written);
+  struct Offer;
+  void take_offer(Offer& offer);
+  void settle_offer(Offer& offer);
+  bool write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out, Offer& offer,
+                    Written& written);
   [[nodiscard]] bool ack_can_wait(ngtcp2_tstamp ts) const;
   std::optional<Burst> send_stash(MutableByteSpan out);
   std::optional<Burst> send_farewell(ngtcp2_tstamp ts, MutableByteSpan out);
