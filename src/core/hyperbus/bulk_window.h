@@ -21,6 +21,8 @@ class BulkWindow {
   static constexpr std::uint64_t kMost = 64 << 20;
   static constexpr Duration kQueue = microseconds(250);
   static constexpr Duration kLookEvery = milliseconds(1);
+  /// What a path carries is measured over so long: bytes arrive in bursts.
+  static constexpr Duration kMeasure = milliseconds(8);
 
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
   /// Bulk was held back: the window, and not the lack of work, bounds what is under way.
@@ -31,10 +33,13 @@ class BulkWindow {
   [[nodiscard]] bool due(Instant now) const { return full_ && now >= next_; }
   void adapt(Instant now, Duration smoothed, Duration least) {
     full_ = false;
-    if (next_ != Instant{})
-      rate_ = std::max(rate_, static_cast<double>(arrived_) / static_cast<double>((now - looked_).ns));
-    looked_ = now;
-    arrived_ = 0;
+    if (now >= began_ + kMeasure) {
+      if (began_ != Instant{}) {
+        rate_ = std::max(rate_, static_cast<double>(arrived_) / static_cast<double>((now - began_).ns));
+      }
+      began_ = now;
+      arrived_ = 0;
+    }
     next_ = now + std::max(kLookEvery, smoothed);
     if (smoothed < least + kQueue / 2) {
       bytes_ = std::min(bytes_ + bytes_ / 4, kMost);
@@ -51,8 +56,8 @@ class BulkWindow {
   }
 
   std::uint64_t bytes_ = kLeast, arrived_ = 0;
-  double rate_ = 0;  // The best of any look, bytes in a nanosecond: a window that is too small would lower any other.
-  Instant next_, looked_;
+  double rate_ = 0;  // The best so far, bytes in a nanosecond: a window that is too small would lower any other.
+  Instant next_, began_;
   bool full_ = false;
 };
 
