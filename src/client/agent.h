@@ -23,10 +23,10 @@ struct Extra {
   MutableByteSpan into = {};
 };
 
-/// A connection after its Hello. Thread: any.
+/// A connection after its Hello; copies share it. Thread: any.
 class Agent {
  public:
-  explicit Agent(std::unique_ptr<driver::LocalClient> socket) : socket_(std::move(socket)) {}
+  explicit Agent(std::shared_ptr<driver::LocalClient> socket) : socket_(std::move(socket)) {}
 
   /// Sends `request`, waits, and decodes the answer. Errors: those of LocalClient::call; `malformed`.
   template <class Answer, class Request>
@@ -55,7 +55,7 @@ class Agent {
                           .timeout = extra.timeout,
                           .into = extra.into});
   }
-  std::unique_ptr<driver::LocalClient> socket_;
+  std::shared_ptr<driver::LocalClient> socket_;
 };
 
 /// Reads bytes of a region at a snapshot (none: the newest), seeing what `txn` has staged when it is not null. Any

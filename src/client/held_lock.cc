@@ -11,6 +11,7 @@
 
 #include "base/strings.h"
 #include "base/utf8.h"
+#include "client/agent.h"
 #include "wire/kv.pb.h"
 #include "wire/local.pb.h"
 
@@ -21,23 +22,13 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr std::int64_t kWaitMs = 20'000;  // Of one request for the lock; then it is asked again.
-constexpr Duration kCall = holo::seconds(30);
-
-template <class Answer, class Request>
-Result<Answer> ask(driver::LocalClient& agent, wire::LocalMessage type, const Request& request,
-                   Duration timeout = kCall) {
-  const std::string header = request.SerializeAsString();
-  HOLO_ASSIGN(reply, agent.call({.type = static_cast<std::uint16_t>(type), .header = header, .timeout = timeout}));
-  Answer answer;
-  if (!answer.ParseFromString(reply.header)) return fail(Errc::malformed, "the agent's answer does not decode");
-  return answer;
-}
+constexpr Duration kAcquire = holo::milliseconds(kWaitMs) + holo::seconds(30);
 
 /// Counted from before each request was sent, so that this side gives up before the cluster does.
 class Held final : public detail::HeldLock {
  public:
-  Held(std::shared_ptr<driver::LocalClient> agent, std::string name, std::uint64_t lease, milliseconds ttl,
-       Clock::time_point granted, std::function<void()> on_lost)
+  Held(Agent agent, std::string name, std::uint64_t lease, milliseconds ttl, Clock::time_point granted,
+       std::function<void()> on_lost)
       : agent_(std::move(agent)),
         name_(std::move(name)),
         lease_(lease),
@@ -60,7 +51,7 @@ class Held final : public detail::HeldLock {
     wire::LeaseEnd end;
     end.set_lease(lease_);
     bool was_lost = lost();
-    const auto ended = ask<wire::Empty>(*agent_, wire::LEASE_END, end);
+    const auto ended = agent_.call<wire::Empty>(wire::LEASE_END, end);
     was_lost = was_lost || (!ended && ended.error().code == Errc::not_found);
     ended_ = was_lost;
     over_ = true;
@@ -83,7 +74,7 @@ class Held final : public detail::HeldLock {
     for (;;) {
       const std::int64_t left = std::chrono::ceil<milliseconds>(until - Clock::now()).count();
       wanted.set_wait_ms(static_cast<std::uint32_t>(forever ? kWaitMs : std::clamp<std::int64_t>(left, 0, kWaitMs)));
-      const auto place = ask<wire::LockPlace>(*agent_, wire::LOCK_ACQUIRE, wanted, holo::milliseconds(kWaitMs) + kCall);
+      const auto place = agent_.call<wire::LockPlace>(wire::LOCK_ACQUIRE, wanted, {.timeout = kAcquire});
       if (place && place->token() != 0) {
         token_ = place->token();
         return {};
@@ -122,7 +113,7 @@ class Held final : public detail::HeldLock {
       const std::int64_t left = std::chrono::duration_cast<milliseconds>(deadline() - asked).count();
       bool ended = left <= 0;
       if (!ended) {
-        const auto kept = ask<wire::LeaseInfo>(*agent_, wire::LEASE_KEEP, keep, holo::milliseconds(left));
+        const auto kept = agent_.call<wire::LeaseInfo>(wire::LEASE_KEEP, keep, {.timeout = holo::milliseconds(left)});
         if (kept) kept_ = asked;
         ended = !kept && (kept.error().code == Errc::not_found || Clock::now() >= deadline());
       }
@@ -136,7 +127,7 @@ class Held final : public detail::HeldLock {
     }
   }
 
-  const std::shared_ptr<driver::LocalClient> agent_;
+  Agent agent_;
   const std::string name_;
   const std::uint64_t lease_;
   const milliseconds ttl_;
@@ -160,14 +151,15 @@ std::string default_owner() {
   return to_utf8(str("process ", ::getpid(), " on ", host));
 }
 
-Result<std::shared_ptr<detail::HeldLock>> hold_lock(std::shared_ptr<driver::LocalClient> agent, std::string_view name,
+Result<std::shared_ptr<detail::HeldLock>> hold_lock(std::shared_ptr<driver::LocalClient> socket, std::string_view name,
                                                     LockOptions options) {
+  Agent agent(std::move(socket));
   wire::LeaseGrant grant;
   grant.set_ttl_ms(static_cast<std::uint64_t>(std::max<std::int64_t>(options.ttl.count(), 0)));
   grant.set_owner(options.owner.empty() ? default_owner() : options.owner);
   grant.set_session(true);
   const auto asked = Clock::now();
-  HOLO_ASSIGN(lease, ask<wire::LeaseInfo>(*agent, wire::LEASE_GRANT, grant));
+  HOLO_ASSIGN(lease, agent.call<wire::LeaseInfo>(wire::LEASE_GRANT, grant));
   auto held = std::make_shared<Held>(std::move(agent), std::string(name), lease.lease(), milliseconds(lease.ttl_ms()),
                                      asked, std::move(options.on_lost));
   HOLO_TRY(held->acquire(options));

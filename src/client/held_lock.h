@@ -18,7 +18,7 @@ std::string default_owner();
 
 /// Waits in line for the lock, with a lease of its own that a thread of the object keeps. Errors: those of the agent;
 /// `deadline_exceeded` (not to be had within options.wait).
-Result<std::shared_ptr<detail::HeldLock>> hold_lock(std::shared_ptr<driver::LocalClient> agent, std::string_view name,
+Result<std::shared_ptr<detail::HeldLock>> hold_lock(std::shared_ptr<driver::LocalClient> socket, std::string_view name,
                                                     LockOptions options);
 
 }  // namespace holo::client

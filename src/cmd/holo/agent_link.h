@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "client/agent.h"
 #include "cmd/holo/outcome.h"
 #include "driver/posix/agent_registry.h"
 #include "driver/posix/local_client.h"
@@ -35,10 +36,7 @@ class AgentLink {
   Result<Bytes> payload(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);
   template <class Reply>
   Result<Reply> call_for(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout) {
-    HOLO_ASSIGN(header, call(type, request, timeout));
-    Reply reply;
-    if (!reply.ParseFromString(header)) return fail(Errc::malformed, "the agent's answer does not decode");
-    return reply;
+    return client::Agent(client_).call<Reply>(type, request, {.timeout = timeout});
   }
   /// The agent's answer to a request that gives AdminJson, parsed.
   Result<nlohmann::json> json(wire::LocalMessage type);

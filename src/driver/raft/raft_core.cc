@@ -24,6 +24,11 @@ constexpr std::uint64_t kLogShare = 4;              // or a quarter of the last 
 constexpr std::uint64_t kTrailingBytes = 4 << 20;   // Of entries kept below a snapshot, for those a little behind.
 constexpr std::size_t kMaxBatchCommands = 1024;
 constexpr std::size_t kMaxBatchBytes = 1 << 20;
+/// Commands gather for as long as an entry takes to be committed, and no longer than this.
+constexpr Duration kMaxGathering = milliseconds(1);
+/// The median of what rounds take is followed by so many parts of itself: one that waited long for the disk says
+/// little.
+constexpr int kRoundStep = 16;
 
 void put_u32(std::byte* p, std::uint32_t v) { std::memcpy(p, &v, 4); }
 void put_u64(std::byte* p, std::uint64_t v) { std::memcpy(p, &v, 8); }  // Little-endian, as every machine this runs on.
@@ -329,7 +334,7 @@ void RaftCore::after_event() {
     resolve(applied_waiters_.begin()->second, true);
     applied_waiters_.erase(applied_waiters_.begin());
   }
-  if (!pending_.empty() && may_flush()) flush_soon();
+  flush_when_due();
   const int state = raft_state(&raft_);
   if (state == RAFT_LEADER) begin_term();
   // While more is on its way the followers learn of this commit with that, or at the latest when that is committed.
@@ -372,28 +377,38 @@ IndexShot RaftCore::propose(Buffer command, std::uint64_t& token) {
   pending_bytes_ += kPartBytes + command.size();
   pending_.push_back({.token = token, .command = std::move(command)});
   waiting_[token] = shot;
-  if (may_flush()) flush_soon();
+  flush_when_due();
   return shot;
 }
 
 /// While the disk is busy with what came before, commands gather: they could not be committed sooner, and each entry
-/// costs a message to every member and one back. The disk sets the pace, not the followers, so that a long way to them
-/// is filled with entries.
-bool RaftCore::may_flush() const {
-  return !io_->writing() || pending_.size() >= kMaxBatchCommands || pending_bytes_ >= kMaxBatchBytes;
-}
-
-void RaftCore::flush_soon() {
-  if (std::exchange(flush_posted_, true)) return;
-  ports_.loop->post([me = shared_from_this()] { me->flush(); });
+/// costs a message to every member and one back, and an fdatasync of each. Once they come so fast that the last entry
+/// had several, they gather for a while beyond that; a short one, so that a long way to the followers is filled.
+void RaftCore::flush_when_due() {
+  const bool full = pending_.size() >= kMaxBatchCommands || pending_bytes_ >= kMaxBatchBytes;
+  if (pending_.empty() || (io_->writing() && !full) || flush_posted_) return;
+  const Instant now = ports_.loop->now();
+  if (full || now >= next_flush_) {
+    flush_posted_ = true;
+    ports_.loop->post([me = shared_from_this()] { me->flush(); });
+  } else if (!std::exchange(flush_awaited_, true)) {
+    ports_.loop->call_at(next_flush_, [weak = weak_from_this()] {
+      const auto me = weak.lock();
+      if (!me) return;
+      me->flush_awaited_ = false;
+      me->flush_when_due();
+    });
+  }
 }
 
 void RaftCore::flush() {
   flush_posted_ = false;
+  const Instant now = ports_.loop->now();
+  next_flush_ = pending_.size() > 1 ? now + std::min(round_, kMaxGathering) : now;
   if (closing_) return;
   const std::vector<Pending> all = std::exchange(pending_, {});
   pending_bytes_ = 0;
-  const auto wall = static_cast<std::uint64_t>(now().ms);
+  const auto wall = static_cast<std::uint64_t>(this->now().ms);
   for (std::size_t at = 0; at < all.size();) {
     const std::size_t first = at;
     std::size_t bytes = 0;
@@ -418,6 +433,7 @@ void RaftCore::flush() {
       struct raft_apply request{};
       std::shared_ptr<RaftCore> core;
       std::vector<std::uint64_t> tokens;
+      Instant began;
       void fail(int rv) const {
         for (const std::uint64_t token : tokens) {
           const auto it = core->waiting_.find(token);
@@ -429,13 +445,15 @@ void RaftCore::flush() {
     };
     auto batch = std::make_unique<Batch>();
     batch->core = shared_from_this();
+    batch->began = now;
     for (std::size_t i = first; i < at; ++i) batch->tokens.push_back(all[i].token);
     batch->request.data = batch.get();
     const raft_buffer buf{entry, kEnvelopeBytes + bytes};
     // Success is told from apply(), command by command.
     const int rv = raft_apply(&raft_, &batch->request, &buf, 1, [](struct raft_apply* request, int status, void*) {
       const std::unique_ptr<Batch> done(static_cast<Batch*>(request->data));
-      if (status != 0) done->fail(status);
+      if (status != 0) return done->fail(status);
+      done->core->note_round(done->core->ports_.loop->now() - done->began);
     });
     if (rv == 0) {
       (void)batch.release();  // The callback frees it.
@@ -445,6 +463,12 @@ void RaftCore::flush() {
     }
   }
   after_event();
+}
+
+void RaftCore::note_round(Duration took) {
+  if (round_.ns == 0) round_ = took;
+  const Duration step = round_ / kRoundStep;
+  round_ = took > round_ ? round_ + step : round_ - step;
 }
 
 StatusShot RaftCore::when_applied(LogIndex index) {

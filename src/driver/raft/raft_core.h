@@ -46,8 +46,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   /// What an entry appended now would carry, had this node to stamp it.
   [[nodiscard]] WallTime now();
 
-  /// Leader only. Resolves once applied here. What is proposed in one turn of the loop, or while the disk is busy,
-  /// shares an entry.
+  /// Leader only. Resolves once applied here. What is proposed in one turn of the loop, while the disk is busy, or
+  /// within a millisecond at most of the last entry, shares an entry.
   IndexShot propose(Buffer command, std::uint64_t& token);
   void forget(std::uint64_t token) { waiting_.erase(token); }
   StatusShot when_applied(LogIndex index);
@@ -79,8 +79,8 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   void note_applied(std::size_t bytes);
   int snapshot(raft_buffer** bufs, unsigned* n);
   int restore(raft_buffer* buf);
-  [[nodiscard]] bool may_flush() const;
-  void flush_soon();
+  void flush_when_due();
+  void note_round(Duration took);
   void flush();
   void after_event();
   void begin_term();
@@ -125,7 +125,9 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   };
   std::vector<Pending> pending_;
   std::size_t pending_bytes_ = 0;
-  bool flush_posted_ = false;
+  bool flush_posted_ = false, flush_awaited_ = false;
+  Instant next_flush_;
+  Duration round_{};  // from an entry's begin to its commit, about the median
   std::uint64_t begun_term_ = 0;
   std::unordered_map<std::uint64_t, IndexShot> waiting_;
   std::multimap<LogIndex, StatusShot> applied_waiters_;
