@@ -79,8 +79,9 @@ class CommandLog {
 
   /// Appends `command` and returns its index once it is committed on a majority and applied on this node. On a node
   /// that does not lead, the command is forwarded to the leader. After an error the outcome is unknown unless the code
-  /// is `not_leader` or `over_limit`: callers make commands idempotent by (client, sequence) and retry. Errors:
-  /// `no_quorum`, `not_leader`, `unavailable`, `deadline_exceeded`, `overloaded`, `over_limit`. Thread: loop.
+  /// is `not_leader` (also: none is known), `overloaded` or `over_limit`: callers make commands idempotent by (client,
+  /// sequence) and retry. Errors: `no_quorum`, `not_leader`, `unavailable`, `deadline_exceeded`, `overloaded`,
+  /// `over_limit`. Thread: loop.
   virtual Task<Result<LogIndex>> append(Buffer command, Instant deadline) = 0;
 
   /// Returns once every command committed before this call began is applied here (a linearizable read point). Writes

@@ -357,10 +357,15 @@ namespace {
 
 /// `error` ends a command of which an earlier attempt may have reached the log.
 Error perhaps_done(Error error) {
-  if (worth_retrying(error.code) || error.code == Errc::cancelled) return error;  // They do not say that it did not.
   error.message = str("whether the command took effect is not known: ", error.message);
-  error.code = Errc::unavailable;
+  const bool says_that_it_did_not = !worth_retrying(error.code) && error.code != Errc::cancelled;
+  if (says_that_it_did_not) error.code = Errc::unavailable;
   return error;
+}
+
+/// See env::CommandLog::append().
+bool may_be_in_the_log(Errc code) {
+  return code != Errc::not_leader && code != Errc::over_limit && code != Errc::overloaded;
 }
 
 }  // namespace
@@ -395,7 +400,10 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
                        .message = "this node was removed from its cluster",
                        .hint = "holo leave here, then holo join makes it a member anew"});
     }
-    if (auto refusal = me->not_primary()) co_return ended(std::move(*refusal));
+    if (auto refusal = me->not_primary()) {
+      if (sent) refusal->message = me->without_leader();
+      co_return ended(std::move(*refusal));
+    }
     command.set_outstanding(*me->outstanding.begin());
     const std::string bytes = command.SerializeAsString();
     Buffer entry = Buffer::copy(as_bytes(bytes));
@@ -411,9 +419,12 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
       co_return fail(Errc::unavailable,
                      "this node was declared dead meanwhile; whether the command took effect is not known");
     }
-    const Errc why = appended.error().code;
-    if (!worth_retrying(why) || me->now() + pause >= deadline) co_return ended(appended.error());
-    sent = sent || (why != Errc::not_leader && why != Errc::over_limit);
+    Error error = std::move(appended).error();
+    sent = sent || may_be_in_the_log(error.code);
+    if (!worth_retrying(error.code) || me->now() + pause >= deadline) {
+      if (error.code == Errc::not_leader) error.code = Errc::no_quorum;  // There was none to be asked.
+      co_return ended(std::move(error));
+    }
     co_await env::sleep_for(*me->ports.loop, pause);
     pause = std::min(pause * 2, kLongestRetry);
   }

@@ -103,6 +103,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void note_primary();
   [[nodiscard]] std::optional<Error> not_primary() const;
   [[nodiscard]] std::optional<Error> apart() const;
+  [[nodiscard]] std::string without_leader() const;
   static Task<void> reconcile(Self me);
   static Task<Result<bool>> reconcile_once(Self me);
   static Task<void> admit(Self me, wire::NodeInfo node, bool alive);

@@ -467,15 +467,18 @@ std::optional<Error> ControlService::Impl::not_primary() const {
   return apart();
 }
 
+std::string ControlService::Impl::without_leader() const {
+  const membership::Swim::Voters v = swim->voters(kVoterHeard);
+  return str("this node has known no leader for ", (now() - leaderless.value_or(now())).millis() / 1000,
+             " s and hears ", v.heard, " of ", v.all, v.all == 1 ? " voter" : " voters");
+}
+
 std::optional<Error> ControlService::Impl::apart() const {
   if (!leaderless) return std::nullopt;
-  const membership::Swim::Voters v = swim->voters(kVoterHeard);
-  return Error{
-      .code = Errc::no_quorum,
-      .message = str("this node has known no leader for ", (now() - *leaderless).millis() / 1000, " s and hears ",
-                     v.heard, " of ", v.all, v.all == 1 ? " voter" : " voters", ": nothing is changed here"),
-      .hint = "start the other agents, or ask a node on the side with most voters",
-      .retryable = true};
+  return Error{.code = Errc::no_quorum,
+               .message = str(without_leader(), ": nothing is changed here"),
+               .hint = "start the other agents, or ask a node on the side with most voters",
+               .retryable = true};
 }
 
 /// Brings the log's members and voters in line with the state, one change at a time, until nothing is left to do.

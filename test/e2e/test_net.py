@@ -256,6 +256,23 @@ def test_a_partition_is_silent_and_heals(home):
     assert [n["part"] for n in home.json("dev", "status")["nodes"]] == [0, 0, 0]
 
 
+def test_what_may_be_in_the_log_is_never_called_undone(home):
+    home.ok("dev", "up", "-n", "2", "--net", "--memory", "64MiB")
+    home.ok("kv", "put", "color", "blue")
+    leader = home.status("--node", "node1")["cluster"]["leader_name"]
+    home.ok("dev", "partition", "1")
+    # Its log has the entry, and will have it committed when the other comes back.
+    refusal = home.refused("kv", "put", "color", "green", "--node", leader)
+    assert "not known" in refusal and "nothing is changed" not in refusal
+    # By now it knows that it leads nobody: what it refuses without having tried stays undone.
+    refusal = home.refused("kv", "put", "shape", "round", "--node", leader)
+    assert "nothing is changed" in refusal and "not known" not in refusal
+    home.ok("dev", "heal")
+    wait_until(lambda: home.holo("kv", "put", "size", "large", "--node", leader).returncode == DONE, 30, "a leader")
+    assert home.ok("kv", "get", "color").strip() in ("blue", "green")
+    home.refused("kv", "get", "shape")
+
+
 def cut_between(nodes, one, other, on=True):
     """Whether what `one` and `other` send to each other arrives; everybody else hears both."""
     for source, target in ((one, other), (other, one)):

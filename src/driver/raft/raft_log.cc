@@ -223,7 +223,12 @@ Task<Result<LogIndex>> RaftLog::append(Self me, Buffer command, Instant deadline
   } count{me};
   ++me->pending_;
   for (;;) {
-    HOLO_CO_TRY(co_await wait_for_leader(me, deadline));
+    auto known = co_await wait_for_leader(me, deadline);
+    if (!known) {
+      Error e = std::move(known).error();
+      if (e.code == Errc::no_quorum) e.code = Errc::not_leader;  // Nobody has it.
+      co_return std::unexpected(std::move(e));
+    }
     const NodeId leader = me->core_->leader();
     const bool here = me->core_->leading();
     Result<LogIndex> r = fail(Errc::not_leader, "");
