@@ -92,6 +92,10 @@ struct KvService::Impl final : control::StateObserver {
       HOLO_CO_TRY(co_await me->control.barrier(deadline));
       if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
     }
+    if (!me->control.state().cluster()) {
+      co_return fail(Errc::unavailable, "this node has nothing of its cluster yet",
+                     "start the others: what of its log is committed it learns from a leader");
+    }
     HOLO_CO_ASSIGN(page, me->keys().range(ask));
     co_return local_reply(page);
   }

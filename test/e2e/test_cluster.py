@@ -205,6 +205,10 @@ def test_with_several_clusters_one_has_to_be_chosen(started):
     assert "lab" in line and "other" in line
     assert started.status("--cluster", "other")["cluster"]["name"] == "other"
     assert started.status(env={"HOLO_CLUSTER": "lab"})["cluster"]["name"] == "lab"
+    # A node's name alone does not say of which cluster.
+    mine = started.status("--cluster", "lab")["nodes"][0]["name"]
+    assert started.status("--node", mine, env={"HOLO_CLUSTER": "lab"})["cluster"]["name"] == "lab"
+    assert started.status("--cluster", "other", env={"HOLO_CLUSTER": "lab"})["cluster"]["name"] == "other"
     started.refused("status", "--cluster", "third")
 
 

@@ -18,12 +18,15 @@ void add_target_options(CLI::App& app, TargetOptions& target) {
 }
 
 Result<driver::AgentRecord> find_agent(const TargetOptions& target) {
-  // A flag that names an agent beats all of the environment, or a leftover variable would overrule what was typed.
-  if (target.state_dir.empty() && target.cluster.empty() && target.node.empty()) {
-    return driver::choose_agent(driver::AgentChoice::from_environment());
-  }
-  return driver::choose_agent(
-      {.socket = {}, .state_dir = target.state_dir, .cluster = target.cluster, .node = target.node});
+  // A flag that names an agent beats the environment, or a leftover variable would overrule what was typed. A node's
+  // name does not say of which cluster: HOLO_CLUSTER does.
+  const driver::AgentChoice environment = driver::AgentChoice::from_environment();
+  const bool elsewhere = !target.state_dir.empty() || !target.cluster.empty();
+  if (!elsewhere && target.node.empty()) return driver::choose_agent(environment);
+  return driver::choose_agent({.socket = {},
+                               .state_dir = target.state_dir,
+                               .cluster = elsewhere ? target.cluster : environment.cluster,
+                               .node = target.node});
 }
 
 Result<AgentLink> AgentLink::connect(const TargetOptions& target) {
