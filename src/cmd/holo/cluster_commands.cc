@@ -41,7 +41,7 @@ Outcome<ClusterKey> read_key(const StartOptions& o) {
     if (!std::getline(std::cin, text)) return usage("no key on standard input");
   } else if (!o.key_file.empty()) {
     auto read = driver::read_text_file(o.key_file, kMaxKeyFile);
-    if (!read) return usage(str("cannot read the key file ", o.key_file, ": ", read.error().message));
+    if (!read) return usage(str("the key file: ", read.error().message));
     text = *read;
   } else if (text.empty()) {
     const char* variable = std::getenv("HOLO_KEY");
@@ -65,7 +65,7 @@ Outcome<std::string> read_certificate(const StartOptions& o) {
     if (!std::getline(std::cin, text)) return usage("no certificate on standard input");
   } else if (!o.certificate_file.empty()) {
     auto read = driver::read_text_file(o.certificate_file, kMaxKeyFile);
-    if (!read) return usage(str("cannot read ", o.certificate_file, ": ", read.error().message));
+    if (!read) return usage(read.error().message);
     text = *read;
   }
   auto carried = hyperbus::parse_certificate(text);
@@ -129,9 +129,7 @@ Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions
 /// What a file made by holo control snapshot holds, checked to the last byte.
 Outcome<Bytes> read_backup(StartOptions& o) {
   auto file = driver::read_file(o.restore, std::size_t{control::kMaxBackupState} + 2 * control::kMaxBackupHeader);
-  if (!file) {
-    return fail(file.error().code, str("cannot read ", o.restore, ": ", file.error().message), file.error().hint);
-  }
+  HOLO_TRY(file);
   const auto backup = control::decode_backup(*file);
   if (!backup) return fail(backup.error().code, str(o.restore, ": ", backup.error().message), backup.error().hint);
   const std::string& was = backup->header.name();

@@ -42,6 +42,16 @@ std::string suggestion(std::string_view typed, const std::vector<std::string>& c
 
 }  // namespace
 
+CLI::Validator above_zero() {
+  return CLI::Validator(
+      [](std::string& text) {
+        double value = 0;
+        const bool number = CLI::detail::lexical_cast(text, value);
+        return number && value > 0 ? std::string() : "\"" + text + "\" is not above 0";
+      },
+      "");
+}
+
 CommandLine::CommandLine() : root_("holo: one memory and one computer out of many machines", "holo") {
   root_.require_subcommand(1, 1);
   root_.footer("Each command's --help shows an example. Start here: holo dev up -n 4, then holo status.");

@@ -13,6 +13,9 @@ namespace holo::cmd {
 /// Stands for "--" among the arguments of `holo run` and `holo lock`.
 inline constexpr const char* kDashDash = "\001--";
 
+/// Of an option's value; CLI11's own says the limits of a double.
+CLI::Validator above_zero();
+
 class CommandLine {
  public:
   CommandLine();

@@ -246,8 +246,7 @@ Result<std::map<std::string, std::string>> read_config_file(const std::string& p
   const auto hint = "holo config show tells what is in force";
   auto text = driver::read_text_file(path, kMaxConfigBytes);
   if (!text)
-    return fail(text.error().code, str("cannot read the config file ", path, ": ", text.error().message),
-                "give another with --config");
+    return fail(text.error().code, str("the config file: ", text.error().message), "give another with --config");
   std::optional<toml::table> parsed;
   try {
     parsed = toml::parse(*text, path);

@@ -287,7 +287,7 @@ void add_kv_commands(CommandLine& line) {
   };
   const auto condition = [](CLI::App& app, KvOptions& o) {
     app.add_option("--if-revision", o.if_revision, "Only if the key was last written at that revision")
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
   };
   const auto previous = [](CLI::App& app, KvOptions& o) {
     app.add_flag("--previous", o.previous, "Print what was there before");
@@ -302,8 +302,7 @@ void add_kv_commands(CommandLine& line) {
     app.add_option("VALUE", o.value, "Its value (default: empty)");
     app.add_option("--file", o.file,
                    str("The value is the file's bytes, at most ", limits::kMaxKvValueBytes, "; - for standard input"));
-    app.add_option("--lease", o.lease, "The key goes when that lease ends (holo lease grant)")
-        ->check(CLI::PositiveNumber);
+    app.add_option("--lease", o.lease, "The key goes when that lease ends (holo lease grant)")->check(above_zero());
     app.add_flag("--if-absent", o.absent, "Only if there is no such key");
     condition(app, o);
     fence(app, o);
@@ -330,7 +329,7 @@ void add_kv_commands(CommandLine& line) {
         app.add_option("KEY", o.key, "From this key on (default: the first)");
         app.add_option("END", o.end, "Up to this key, without it (default: the last)");
         prefix(app, o);
-        app.add_option("--limit", o.limit, "At most so many")->check(CLI::PositiveNumber);
+        app.add_option("--limit", o.limit, "At most so many")->check(above_zero());
         app.add_flag("--keys-only", o.keys_only, "Without the values");
         revision(app, o);
         stale(app, o);
@@ -344,7 +343,7 @@ void add_kv_commands(CommandLine& line) {
         app.add_option("--from", o.from, "From that revision on (default: what comes now)");
         app.add_option("-c,--count", o.count, "End after so many");
         app.add_option("--timeout", o.timeout, "End after so many seconds; 1 when --count was not reached")
-            ->check(CLI::PositiveNumber);
+            ->check(above_zero());
         json(app, o, "One JSON object for each line");
       });
   add("txn", "Compare, then change: all or nothing, at one revision",

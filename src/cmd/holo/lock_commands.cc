@@ -198,7 +198,7 @@ void add_lock_commands(CommandLine& line) {
   };
   const auto json = [](CLI::App& app, LockOptions& o, const char* help) { app.add_flag("--json", o.json, help); };
   const auto lease = [](CLI::App& app, LockOptions& o) {
-    app.add_option("LEASE", o.lease, "As holo lease grant printed it")->required()->check(CLI::PositiveNumber);
+    app.add_option("LEASE", o.lease, "As holo lease grant printed it")->required()->check(above_zero());
   };
 
   add(line.root(), "lock", "Run a command while holding a lock; its token is in HOLO_LOCK_TOKEN",

@@ -38,10 +38,9 @@ std::string nodes_table(const nlohmann::json& status) {
     if (n["state"] == "left") role = "-";
     std::string state = n["state"];
     if (n.value("draining", false) && state == "alive") state = "draining";
-    // What the asked node itself sees, while the cluster has not decided.
-    if (const std::string seen = n.value("seen", state);
-        n["state"] == "alive" && (seen == "suspect" || seen == "joining"))
-      state = seen;
+    // What the asked node itself sees, while the cluster has not decided. Whom it has not heard yet is no newcomer for
+    // that: it may be one itself.
+    if (n["state"] == "alive" && n.value("seen", state) == "suspect") state = "suspect";
     const std::int64_t ms = n.value("last_heard_ms", std::int64_t{-1});
     const std::string heard = ms < 0 || n["state"] == "left" ? "-" : ms < 1000 ? "now" : str(ms / 1000, " s ago");
     char speed[16];

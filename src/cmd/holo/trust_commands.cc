@@ -143,7 +143,7 @@ Outcome<std::string> given(const std::string& text, const char* what) {
     if (!std::getline(std::cin, out)) return usage(str("no ", what, " on standard input"));
   } else if (text.size() < 4096 && driver::file_exists(text)) {
     auto read = driver::read_text_file(text, kMaxTextFile);
-    if (!read) return usage(str("cannot read ", text, ": ", read.error().message));
+    if (!read) return usage(read.error().message);
     out = *read;
   }
   return out;
