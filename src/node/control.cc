@@ -124,7 +124,7 @@ Result<bool> ControlService::has_cluster() {
   return stored && !stored->empty();
 }
 
-Status ControlService::Impl::next_incarnation() {
+Status ControlService::Impl::next_incarnation(std::uint64_t known) {
   HOLO_ASSIGN(stored, ports.store->get(kIncarnationKey));
   std::uint64_t last = 0;
   if (stored) {
@@ -134,7 +134,7 @@ Status ControlService::Impl::next_incarnation() {
   }
   // Not only one more: a store that was lost, or began anew, must not bring back numbers that others have seen dead.
   const auto wall = static_cast<std::uint64_t>(std::max<std::int64_t>(ports.loop->wall_now().ms, 0));
-  const std::uint64_t next = std::max({last + 1, wall, incarnation + 1});
+  const std::uint64_t next = std::max({last + 1, wall, incarnation + 1, known + 1});
   HOLO_TRY(ports.store->put(kIncarnationKey, std::as_bytes(std::span(&next, 1))));
   incarnation = next;
   swim->start(incarnation);

@@ -40,7 +40,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
 
   // ---- Life (control.cc)
   Status begin(bool bootstrap);
-  Status next_incarnation();
+  /// Takes one that this node never had, above `known`, and keeps it.
+  Status next_incarnation(std::uint64_t known = 0);
   Status save_cluster(const std::vector<wire::NodeInfo>& nodes);
   [[nodiscard]] wire::NodeInfo info() const;
   [[nodiscard]] Instant now() const { return ports.loop->now(); }
@@ -55,7 +56,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<Status> look_for_twin(Self me);
   static Task<std::vector<std::string>> ask_where(Self me, std::string address);
   static Task<bool> is_own(Self me, std::string address);
-  void count_fencing();
+  void count_replacement();
 
   // ---- Who is served (control_gate.cc)
   void guard_peers();
@@ -80,7 +81,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void log_changed();
   void nodes_changed_soon();
   void nodes_changed();
-  void return_anew();
+  void return_anew(std::uint64_t known);
   static Task<Status> join(Self me, std::string seed, Instant deadline);
   /// What a member answered: refused as a stranger by all for a while, this node knows that it was removed.
   void note_standing(const Status& answer);
@@ -109,7 +110,8 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<void> admit(Self me, wire::NodeInfo node, bool alive);
   Result<wire::HeartbeatReply> hear(NodeId from, const wire::Heartbeat& beat);
   void take_usage(NodeId node, std::uint64_t frames_used, const wire::NodeHealth& said);
-  void take_reply(const wire::HeartbeatReply& reply);
+  /// To a heartbeat that was sent under incarnation `said`.
+  void take_reply(std::uint64_t said, const wire::HeartbeatReply& reply);
   void look_for(NodeId leader, const google::protobuf::RepeatedPtrField<std::string>& told);
   [[nodiscard]] wire::Heartbeat make_beat() const;
   void compute_floors();
@@ -134,7 +136,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   std::vector<std::function<void()>> floors_observers;
   std::function<Task<Status>(Instant)> leave_check;
   std::function<void(Error)> on_fatal;
-  std::vector<Instant> fenced_at;  ///< Of late.
+  std::vector<Instant> replaced_at;  ///< Of late: by somebody else under this identity.
   struct Begun {
     NodeId node;
     std::vector<std::string> addresses;

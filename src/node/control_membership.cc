@@ -128,7 +128,7 @@ void ControlService::Impl::nodes_changed() {
   if (mine != nullptr && mine->state != NodeState::left) {
     if (const Status s = save_cluster(known); !s) log_warn("control", s.error().to_string());
   }
-  if (mine != nullptr && mine->state == NodeState::dead && mine->incarnation == incarnation) return_anew();
+  if (mine != nullptr && mine->state == NodeState::dead && mine->incarnation == incarnation) return_anew(incarnation);
   reconcile_again = true;
   if (leads() && !std::exchange(reconciling, true)) ports.loop->spawn(reconcile(shared_from_this()));
 }
@@ -158,7 +158,7 @@ Task<void> ControlService::Impl::beat_loop(Self me) {
     const NodeId to = me->plan.next(me->now(), me->log->status().leader, others);
     if (to == me->identity.id) {
       const wire::Heartbeat own = me->make_beat();
-      if (auto reply = me->hear(me->identity.id, own)) me->take_reply(*reply);
+      if (auto reply = me->hear(me->identity.id, own)) me->take_reply(own.node().incarnation(), *reply);
     } else if (to && me->beats_in_flight < kMaxBeats) {
       me->ports.loop->spawn(beat(me, to));
     }
@@ -182,6 +182,7 @@ void ControlService::Impl::beat_now(const Self& me) {
 
 Task<void> ControlService::Impl::beat(Self me, NodeId to) {
   ++me->beats_in_flight;
+  const std::uint64_t said = me->incarnation;
   const std::string header = me->make_beat().SerializeAsString();
   env::Request request = request_of(PeerMessage::heartbeat, header);
   const env::CallOptions options = control_call(me->now() + kBeatDeadline);
@@ -199,7 +200,7 @@ Task<void> ControlService::Impl::beat(Self me, NodeId to) {
     me->look_for(NodeId{reply.leader()}, reply.leader_addresses());
     co_return;
   }
-  me->take_reply(reply);
+  me->take_reply(said, reply);
 }
 
 /// The leader may have moved while this node was away, and cannot come to it if this one has moved, too: what each
@@ -230,17 +231,27 @@ void ControlService::Impl::take_usage(NodeId node, std::uint64_t frames_used, co
   }
 }
 
-void ControlService::Impl::take_reply(const wire::HeartbeatReply& reply) {
+void ControlService::Impl::take_reply(std::uint64_t said, const wire::HeartbeatReply& reply) {
   for (const wire::NodeUsage& u : reply.usage()) take_usage(NodeId{u.node()}, u.frames_used_bytes(), u.health());
   raise_floors(reply.floors());
-  if (reply.fenced()) return_anew();
+  // Of several beats under one incarnation each is told that it is fenced; this node has returned since the first.
+  if (reply.fenced() && said == incarnation) return_anew(reply.incarnation());
 }
 
-/// The others have gone on without this node: what it had under way is fenced. It comes back as someone new.
-void ControlService::Impl::return_anew() {
-  log_warn("membership", "the cluster had declared this node dead; it returns under a new incarnation");
-  if (const Status s = next_incarnation(); !s) log_error("membership", s.error().to_string());
-  count_fencing();
+/// The others have gone on without this node: what it had under way is fenced. It comes back as someone new, under a
+/// higher incarnation than the one under which they know it (`known`; 0: a release that does not say).
+void ControlService::Impl::return_anew(std::uint64_t known) {
+  // Either this node was silent, and declared dead, or somebody else has spoken in its name: what it ever said itself
+  // is at most its present incarnation.
+  const bool replaced = known > incarnation;
+  log_warn("membership",
+           replaced ? "another agent speaks in the name of this node" : "the cluster had declared this node dead",
+           "; it returns under a new incarnation");
+  if (const Status s = next_incarnation(known); !s) {
+    log_error("membership", s.error().to_string());
+    return;
+  }
+  if (replaced) count_replacement();
 }
 
 void ControlService::Impl::raise_floors(const google::protobuf::RepeatedPtrField<wire::RegionVersion>& raised) {
@@ -291,6 +302,7 @@ Result<wire::HeartbeatReply> ControlService::Impl::hear(NodeId from, const wire:
   const std::uint64_t said = beat.node().incarnation();
   if (said < known->incarnation || (said == known->incarnation && !known->alive())) {
     reply.set_fenced(true);
+    reply.set_incarnation(known->incarnation);
     return reply;
   }
   if (said > known->incarnation) {

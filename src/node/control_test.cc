@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/strings.h"
+#include "core/control/node_info.h"
 #include "driver/posix/asio_loop.h"
 #include "driver/raft/raft_log.h"
 #include "env/entropy_testing.h"
@@ -544,6 +545,54 @@ TEST_F(ControlTest, ADeadMemberStillIsOneAndReturns) {
   ASSERT_TRUE(until([&] { return !at(1).state().node(NodeId{dead})->alive(); }));
   restart(dead);
   EXPECT_TRUE(until([&] { return at(dead).ready() && at(other).state().live_count() == 3; }));
+}
+
+/// As on a link that comes and goes: silence is no twin, however often it happens.
+TEST_F(ControlTest, WhoIsDeclaredDeadAgainAndAgainReturnsEachTime) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3 && leader() != 0; }));
+  const std::uint64_t victim = leader() == 3 ? 2 : 3;
+  const std::uint64_t other = victim == 3 ? 2 : 3;
+  std::size_t fatal = 0;
+  at(victim).set_on_fatal([&](const Error&) { ++fatal; });
+  const auto known = [&] { return at(other).state().node(NodeId{victim})->incarnation; };
+  for (int i = 0; i < 6; ++i) {
+    const std::uint64_t before = known();
+    wire::CommandBody b;  // Without votes, as of earlier releases: nobody need be silent for seconds here.
+    b.mutable_node_dead()->set_node(victim);
+    b.mutable_node_dead()->set_incarnation(before);
+    ASSERT_TRUE(run(at(other).propose(std::move(b), deadline())));
+    ASSERT_TRUE(until([&] { return known() > before && at(victim).ready(); })) << i;
+  }
+  EXPECT_EQ(fatal, 0U);
+}
+
+/// Somebody else announces incarnations that this node never had, while it lives.
+TEST_F(ControlTest, WhoIsReplacedByAnotherAgainAndAgainEndsItself) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(1) == 3 && leader() != 0; }));
+  const std::uint64_t lead = leader();
+  const std::uint64_t victim = lead == 3 ? 2 : 3;
+  std::optional<Error> fatal;
+  at(victim).set_on_fatal([&](Error e) { fatal = std::move(e); });
+  const auto replace = [&] {
+    const control::NodeRecord& mine = *at(lead).state().node(NodeId{victim});
+    wire::Heartbeat beat;
+    beat.set_cluster(at(lead).state().cluster().value);
+    *beat.mutable_node() = control::info_of(mine);
+    const std::uint64_t twin = mine.incarnation + 1'000'000;  // Its clock is ahead by far.
+    beat.mutable_node()->set_incarnation(twin);
+    ASSERT_TRUE(ask(*machines_[victim].endpoint, lead,
+                    {.type = static_cast<std::uint16_t>(PeerMessage::heartbeat), .header = beat.SerializeAsString()}));
+    ASSERT_TRUE(until([&] { return at(victim).incarnation() > twin && at(victim).ready(); }));
+  };
+  for (int i = 0; i < 4; ++i) {
+    replace();
+    EXPECT_FALSE(fatal) << "after " << i + 1 << ": each counts once";
+  }
+  replace();
+  ASSERT_TRUE(fatal);
+  EXPECT_EQ(fatal->code, Errc::already_exists);
 }
 
 /// A voter is off while a newcomer joins and comes to lead. What the voter kept does not name it.

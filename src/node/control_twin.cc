@@ -13,8 +13,8 @@ namespace {
 
 constexpr Duration kDial = milliseconds(1500);
 constexpr std::size_t kAskAtMost = 8;
-constexpr Duration kFencedWindow = seconds(60);
-constexpr std::size_t kFencedTooOften = 5;
+constexpr Duration kReplacedWindow = seconds(60);
+constexpr std::size_t kReplacedTooOften = 5;
 
 }  // namespace
 
@@ -96,16 +96,17 @@ Task<std::vector<std::string>> ControlService::Impl::ask_where(Self me, std::str
   co_return out;
 }
 
-/// The others take this node for another one again and again: somebody else speaks in its name. One of the two has to
-/// end, and each ends itself.
-void ControlService::Impl::count_fencing() {
-  const Instant since = now() - kFencedWindow;
-  std::erase_if(fenced_at, [since](Instant at) { return at < since; });
-  fenced_at.push_back(now());
-  if (fenced_at.size() < kFencedTooOften || !on_fatal) return;
+/// The others know this node under an incarnation that it never had: somebody else speaks in its name. Once can be a
+/// store that was lost, or an old copy of it put back; again and again it is a fight for one identity. One of the two
+/// has to end, and each ends itself. To be declared dead is no replacement: whoever was silent returns, however often.
+void ControlService::Impl::count_replacement() {
+  const Instant since = now() - kReplacedWindow;
+  std::erase_if(replaced_at, [since](Instant at) { return at < since; });
+  replaced_at.push_back(now());
+  if (replaced_at.size() < kReplacedTooOften || !on_fatal) return;
   on_fatal(Error{.code = Errc::already_exists,
                  .message = str("another agent speaks in the name of this node (", identity.id, "): it was replaced ",
-                                fenced_at.size(), " times in a minute"),
+                                replaced_at.size(), " times in a minute"),
                  .hint = "a state directory was copied: keep one of the two, and holo join with a fresh one"});
 }
 

@@ -96,6 +96,39 @@ def test_of_two_copies_that_start_at_once_one_goes_on(home):
             p.communicate(timeout=30)
 
 
+def test_of_two_copies_that_fight_unseen_one_ends_itself(home):
+    cluster(home, "first", "second", "third")
+    pid = pid_of(home, "second")
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: gone(pid), 10, "the agent to end")
+    shutil.copytree(home.root / "second", home.root / "copy")
+    at = ("--state-dir", home.root / "third")
+    before = node(home.status(*at), "second")["incarnation"]
+    both = []
+    try:
+        both.append(home.start(HOLO, "agent", "--state-dir", home.root / "second", "--log-level", "error"))
+        wait_until(lambda: node(home.status(*at), "second")["incarnation"] > before, 30, "the first to be back")
+        # Paused, it answers no dial: the copy believes that it is alone.
+        both[0].send_signal(signal.SIGSTOP)
+        elsewhere = {"XDG_RUNTIME_DIR": str(home.root / "run-copy")}
+        copy = ("--state-dir", home.root / "copy")
+        both.append(home.start(HOLO, "agent", *copy, "--log-level", "error", env=home.env | elsewhere))
+        wait_until(lambda: home.holo("status", *copy, env=elsewhere).returncode == 0, 20, "the copy to answer")
+        # Alive itself, not only for the others: else it may never hear of the leader, and be no danger.
+        wait_until(lambda: home.status(*copy, env=elsewhere)["this_node"]["ready"], 30, "the copy to be taken for it")
+        both[0].send_signal(signal.SIGCONT)
+        ended = wait_until(lambda: [p for p in both if p.poll() is not None], 60, "one of the two to end itself")
+        for p in ended:
+            line = p.stderr.read()
+            assert p.returncode == 1 and "another agent speaks in the name" in line, (p.returncode, line)
+    finally:
+        for p in both:
+            if p.poll() is None:
+                p.send_signal(signal.SIGCONT)
+                p.terminate()
+            p.communicate(timeout=30)
+
+
 def test_a_cluster_is_not_joined_to_itself(home):
     port = free_port()
     line = home.refused("join", f"127.0.0.1:{port}", "--key", "A" * 43 + "=", "--name", "x", "--state-dir", home.root / "x",

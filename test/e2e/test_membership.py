@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from holo_e2e import HOLO, PROBE, alive, node, wait_until
+from holo_e2e import HOLO, PROBE, alive, gone, node, wait_until
 
 LOCAL = ("--listen", "127.0.0.1:0", "--memory", "64MiB")
 
@@ -70,6 +70,28 @@ def test_a_paused_node_resumes_under_a_new_incarnation(home):
     assert status["cluster"]["epoch"] == epoch + 2
     home.ok("kv", "put", "k", "again", "--node", f"node{victim}")
     assert home.ok("kv", "get", "k", "--node", f"node{other}").strip() == "again"
+
+
+def test_a_node_that_is_paused_again_and_again_returns_each_time(home):
+    """Five deaths in a minute: it was silent, and nobody else spoke in its name."""
+    up(home, 3)
+    leader = at(home, 1)["cluster"]["leader_name"]
+    victim = next(n for n in (3, 2) if f"node{n}" != leader)
+    pid = pid_of(home, victim)
+    seen = lambda: node(at(home, 1), f"node{victim}")
+    began = time.monotonic()
+    for n in range(5):
+        before = seen()["incarnation"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: seen()["state"] == "dead", 15, f"pause {n} to be noticed")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: seen()["state"] == "alive" and seen()["incarnation"] > before, 15, f"it to return from pause {n}")  # noqa: B023
+    assert time.monotonic() - began < 60, "else this says nothing of five in a minute"
+    assert home.ok("kv", "put", "still", "here", "--node", f"node{victim}")
+    assert home.ok("kv", "get", "still", "--node", f"node{victim}").strip() == "here"
+    assert pid_of(home, victim) == pid and not gone(pid)
 
 
 def test_what_a_paused_node_had_under_way_overwrites_nothing(home):
