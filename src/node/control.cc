@@ -83,6 +83,8 @@ NodeId ControlService::self() const { return impl_->identity.id; }
 std::uint64_t ControlService::incarnation() const { return impl_->incarnation; }
 NodeId ControlService::leader() const { return log_status().leader; }
 bool ControlService::removed() const { return impl_->removed; }
+bool ControlService::removed_for_good() const { return impl_->removed_for_good; }
+std::optional<Error> ControlService::removal() const { return impl_->removal(); }
 bool ControlService::is_leader() const { return impl_->leads(); }
 bool ControlService::ready() const { return impl_->state.alive(self(), incarnation()); }
 env::LogStatus ControlService::log_status() const { return impl_->log ? impl_->log->status() : env::LogStatus{}; }
@@ -221,6 +223,7 @@ Task<Status> ControlService::join(std::string seed, Instant deadline) {
 }
 Task<Status> ControlService::leave(Instant deadline) { return Impl::leave(impl_, deadline); }
 
+Task<Result<bool>> ControlService::forget_if_removed() { return Impl::forget_if_removed(impl_); }
 Task<Status> ControlService::look_for_twin() { return Impl::look_for_twin(impl_); }
 void ControlService::set_on_fatal(std::function<void(Error)> f) { impl_->on_fatal = std::move(f); }
 
@@ -233,6 +236,12 @@ Status ControlService::resume() {
   }
   impl_->saved_cluster = as_text(*stored);
   impl_->introduce(record);
+  HOLO_ASSIGN(kept, impl_->removal_kept());
+  if (kept || impl_->removed_for_good) {
+    impl_->removed = impl_->removed_for_good = true;
+    log_error("membership", impl_->removal()->to_string());
+    return {};
+  }
   for (const wire::NodeInfo& n : record.nodes()) {
     if (NodeId{n.id()} == self()) continue;
     impl_->ports.transport->set_addresses(NodeId{n.id()}, {n.addresses().begin(), n.addresses().end()});
@@ -334,6 +343,7 @@ Task<Status> ControlService::wait_version(RegionId region, Version version, Inst
 
 namespace {
 Task<Status> barrier_of(std::shared_ptr<ControlService::Impl> me, Instant deadline) {
+  if (auto refusal = me->removal()) co_return std::unexpected(std::move(*refusal));
   if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
   if (auto refusal = me->not_primary()) co_return std::unexpected(std::move(*refusal));
   co_return co_await me->log->barrier(deadline);
@@ -371,6 +381,7 @@ bool may_be_in_the_log(Errc code) {
 }  // namespace
 
 Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::CommandBody body, Instant deadline) {
+  if (auto refusal = me->removal(); refusal && !me->log) co_return std::unexpected(std::move(*refusal));
   if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
   if (me->outstanding.size() >= limits::kMaxPendingCommands) {
     co_return std::unexpected(Error{.code = Errc::overloaded,
@@ -395,11 +406,7 @@ Task<Result<wire::CommandResult>> ControlService::Impl::propose(Self me, wire::C
   const auto ended = [&sent](Error error) { return std::unexpected(sent ? perhaps_done(std::move(error)) : error); };
   for (;;) {
     if (me->stopped) co_return fail(Errc::cancelled, "the agent is stopping");
-    if (me->removed) {
-      co_return ended({.code = Errc::permission_denied,
-                       .message = "this node was removed from its cluster",
-                       .hint = "holo leave here, then holo join makes it a member anew"});
-    }
+    if (auto refusal = me->removal()) co_return ended(std::move(*refusal));
     if (auto refusal = me->not_primary()) {
       if (sent) refusal->message = me->without_leader();
       co_return ended(std::move(*refusal));

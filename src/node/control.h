@@ -79,11 +79,15 @@ class ControlService {
   /// Errors: `unavailable`, `wrong_key`, `wrong_version`, `deadline_exceeded`, `no_quorum`, `over_limit`, `refused`.
   Task<Status> join(std::string seed, Instant deadline);
   /// Before resume(): nobody else is this node, or has its name, as far as that can be found out. Takes 1.5 s for an
-  /// address of old at which nobody answers. Errors: `already_exists`.
+  /// address of old at which nobody answers. Learns besides whether this node was removed. Errors: `already_exists`.
   Task<Status> look_for_twin();
+  /// Instead of resume(): true when this node was removed, as it knows already or another member says now (3 s at
+  /// most); its store then belongs to no cluster any more. Errors: those of the store.
+  Task<Result<bool>> forget_if_removed();
   /// Called when this node must not go on (another agent speaks in its name).
   void set_on_fatal(std::function<void(Error)> f);
-  /// Goes on after a restart. Returns at once; this node is alive again once a leader has heard it (ready()).
+  /// Goes on after a restart. Returns at once; this node is alive again once a leader has heard it (ready()). One that
+  /// was removed for good only answers so, and can leave().
   Status resume();
   /// Leaves the cluster for good: drains (see set_leave_check), then NodeLeave. Errors: `refused` with what it still
   /// holds, `deadline_exceeded`, `no_quorum`.
@@ -105,6 +109,10 @@ class ControlService {
   [[nodiscard]] bool is_leader() const;
   /// The others refuse this node: it was removed, and has to join anew.
   [[nodiscard]] bool removed() const;
+  /// So a member's copy of the log says, and nothing can change it: known over restarts, until it leaves.
+  [[nodiscard]] bool removed_for_good() const;
+  /// What to answer to whoever asks anything of a node that was removed; nullopt: it was not.
+  [[nodiscard]] std::optional<Error> removal() const;
   /// This node is alive in the state under its own incarnation: it may commit.
   [[nodiscard]] bool ready() const;
   [[nodiscard]] env::LogStatus log_status() const;

@@ -194,6 +194,16 @@ Task<Result<env::Reply>> ControlService::Impl::on_member_query(Self me, NodeId f
   wire::MemberQuery query;
   if (!query.ParseFromString(request.header)) co_return fail(Errc::malformed, "a request that does not decode");
   wire::MemberQueryReply reply;
+  if (!me->counts_as_member(from)) {
+    // Only one that was a member is told anything, and only of itself: that it is none any more, as of an entry.
+    const control::NodeRecord* former = me->state.node(from);
+    if (from.value != query.node() || former == nullptr || former->state != NodeState::left)
+      co_return std::unexpected(not_a_member(from));
+    reply.set_log_index(me->state.applied().value);
+    env::Reply none;
+    none.header = reply.SerializeAsString();
+    co_return none;
+  }
   // One that is joining knows the node that it asked, and nothing of the cluster.
   reply.set_member(me->introduced_until != kJoining && me->is_member(NodeId{query.node()}));
   reply.set_log_index(std::max(me->state.applied(), me->introduced_until).value);

@@ -54,7 +54,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
 
   // ---- One identity, one agent (control_twin.cc)
   static Task<Status> look_for_twin(Self me);
-  static Task<std::vector<std::string>> ask_where(Self me, std::string address);
+  static Task<std::vector<std::string>> ask_where(Self me, std::string address, LogIndex known);
   static Task<bool> is_own(Self me, std::string address);
   void count_replacement();
 
@@ -85,7 +85,15 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   static Task<Status> join(Self me, std::string seed, Instant deadline);
   /// What a member answered: refused as a stranger by all for a while, this node knows that it was removed.
   void note_standing(const Status& answer);
+  /// What a member's copy of the log says of this node, which was a member at entry `known`: kept for good.
+  void take_standing(const wire::MemberQueryReply& said, LogIndex known);
+  void keep_removal();
+  [[nodiscard]] Result<bool> removal_kept() const;
+  [[nodiscard]] std::optional<Error> removal() const;
+  static Task<void> ask_standing(Self me, NodeId of);
+  void ask_somebody();
   static Task<Status> leave(Self me, Instant deadline);
+  static Task<Result<bool>> forget_if_removed(Self me);
   static Task<Status> leave_draining(Self me, Instant deadline);
   static Task<Status> give_up_lead(Self me, Instant deadline);
   static Task<Status> ask_to_leave(Self me, Instant deadline);
@@ -129,6 +137,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   bool stopped = false;
   bool leaving = false;
   bool removed = false;                  ///< The others say that it is no member any more.
+  bool removed_for_good = false;         ///< Their log says so.
   bool staying = false;                  ///< A drain is being taken back.
   std::optional<Instant> refused_since;  ///< By every member that answered.
 

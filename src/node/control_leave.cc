@@ -20,10 +20,12 @@ constexpr Duration kChangeMember = seconds(10);  // For the leader, to take a me
 constexpr Duration kRetryRemoval = milliseconds(200);
 constexpr Duration kRetryVote = milliseconds(20);
 constexpr Duration kRetryStay = seconds(1);
+constexpr const char* kRemovedKey = "removed";  // In the store: this node was removed for good.
 constexpr const char* kLeavingKey = "leaving";  // In the store: this node drains because it leaves.
 constexpr Duration kRetryLeave = milliseconds(200);
 constexpr Duration kAskLeader = seconds(12);  // More than the leader takes: then it cannot be reached, or is another.
 constexpr Duration kBelieveRemoval = seconds(3);
+constexpr Duration kAskStanding = seconds(1);
 
 }  // namespace
 
@@ -38,12 +40,81 @@ void ControlService::Impl::note_standing(const Status& answer) {
   // Somebody whose log is behind may not know a member; it asks others before it says so, but not for this long.
   if (removed || now() - *refused_since < kBelieveRemoval) return;
   removed = true;
-  log_error("membership",
-            "this node was removed from its cluster: holo leave here, then holo join makes it a member anew");
+  log_error("membership", removal()->to_string());
+}
+
+std::optional<Error> ControlService::Impl::removal() const {
+  if (!removed) return std::nullopt;
+  return Error{.code = Errc::permission_denied,
+               .message = "this node was removed from its cluster",
+               .hint = "holo leave here, then holo join makes it a member anew"};
+}
+
+Result<bool> ControlService::Impl::removal_kept() const {
+  HOLO_ASSIGN(kept, ports.store->get(kRemovedKey));
+  return kept && !kept->empty();
+}
+
+/// A copy that is older than this node's membership says nothing: it may have left before, and joined again.
+void ControlService::Impl::take_standing(const wire::MemberQueryReply& said, LogIndex known) {
+  if (!said.member() && LogIndex{said.log_index()} != kJoining && LogIndex{said.log_index()} >= known) keep_removal();
+}
+
+void ControlService::Impl::keep_removal() {
+  if (leaving || std::exchange(removed_for_good, true)) return;
+  const bool news = !std::exchange(removed, true);
+  if (news) log_error("membership", removal()->to_string());
+  if (const Status kept = ports.store->put(kRemovedKey, as_bytes("1")); !kept)
+    log_error("membership", "that is not kept over a restart: ", kept.error().to_string());
+  // There is nobody to speak with any more.
+  swim->stop();
+  std::set<NodeId> others = introduced;
+  for (const auto& [id, n] : state.nodes()) others.insert(id);
+  others.erase(identity.id);
+  for (const NodeId other : others) {
+    ports.transport->set_addresses(other, {});
+    ports.transport->disconnect(other);
+  }
+}
+
+Task<void> ControlService::Impl::ask_standing(Self me, NodeId of) {
+  ++me->beats_in_flight;
+  const LogIndex known = me->introduced_until;
+  wire::MemberQuery query;
+  query.set_node(me->identity.id.value);
+  env::Request request = request_of(PeerMessage::member_query, query.SerializeAsString());
+  const env::CallOptions options = control_call(me->now() + kAskStanding);
+  auto asking = me->ports.transport->call(of, std::move(request), options);
+  const auto answer = co_await asking;
+  --me->beats_in_flight;
+  wire::MemberQueryReply reply;
+  if (!me->stopped && answer && reply.ParseFromString(answer->header)) me->take_standing(reply, known);
+}
+
+/// Nothing of the log has reached this node since it began: perhaps it is to get nothing any more.
+void ControlService::Impl::ask_somebody() {
+  std::vector<NodeId> others;
+  for (const NodeId node : introduced) {
+    if (node != identity.id) others.push_back(node);
+  }
+  if (!others.empty()) ports.loop->spawn(ask_standing(shared_from_this(), others[next_to_ask++ % others.size()]));
+}
+
+Task<Result<bool>> ControlService::Impl::forget_if_removed(Self me) {
+  const Status looked = co_await look_for_twin(me);
+  if (!looked) log_debug("membership", looked.error().to_string());  // That matters to who goes on.
+  HOLO_CO_ASSIGN(kept, me->removal_kept());
+  if (!kept && !me->removed_for_good) co_return false;
+  me->removed = true;
+  HOLO_CO_TRY(co_await leave(me, kNever));
+  co_return true;
 }
 
 Task<Status> ControlService::Impl::leave(Self me, Instant deadline) {
-  if (me->removed) co_return me->ports.store->put("cluster", ByteSpan{});  // There is nothing to leave any more.
+  if (me->removed) {  // There is nothing to leave any more.
+    HOLO_CO_TRY(me->ports.store->put(kRemovedKey, ByteSpan{}));
+    co_return me->ports.store->put("cluster", ByteSpan{});
+  }
   if (!me->log || me->state.node(me->identity.id) == nullptr)
     co_return fail(Errc::refused, "this node is in no cluster");
   if (std::exchange(me->leaving, true)) co_return fail(Errc::refused, "this node is leaving already");

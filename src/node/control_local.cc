@@ -47,6 +47,7 @@ wire::RegionInfo info_of(const control::State& state, RegionId id) {
 }
 
 Task<Status> look(std::shared_ptr<Impl> me) {
+  if (auto refusal = me->removal()) co_return std::unexpected(std::move(*refusal));
   if (!me->log) co_return fail(Errc::unavailable, "this node is in no cluster");
   const Instant deadline = me->now() + kLook;
   co_return co_await me->log->barrier(deadline);

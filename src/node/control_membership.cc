@@ -100,7 +100,7 @@ void ControlService::Impl::nodes_changed_soon() {
     const Self me = weak.lock();
     if (!me) return;
     me->nodes_change_posted = false;
-    if (!me->stopped) me->nodes_changed();
+    if (!me->stopped && !me->removed_for_good) me->nodes_changed();
   });
 }
 
@@ -149,12 +149,13 @@ wire::Heartbeat ControlService::Impl::make_beat() const {
 }
 
 Task<void> ControlService::Impl::beat_loop(Self me) {
-  while (!me->stopped && !me->ports.loop->stopping()) {
+  while (!me->stopped && !me->removed_for_good && !me->ports.loop->stopping()) {
     me->note_primary();
     std::vector<NodeId> others;
     for (const auto& [id, n] : me->state.nodes()) {
       if (n.state != NodeState::left && id != me->identity.id) others.push_back(id);
     }
+    if (!me->state.cluster() && me->beats_in_flight < kMaxBeats) me->ask_somebody();
     const NodeId to = me->plan.next(me->now(), me->log->status().leader, others);
     if (to == me->identity.id) {
       const wire::Heartbeat own = me->make_beat();
@@ -168,7 +169,7 @@ Task<void> ControlService::Impl::beat_loop(Self me) {
 
 /// Something that the leader should hear before the next beat is due.
 void ControlService::Impl::beat_now(const Self& me) {
-  if (me->stopped || !me->log) return;
+  if (me->stopped || !me->log || me->removed_for_good) return;
   const NodeId leader = me->log->status().leader;
   if (!leader || !me->state.cluster()) return;
   if (leader == me->identity.id) {
@@ -189,7 +190,10 @@ Task<void> ControlService::Impl::beat(Self me, NodeId to) {
   auto answer = co_await me->ports.transport->call(to, std::move(request), options);
   --me->beats_in_flight;
   if (me->stopped) co_return;
+  if (me->removed_for_good) co_return;
   me->note_standing(answer ? Status{} : Status(std::unexpected(answer.error())));
+  if (!answer && answer.error().code == Errc::permission_denied && !me->leaving)
+    me->ports.loop->spawn(ask_standing(me, to));
   wire::HeartbeatReply reply;
   if (!answer || !reply.ParseFromString(answer->header)) {
     me->plan.on_failure(to);
@@ -486,6 +490,7 @@ std::string ControlService::Impl::without_leader() const {
 }
 
 std::optional<Error> ControlService::Impl::apart() const {
+  if (removed) return removal();
   if (!leaderless) return std::nullopt;
   return Error{.code = Errc::no_quorum,
                .message = str(without_leader(), ": nothing is changed here"),

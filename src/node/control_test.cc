@@ -420,7 +420,8 @@ constexpr PeerMessage kMembersOnly[] = {PeerMessage::heartbeat,   PeerMessage::m
 TEST(MemberGate, RequestsAreForMembersUnlessTheyAreNamed) {
   for (unsigned type = 0; type < 1000; ++type) {
     const auto message = static_cast<PeerMessage>(type);
-    const bool open = message == PeerMessage::join || message == PeerMessage::leave || message == PeerMessage::ping;
+    const bool open = message == PeerMessage::join || message == PeerMessage::leave ||
+                      message == PeerMessage::member_query || message == PeerMessage::ping;
     EXPECT_EQ(may_ask(message) == wire::Asker::anyone, open) << type;
     const bool of_the_log = message == PeerMessage::raft || message == PeerMessage::confirm_term;
     EXPECT_EQ(may_ask(message) == wire::Asker::log_member, of_the_log) << type;
@@ -467,6 +468,37 @@ TEST_F(ControlTest, AStrangerIsServedNothingButWhatJoiningTakes) {
   EXPECT_TRUE(ask(*machines_[2].endpoint, 1, {.type = static_cast<std::uint16_t>(PeerMessage::page_fetch)}));
   EXPECT_TRUE(ask(*machines_[3].endpoint, 2, {.type = 999}));
   EXPECT_EQ(reached, 2U);
+}
+
+/// It has to learn that it is no member any more; of the others it learns nothing.
+TEST_F(ControlTest, WhoWasRemovedIsToldOfItselfOnly) {
+  cluster(3);
+  ASSERT_TRUE(until([&] { return voters(leader()) == 3; }));
+  const std::uint64_t lead = leader(), gone = lead == 3 ? 2 : 3, other = 6 - lead - gone;
+  const auto query = [&](std::uint64_t from, std::uint64_t about) {
+    wire::MemberQuery question;
+    question.set_node(about);
+    return ask(*machines_[from].endpoint, lead,
+               {.type = static_cast<std::uint16_t>(PeerMessage::member_query), .header = question.SerializeAsString()});
+  };
+  wire::CommandBody body;
+  body.mutable_node_leave()->set_node(gone);
+  ASSERT_TRUE(run(at(other).propose(std::move(body), deadline())));
+  ASSERT_TRUE(until([&] { return at(lead).state().node(NodeId{gone})->state == control::NodeState::left; }));
+  const auto told = query(gone, gone);
+  wire::MemberQueryReply reply;
+  ASSERT_TRUE(told && reply.ParseFromString(told->header));
+  EXPECT_FALSE(reply.member());
+  EXPECT_EQ(reply.log_index(), at(lead).state().applied().value);
+  EXPECT_EQ(reply.addresses_size(), 0);
+  EXPECT_EQ(query(gone, other).error().code, Errc::permission_denied);
+  EXPECT_TRUE(query(other, gone));
+  ASSERT_TRUE(until([&] { return at(gone).removed_for_good(); }));
+  EXPECT_EQ(at(gone).removal()->code, Errc::permission_denied);
+  kill(gone);
+  restart(gone);
+  EXPECT_TRUE(at(gone).removed_for_good()) << "it has kept that";
+  EXPECT_EQ(run(at(gone).barrier(deadline())).error().code, Errc::permission_denied);
 }
 
 /// However often it knocks, the others are hardly asked about it.

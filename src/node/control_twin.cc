@@ -21,6 +21,8 @@ constexpr std::size_t kReplacedTooOften = 5;
 /// Before a restart: is somebody at the address that this node had, who proves to be this node? And does another member
 /// have its name?
 Task<Status> ControlService::Impl::look_for_twin(Self me) {
+  HOLO_CO_ASSIGN(removed, me->removal_kept());
+  if (removed) co_return Status{};  // It takes part in nothing.
   HOLO_CO_ASSIGN(stored, me->ports.store->get("cluster"));
   wire::JoinReply record;
   if (!stored || !record.ParseFromString(std::string(as_text(*stored)))) co_return Status{};  // resume() says so.
@@ -39,7 +41,7 @@ Task<Status> ControlService::Impl::look_for_twin(Self me) {
   std::vector<Task<std::vector<std::string>>> questions;
   for (const wire::NodeInfo& n : record.nodes()) {
     if (NodeId{n.id()} == me->identity.id || n.addresses().empty() || questions.size() == kAskAtMost) continue;
-    questions.push_back(ask_where(me, n.addresses(0)));
+    questions.push_back(ask_where(me, n.addresses(0), LogIndex{record.log_index()}));
   }
   const auto answers = co_await gather(*me->ports.loop, std::move(questions));
   for (const auto& addresses : answers) {
@@ -76,7 +78,7 @@ Task<bool> ControlService::Impl::is_own(Self me, std::string address) {
 
 /// Where another member believes this node to be; nothing when it does not answer. It must not take this connection for
 /// the way to the node, as long as nothing is answered here: it ends with the question.
-Task<std::vector<std::string>> ControlService::Impl::ask_where(Self me, std::string address) {
+Task<std::vector<std::string>> ControlService::Impl::ask_where(Self me, std::string address, LogIndex known) {
   std::vector<std::string> out;
   const Instant deadline = me->now() + kDial;
   auto dialling = me->ports.transport->connect(std::move(address), deadline);
@@ -92,6 +94,7 @@ Task<std::vector<std::string>> ControlService::Impl::ask_where(Self me, std::str
   me->ports.transport->disconnect(other->node);
   wire::MemberQueryReply reply;
   if (!answer || !reply.ParseFromString(answer->header)) co_return out;
+  me->take_standing(reply, known);
   out.assign(reply.addresses().begin(), reply.addresses().end());
   co_return out;
 }

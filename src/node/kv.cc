@@ -85,6 +85,7 @@ struct KvService::Impl final : control::StateObserver {
   }
 
   static LocalAnswer get(Self me, Session, wire::KvGet ask) {
+    if (auto refusal = me->control.removal()) co_return std::unexpected(std::move(*refusal));
     // At a revision that this node has there is nothing newer to be learnt.
     if (!HOLO_SEEDED_BUG(read_without_asking) && !ask.stale() &&
         (ask.revision() == 0 || ask.revision() > me->keys().revision())) {
@@ -104,6 +105,7 @@ struct KvService::Impl final : control::StateObserver {
     const Duration limit = milliseconds(static_cast<std::int64_t>(std::min(ask.wait_ms(), kLongestWatchMs)));
     const Instant deadline = me->loop.now() + limit;
     for (;;) {
+      if (auto refusal = me->control.removal()) co_return std::unexpected(std::move(*refusal));
       HOLO_CO_ASSIGN(events, me->keys().events(ask));
       if (!events.events().empty() || me->loop.now() >= deadline) co_return local_reply(events);
       ask.set_from(events.from() + (HOLO_SEEDED_BUG(watch_skips_a_revision) ? 1 : 0));

@@ -244,8 +244,11 @@ Task<Status> Node::begin_resume() {
   co_return co_await serve_processes();
 }
 
+Task<Result<bool>> Node::forget_if_removed() { return control_->forget_if_removed(); }
+
 Task<Status> Node::wait_alive(Instant deadline) {
   while (!control_->ready()) {
+    if (control_->removed_for_good()) co_return std::unexpected(*control_->removal());
     if (ports_.loop.now() >= deadline) {
       co_return fail(Errc::deadline_exceeded, "no leader has admitted this node in time",
                      "holo status tells which nodes are alive");

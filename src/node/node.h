@@ -104,7 +104,10 @@ class Node {
   /// Goes on after a restart; answers local processes when this returns, whether or not others are reachable. Errors:
   /// those of LocalServer::listen, and damage found in the state directory.
   Task<Status> begin_resume();
-  /// Returns once this node is a live member. Errors: `deadline_exceeded`, `cancelled`.
+  /// Instead of begin_...: as ControlService::forget_if_removed().
+  Task<Result<bool>> forget_if_removed();
+  /// Returns once this node is a live member. Errors: `deadline_exceeded`, `cancelled`, `permission_denied` (it was
+  /// removed).
   Task<Status> wait_alive(Instant deadline);
 
   /// Ends jobs and workers, leaves the log, closes every connection, all within a second or so; then writes the

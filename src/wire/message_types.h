@@ -50,8 +50,9 @@ enum class Asker : std::uint8_t {
 /// Members only, unless a type is named here.
 constexpr Asker may_ask(PeerMessage type) {
   switch (type) {
-    case PeerMessage::join:   // Who is not a member yet.
-    case PeerMessage::leave:  // Who has left, and lost the answer. The handler knows everybody else.
+    case PeerMessage::join:          // Who is not a member yet.
+    case PeerMessage::leave:         // Who has left, and lost the answer. The handler knows everybody else.
+    case PeerMessage::member_query:  // Who was removed, about itself. The handler refuses strangers.
     case PeerMessage::ping: return Asker::anyone;
     case PeerMessage::confirm_term:
     case PeerMessage::raft: return Asker::log_member;

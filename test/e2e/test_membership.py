@@ -1,5 +1,6 @@
 """Who is alive is the cluster's decision: crashes, pauses, splits, pairs with and without a witness, false alarms."""
 
+import json
 import os
 import signal
 import subprocess
@@ -257,3 +258,68 @@ def test_a_leader_that_is_drained_hands_over_and_its_vote_goes_to_another(home):
     home.ok("kv", "put", "k", "v", "--node", leader)
     home.ok("undrain", leader, "--node", f"node{other}")
     assert len(voters(at(home, other))) == 3
+
+
+def told_of_its_removal(home, number):
+    wait_until(lambda: at(home, number)["this_node"]["removed"], 20, "the node to know that it was removed")
+
+
+def directory(home, number):
+    return home.root / f"state/holo/dev/dev/node{number}"
+
+
+def join_again(home, number):
+    """With the directory that it had."""
+    key = json.loads((directory(home, 1) / "cluster.json").read_text())["key"]
+    address = node(at(home, 1), "node1")["address"]
+    name = f"node{number}"
+    home.ok("join", address, "--key", key, "--name", name, "--state-dir", directory(home, number))
+    assert name in alive(at(home, 1))
+    assert home.ok("kv", "get", "k", "--node", name).strip() == "v"
+
+
+def test_a_node_removed_while_it_was_dead_is_told_remembers_it_and_joins_again(home):
+    up(home, 4)
+    home.ok("kv", "put", "k", "v")
+    home.ok("dev", "kill", "4")
+    home.ok("remove", "node4", "--node", "node1")
+    home.ok("dev", "restart", "4")
+    told_of_its_removal(home, 4)
+    home.ok("dev", "kill", "4")
+    for n in (1, 2, 3):
+        os.kill(pid_of(home, n), signal.SIGSTOP)  # Nobody can say it again.
+    try:
+        home.ok("dev", "restart", "4")
+        assert at(home, 4)["this_node"]["removed"]
+        assert "was removed" in home.ok("status", "--node", "node4")
+        for asked in (("get", "k", "--stale"), ("get", "k"), ("put", "k", "w")):
+            assert "was removed" in home.refused("kv", *asked, "--node", "node4")
+        assert at(home, 4)["this_node"]["links"] == []
+        home.ok("leave", "--node", "node4")
+    finally:
+        for n in (1, 2, 3):
+            os.kill(pid_of(home, n), signal.SIGCONT)
+    wait_until(lambda: len(alive(at(home, 1))) == 3, 30, "the others to be back")
+    join_again(home, 4)
+
+
+def test_a_directory_whose_node_was_removed_is_left_and_joined_with_no_agent_running(home):
+    up(home, 4)
+    home.ok("kv", "put", "k", "v")
+    there = ("--state-dir", directory(home, 4))
+    # It was told, and its agent has ended since.
+    home.ok("remove", "node4", "--node", "node1")
+    told_of_its_removal(home, 4)
+    home.ok("dev", "kill", "4")
+    assert home.json("leave", *there)["left"]
+    home.refused("leave", *there)  # There is nothing left to leave.
+    join_again(home, 4)
+    # Nothing there says it: the others do. Twice, for the two commands.
+    for end in (lambda: home.ok("leave", *there), lambda: None):
+        pid = next(p for p in home.processes() if str(directory(home, 4)).encode() in open(f"/proc/{p}/cmdline", "rb").read())
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: pid not in home.processes(), 10, "its end")  # noqa: B023
+        home.refused("leave", *there)  # A member's directory, still.
+        home.ok("remove", "node4", "--node", "node1")
+        end()
+        join_again(home, 4)

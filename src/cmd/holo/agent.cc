@@ -276,6 +276,7 @@ class Agent {
       self->end();
       co_return;
     }
+    if (self->ending_) co_return;
     self->follow_addresses();
     const auto alive = co_await self->node_->wait_alive(kNever);
     if (alive) self->alive();
@@ -294,6 +295,7 @@ class Agent {
       end();
     });
     HOLO_CO_ASSIGN(member, node_->has_cluster());
+    if (hooks_.forget_if_removed) co_return co_await forget(member);
     const Instant deadline = loop_.now() + kBeginLimit;
     if (member) {
       HOLO_CO_TRY(co_await node_->begin_resume());
@@ -326,6 +328,19 @@ class Agent {
     log_info("agent", "node ", config_.name, " (", record_.node_id, ") of cluster ", membership_.name, " listens on ",
              node_->listen_address());
     hooks_.ready.answering(node_->listen_address());
+    co_return Status{};
+  }
+
+  Task<Status> forget(bool member) {
+    bool removed = false;
+    if (member) {
+      HOLO_CO_ASSIGN(answer, co_await node_->forget_if_removed());
+      removed = answer;
+    }
+    if (!removed) co_return fail(Errc::refused, "this node was not removed from its cluster, as far as is known");
+    left_cluster_ = true;
+    hooks_.ready.answering(node_->listen_address());
+    end();
     co_return Status{};
   }
 

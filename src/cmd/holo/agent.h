@@ -13,6 +13,9 @@ namespace holo::cmd {
 
 struct AgentHooks {
   ReadyPipe ready;  ///< Hears when the agent answers, is alive, or could not start.
+  /// Only to find out whether this node was removed from its cluster: then its state directory belongs to none any
+  /// more, and the agent ends after it has answered; else it fails.
+  bool forget_if_removed = false;
   /// Called once this node is a live member, with what others dial.
   std::function<void(const std::string& advertised)> on_alive = {};
 };

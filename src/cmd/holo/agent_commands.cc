@@ -13,6 +13,7 @@ namespace {
 struct AgentCommand {
   AgentOptions agent;
   int ready_fd = -1;
+  bool forget_if_removed = false;
 };
 
 Outcome<int> run(const AgentCommand& o) {
@@ -22,7 +23,7 @@ Outcome<int> run(const AgentCommand& o) {
     ready.failed(loaded.error());
     return std::unexpected(loaded.error());
   }
-  return run_agent(*loaded, {.ready = std::move(ready), .on_alive = {}});
+  return run_agent(*loaded, {.ready = std::move(ready), .forget_if_removed = o.forget_if_removed, .on_alive = {}});
 }
 
 Outcome<int> version(bool json) {
@@ -47,6 +48,7 @@ void add_agent_commands(CommandLine& line) {
                        "holo agent --memory 8GiB", [o] { return run(*o); });
   add_agent_options(app, o->agent);
   app.add_option("--ready-fd", o->ready_fd, "Tell readiness on this descriptor")->group("");
+  app.add_flag("--forget-if-removed", o->forget_if_removed, "Only that, and end")->group("");
 
   auto json = std::make_shared<bool>(false);
   auto& v = line.add(line.root(), "version", "The version of this program", "holo version --json",

@@ -9,6 +9,8 @@ namespace holo::cmd {
 
 namespace {
 
+constexpr Duration kForgetLimit = seconds(15);
+
 /// Whether the directory belongs to the cluster that is to be joined, as far as that can be told.
 bool same_cluster(const ClusterMembership& present, const ClusterMembership& wanted) {
   if (!wanted.pending.starts_with("join") || present.trust != wanted.trust) return false;
@@ -49,6 +51,25 @@ Outcome<void> prepare_start(const std::string& state_dir, ClusterMembership want
   HOLO_TRY(state.forget_cluster());  // Remains of a start that was interrupted.
   HOLO_TRY(state.set_membership(wanted));
   return {};
+}
+
+Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& config_file) {
+  HOLO_ASSIGN(present, read_membership(config.state_dir));
+  if (!present || !present->pending.empty()) return false;
+  std::vector<std::string> args = {"--forget-if-removed"};
+  if (!config_file.empty()) args.insert(args.end(), {"--config", config_file});
+  HOLO_ASSIGN(agent, start_agent(config, args));
+  const auto removed = agent.wait(AgentStage::answering, kForgetLimit);
+  if (!removed && removed.error().error.code == Errc::deadline_exceeded) agent.abandon();
+  wait_for_end(agent.name(), kForgetLimit);
+  return removed.has_value();
+}
+
+Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& config_file,
+                                const ClusterMembership& wanted) {
+  const auto present = read_membership(config.state_dir);
+  if (!present || !*present || !same_cluster(**present, wanted)) return false;
+  return forget_if_removed(config, config_file);
 }
 
 void forget_failed_start(const std::string& state_dir) {

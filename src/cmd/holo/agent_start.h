@@ -15,6 +15,13 @@ namespace holo::cmd {
 /// the root key and the first certificate. Failures: `refused` (an agent runs there, or the directory belongs to a
 /// cluster already), `permission_denied` (another node's certificate), and those of files.
 Outcome<void> prepare_start(const std::string& state_dir, ClusterMembership wanted);
+/// While no agent runs on `state_dir`: true when its node was removed from its cluster, as the directory says or
+/// another member (asked for 3 s at most); the directory then belongs to no cluster any more. `config_file`: the
+/// agent's, or empty. False where that cannot be told, or no cluster is known there.
+Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& config_file);
+/// The same before a join: only where the cluster to be joined is the one that the directory belongs to.
+Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& config_file,
+                                const ClusterMembership& wanted);
 /// After a start that failed: the directory no longer looks like a member's. Does nothing when it is one.
 void forget_failed_start(const std::string& state_dir);
 

@@ -213,6 +213,7 @@ Outcome<int> join(StartOptions& o) {
     HOLO_ASSIGN(certificate, read_certificate(o));
     wanted.certificate = std::move(certificate);
   }
+  HOLO_TRY(forget_if_removed(loaded.config, o.agent.sources.config_file, wanted));
   HOLO_TRY(prepare_start(loaded.config.state_dir, wanted));
   HOLO_TRY(keep_flags(loaded, o.agent));
   if (o.foreground) {
@@ -242,9 +243,28 @@ struct LeaveOptions {
   bool json = false;
 };
 
+/// The id of the node whose directory this is, if it was removed and could be forgotten; else empty.
+Outcome<std::string> forget_removed(const std::string& state_dir) {
+  AgentConfig config;
+  config.state_dir = state_dir;
+  HOLO_ASSIGN(removed, forget_if_removed(config, {}));
+  if (!removed) return std::string();
+  HOLO_ASSIGN(state, StateDir::open(state_dir));
+  HOLO_ASSIGN(identity, state.identity());
+  return to_hex(identity.node().value);
+}
+
 /// Everything is moved off first, with all the time that takes; leaving itself is then a matter of moments.
 Outcome<int> leave(const LeaveOptions& o) {
-  HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  auto connected = AgentLink::connect(o.target);
+  if (!connected && connected.error().code == Errc::not_found && !o.target.state_dir.empty()) {
+    HOLO_ASSIGN(node, forget_removed(o.target.state_dir));
+    if (node.empty()) return std::unexpected(connected.error());
+    if (o.json) std::cout << nlohmann::json({{"node", node}, {"left", true}}).dump() << "\n";
+    return kDone;
+  }
+  if (!connected) return std::unexpected(connected.error());
+  AgentLink& link = *connected;
   const auto process = process_name(link.agent().pid);
   HOLO_ASSIGN(status, link.json(wire::STATUS));
   const auto& here = status["this_node"]["id"];

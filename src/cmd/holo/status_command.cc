@@ -126,10 +126,16 @@ std::string render(const nlohmann::json& status, const StatusOptions& options) {
   std::string out = str("cluster ", c["name"].get<std::string>(), " (", c["id"].get<std::string>(), "), epoch ",
                         c["epoch"].get<std::uint64_t>(), ", ");
   const std::string leader = c["leader_name"];
-  out +=
-      leader.empty() ? "no leader: what is committed can be read, nothing can be changed\n" : "leader " + leader + "\n";
-  if (!c.value("primary", true)) out += str("primary: no (", c.value("primary_reason", std::string()), ")\n");
-  if (status["this_node"].value("removed", false)) {
+  const bool removed = status["this_node"].value("removed", false);
+  if (removed) {
+    out += "not a member\n";
+  } else {
+    out += leader.empty() ? "no leader: what is committed can be read, nothing can be changed\n"
+                          : "leader " + leader + "\n";
+  }
+  if (!removed && !c.value("primary", true))
+    out += str("primary: no (", c.value("primary_reason", std::string()), ")\n");
+  if (removed) {
     out += "this node was removed from the cluster: holo leave here, then holo join makes it a member anew\n";
   }
   out += nodes_table(status);
