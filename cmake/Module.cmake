@@ -99,7 +99,7 @@ function(holo_module folder)
 
   if(arg_PROGRAM AND EXISTS "${dir}/main.cc")
     add_executable(${arg_PROGRAM} "${dir}/main.cc")
-    target_link_libraries(${arg_PROGRAM} PRIVATE ${target} ${lower} ${arg_LIBS} holo_flags holo::malloc)
+    target_link_libraries(${arg_PROGRAM} PRIVATE ${target} ${lower} ${arg_LIBS} holo_flags)
   endif()
   if(HOLO_TESTS AND tests)
     list(TRANSFORM arg_TEST_DEPS REPLACE "/" "_")
