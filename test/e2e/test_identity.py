@@ -64,14 +64,20 @@ def test_a_copied_state_directory_is_refused_and_the_first_goes_on(home):
             os.kill(pid_of(home, name), signal.SIGTERM)
 
 
-def test_of_two_copies_that_start_at_once_one_goes_on(home):
+def with_a_copy_of_second(home):
+    """Three nodes, of which "second" is stopped and its state directory copied. How to ask the third, and the stopped
+    one's incarnation as that knows it."""
     cluster(home, "first", "second", "third")
     pid = pid_of(home, "second")
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: gone(pid), 10, "the agent to end")
     shutil.copytree(home.root / "second", home.root / "copy")
     at = ("--state-dir", home.root / "third")
-    before = node(home.status(*at), "second")["incarnation"]
+    return at, node(home.status(*at), "second")["incarnation"]
+
+
+def test_of_two_copies_that_start_at_once_one_goes_on(home):
+    at, before = with_a_copy_of_second(home)
     both = []
     for name in ("second", "copy"):
         # As on another machine: the local socket is not shared.
@@ -97,13 +103,7 @@ def test_of_two_copies_that_start_at_once_one_goes_on(home):
 
 
 def test_of_two_copies_that_fight_unseen_one_ends_itself(home):
-    cluster(home, "first", "second", "third")
-    pid = pid_of(home, "second")
-    os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: gone(pid), 10, "the agent to end")
-    shutil.copytree(home.root / "second", home.root / "copy")
-    at = ("--state-dir", home.root / "third")
-    before = node(home.status(*at), "second")["incarnation"]
+    at, before = with_a_copy_of_second(home)
     both = []
     try:
         both.append(home.start(HOLO, "agent", "--state-dir", home.root / "second", "--log-level", "error"))
