@@ -43,6 +43,7 @@ struct StoredLog {
   NodeId vote;  ///< For whom this node voted in `term`; 0: nobody.
   std::optional<LogSnapshot> snapshot;
   std::vector<OwnedLogEntry> entries;  ///< Without gaps. Empty, or reaching up to the end of the log.
+  std::uint64_t committed = 0;         ///< Entries up to here were known to be committed; there may be more.
   /// What was here has been given up (RocksStore::discard_log): this node may have acknowledged entries that it no
   /// longer has, so it does not vote until the others have given it all of them again.
   bool lost = false;
@@ -72,7 +73,7 @@ class SnapshotReader {
 };
 
 /// Everything that returns success is on the disk. Every call blocks (about a millisecond); calls may come from any
-/// thread, one of append, truncate and put_snapshot at a time.
+/// thread, one of append, note_committed, truncate and put_snapshot at a time.
 class LogStore {
  public:
   virtual ~LogStore() = default;
@@ -82,6 +83,9 @@ class LogStore {
   virtual Status set_vote(std::uint64_t term, NodeId vote) = 0;
   /// Replaces entries of the same index. All or nothing. Errors: `io_error` (also: disk full; nothing was appended).
   virtual Status append(const std::vector<LogEntry>& entries) = 0;
+  /// Notes that what was appended up to `index` is committed. Not synced: a machine that loses its power may find an
+  /// earlier one, a process that is killed does not. Errors: `io_error`.
+  virtual Status note_committed(std::uint64_t index) = 0;
   /// Drops every entry from `index` on. Errors: `io_error`.
   virtual Status truncate(std::uint64_t index) = 0;
   /// Keeps the snapshot, and of the log only entries above `keep_after`. Errors: `io_error`.

@@ -15,7 +15,8 @@ class MemoryStore final : public LogStore, public KvStore {
  public:
   Result<StoredLog> load() override {
     const std::scoped_lock lock(mutex_);
-    StoredLog out{.term = term_, .vote = vote_, .snapshot = snapshot_, .entries = {}, .lost = lost_};
+    StoredLog out{
+        .term = term_, .vote = vote_, .snapshot = snapshot_, .entries = {}, .committed = committed_, .lost = lost_};
     for (const auto& [index, e] : entries_) out.entries.push_back(e);
     return out;
   }
@@ -37,6 +38,12 @@ class MemoryStore final : public LogStore, public KvStore {
       entries_[e.index] = {
           .index = e.index, .term = e.term, .type = e.type, .data = Bytes(e.data.begin(), e.data.end())};
     }
+    return {};
+  }
+  Status note_committed(std::uint64_t index) override {
+    const std::scoped_lock lock(mutex_);
+    if (full_) return full();
+    committed_ = index;
     return {};
   }
   Status truncate(std::uint64_t index) override {
@@ -80,6 +87,7 @@ class MemoryStore final : public LogStore, public KvStore {
     const std::scoped_lock lock(mutex_);
     snapshot_.reset();
     entries_.clear();
+    committed_ = 0;
     lost_ = true;
   }
   bool lost() {
@@ -126,6 +134,7 @@ class MemoryStore final : public LogStore, public KvStore {
   std::uint64_t appends_ = 0;
   std::uint64_t term_ = 0;
   NodeId vote_;
+  std::uint64_t committed_ = 0;
   std::optional<LogSnapshot> snapshot_;
   std::map<std::uint64_t, OwnedLogEntry> entries_;
   std::map<std::string, Bytes> facts_;

@@ -61,6 +61,7 @@ Result<env::StoredLog> SimDisk::load() {
   env::StoredLog out;
   out.term = current_.term;
   out.vote = current_.vote;
+  out.committed = current_.committed;
   if (current_.snapshot) out.snapshot = *current_.snapshot;
   for (const auto& [index, entry] : current_.entries) out.entries.push_back(*entry);
   return out;
@@ -82,13 +83,20 @@ Status SimDisk::append(const std::vector<env::LogEntry>& entries) {
         .index = e.index, .term = e.term, .type = e.type, .data = Bytes(e.data.begin(), e.data.end())}));
   }
   HOLO_TRY(write(
-      [kept = std::move(kept)](Image& i) {
+      [kept = std::move(kept), committed = current_.committed](Image& i) {
         for (const auto& e : kept) i.entries[e->index] = e;
+        i.committed = committed;
       },
       false));
   if (on_append) {
     for (const env::LogEntry& e : entries) on_append(e);
   }
+  return {};
+}
+
+Status SimDisk::note_committed(std::uint64_t index) {
+  if (faults_.full) return fail(Errc::io_error, "no space left on the device");
+  current_.committed = index;  // Safe with the next append.
   return {};
 }
 

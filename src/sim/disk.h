@@ -35,6 +35,7 @@ class SimDisk final : public env::LogStore, public env::KvStore {
   Result<env::StoredLog> load() override;
   Status set_vote(std::uint64_t term, NodeId vote) override;
   Status append(const std::vector<env::LogEntry>& entries) override;
+  Status note_committed(std::uint64_t index) override;
   Status truncate(std::uint64_t index) override;
   Status put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) override;
   Result<std::optional<env::LogSnapshot>> snapshot() override;
@@ -58,6 +59,7 @@ class SimDisk final : public env::LogStore, public env::KvStore {
   struct Image {
     std::uint64_t term = 0;
     NodeId vote;
+    std::uint64_t committed = 0;
     std::shared_ptr<const env::LogSnapshot> snapshot;
     std::map<std::uint64_t, std::shared_ptr<const env::OwnedLogEntry>> entries;
     std::map<std::string, Bytes> facts;

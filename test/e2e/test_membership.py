@@ -221,6 +221,24 @@ def test_of_two_the_dead_one_is_not_removed_by_force_and_there_is_a_way_out(home
     home.ok("kv", "put", "k", "alone", *anew)
 
 
+def test_of_three_one_that_comes_back_alone_has_all_that_was_committed(home):
+    up(home, 3)
+    wait_until(lambda: sum(n["voter"] for n in at(home, 1)["nodes"]) == 3, 15, "three voters")
+    home.ok("kv", "put", "k", "all")
+    read = lambda: home.holo("kv", "get", "k", "--stale", "--node", "node3").stdout.strip()  # noqa: E731
+    wait_until(lambda: read() == "all", 5, "node3 to have it")
+    time.sleep(0.3)  # Within that it is on its disk, too, what is committed.
+    for n in (1, 2, 3):
+        home.ok("dev", "kill", n)
+    home.ok("dev", "restart", "3")
+    assert read() == "all"
+    assert [n["name"] for n in at(home, 3)["nodes"]] == ["node1", "node2", "node3"]
+    home.ok("control", "snapshot", home.root / "copy", "--stale", "--node", "node3")
+    home.ok("dev", "down")
+    home.ok("init", "--restore", home.root / "copy", "--state-dir", home.root / "anew", "--node-name", "anew", *LOCAL)
+    assert home.ok("kv", "get", "k", "--state-dir", home.root / "anew").strip() == "all"
+
+
 def test_with_a_witness_one_of_two_goes_on(home):
     line = home.ok("init", "--name", "lab", "--node-name", "first", "--state-dir", home.root / "s1", *LOCAL).split()
     for name, more in (("second", ()), ("third", ("--witness",))):

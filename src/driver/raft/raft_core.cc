@@ -112,9 +112,19 @@ Status RaftCore::start() {
     return fail(rv == RAFT_MALFORMED || rv == RAFT_CORRUPT ? Errc::corrupt : Errc::io_error,
                 str("the log does not start: ", raft_strerror(rv), ": ", raft_errmsg(&raft_)));
   }
+  apply_committed();
   io_->settle_members();
   after_event();
   return {};
+}
+
+/// libraft waits for a leader to say what is committed. A node whose peers are gone for good has to know what it has.
+void RaftCore::apply_committed() {
+  for (const RaftIo::Committed& entry : io_->take_committed(raft_.last_applied)) {
+    if (entry.command.base != nullptr) apply(&entry.command);
+    raft_.last_applied = entry.index;
+    raft_.commit_index = std::max<raft_index>(raft_.commit_index, entry.index);
+  }
 }
 
 void RaftCore::close(std::function<void()> done) {
@@ -330,6 +340,7 @@ void RaftCore::fail_waiting(const Error& e) {
 void RaftCore::after_event() {
   if (!started_ || closing_) return;
   io_->set_tick();
+  io_->note_commit();
   while (!applied_waiters_.empty() && applied_waiters_.begin()->first <= applied()) {
     resolve(applied_waiters_.begin()->second, true);
     applied_waiters_.erase(applied_waiters_.begin());

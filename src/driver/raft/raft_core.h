@@ -73,6 +73,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
 
  private:
   static RaftCore* self(const raft_fsm* fsm) { return static_cast<RaftCore*>(fsm->data); }
+  void apply_committed();
   int apply(const raft_buffer* buf);
   void apply_one(LogIndex index, std::uint64_t origin, std::uint64_t token, ByteSpan command);
   Status check(NodeId from, const raft_message& message);

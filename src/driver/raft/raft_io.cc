@@ -13,6 +13,7 @@ namespace {
 constexpr unsigned kMaxInFlight = 32;           // Messages to one peer; more are not sent, libraft sends again.
 constexpr std::size_t kMaxWriteEntries = 1024;  // In one write to the disk.
 constexpr Duration kRetryWrite = milliseconds(500);
+constexpr Duration kNoteCommit = milliseconds(100);
 constexpr Duration kShortestTick = milliseconds(30);  // When libraft has not done what is due.
 constexpr raft_time kLongestTickMs = 1000;
 constexpr raft_time kTogetherMs = 30;
@@ -173,11 +174,21 @@ int RaftIo::take_stored(raft_term* term, raft_id* vote, raft_snapshot** snapshot
       const env::OwnedLogEntry& e = stored_.entries[i];
       if (!e.data.empty()) std::memcpy(batch + at, e.data.data(), e.data.size());
       (*entries)[i] = {.term = e.term, .type = e.type, .buf = {batch + at, e.data.size()}, .batch = batch};
+      if (e.index <= stored_.committed) {
+        committed_.push_back({.index = e.index, .command = e.type == RAFT_COMMAND ? (*entries)[i].buf : raft_buffer{}});
+      }
       at += e.data.size();
     }
   }
+  noted_ = stored_.committed;
   stored_ = {};
   return 0;
+}
+
+std::vector<RaftIo::Committed> RaftIo::take_committed(std::uint64_t applied) {
+  std::vector<Committed> out = std::exchange(committed_, {});
+  std::erase_if(out, [applied](const Committed& c) { return c.index <= applied; });
+  return out;
 }
 
 int RaftIo::bootstrap(const raft_configuration* conf) {
@@ -548,6 +559,19 @@ void RaftIo::settle_members() {
 
 // ---- Disk
 
+void RaftIo::note_commit() {
+  if (closing_ || note_ != 0 || served().commit_index <= noted_) return;
+  note_ = ports_.loop->call_at(ports_.loop->now() + kNoteCommit, [me = shared_from_this()] {
+    me->note_ = 0;
+    if (me->closing_) return;
+    me->noted_ = me->served().commit_index;
+    Write w;
+    w.kind = Write::Kind::committed;
+    w.index = me->noted_;
+    me->enqueue(std::move(w));
+  });
+}
+
 void RaftIo::enqueue(Write w) {
   writes_.push_back(std::move(w));
   pump();
@@ -578,6 +602,7 @@ void RaftIo::pump() {
       work = [store, entries = std::move(entries)] { return store->append(entries); };
       break;
     }
+    case Write::Kind::committed: work = [store, index = front.index] { return store->note_committed(index); }; break;
     case Write::Kind::truncate: work = [store, index = front.index] { return store->truncate(index); }; break;
     case Write::Kind::snapshot:
       work = [store, s = front.snapshot, data = front.data, keep = front.keep_after] {
@@ -639,7 +664,8 @@ void RaftIo::close(raft_io_close_cb cb) {
   close_cb_ = cb;
   if (timer_ != 0) ports_.loop->cancel(timer_);
   if (retry_ != 0) ports_.loop->cancel(retry_);
-  timer_ = retry_ = 0;
+  if (note_ != 0) ports_.loop->cancel(note_);
+  timer_ = retry_ = note_ = 0;
   ports_.loop->post([me = shared_from_this()] { me->finish_close(); });
 }
 
@@ -656,6 +682,9 @@ void RaftIo::finish_close() {
     if (w.append != nullptr) w.append->cb(w.append, 0);
     if (w.put != nullptr) w.put->cb(w.put, RAFT_CANCELED);
   }
+  // Of no consequence when it fails: the next leader says it again.
+  const std::uint64_t committed = std::min(served().commit_index, served().last_stored);
+  if (committed > noted_) (void)ports_.store->note_committed(committed);
   std::exchange(close_cb_, nullptr)(&io_);
 }
 

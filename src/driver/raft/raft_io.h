@@ -82,6 +82,15 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   /// committed, in an AppendEntries without entries. libraft itself leaves that to its next message, up to a heartbeat
   /// later.
   void announce_commit(std::uint64_t term, std::uint64_t commit);
+  /// Called after every event: the disk learns, a while later, up to where the log is committed.
+  void note_commit();
+  /// Commands of the stored log that were known to be committed when it was written, after `applied`; good until the
+  /// log is next changed. For once after raft_start.
+  struct Committed {
+    std::uint64_t index = 0;
+    raft_buffer command{};  ///< Nothing: an entry of the log's own.
+  };
+  std::vector<Committed> take_committed(std::uint64_t applied);
   /// Called after every event: wakes libraft when it next has something to do.
   void set_tick();
   /// Called after every event: gives libraft the configuration that the log says, where it has another.
@@ -99,9 +108,9 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
 
  private:
   struct Write {
-    enum class Kind : std::uint8_t { append, truncate, snapshot };
+    enum class Kind : std::uint8_t { append, committed, truncate, snapshot };
     Kind kind = Kind::append;
-    std::uint64_t index = 0;              ///< append: of the first entry; truncate: first to go.
+    std::uint64_t index = 0;              ///< append: of the first entry; committed: last; truncate: first to go.
     const raft_entry* entries = nullptr;  ///< append: libraft keeps them until the callback.
     unsigned n = 0;
     raft_io_append* append = nullptr;
@@ -178,6 +187,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   raft_io_recv_cb recv_cb_ = nullptr;
   env::Loop::TimerId timer_ = 0;
   env::Loop::TimerId retry_ = 0;
+  env::Loop::TimerId note_ = 0;
   Instant due_, ticked_;  ///< When `timer_` rings; when the last one did.
   Instant seen_;          ///< `virtual_ns_` is of then.
   std::int64_t virtual_ns_ = 0;
@@ -185,6 +195,8 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   std::uint64_t next_index_ = 1;  ///< Of the next entry that libraft will append.
   std::uint64_t term_ = 0;
   NodeId vote_;
+  std::vector<Committed> committed_;  ///< In the log as it was found.
+  std::uint64_t noted_ = 0;           ///< The disk knows, or is being told, that so much is committed.
   std::deque<Write> writes_;
   bool writing_ = false;
   unsigned reading_ = 0;

@@ -183,6 +183,34 @@ TEST_F(RaftLogTest, OneNodeLeadsAtOnceAndRemembers) {
   EXPECT_FALSE(start(1, true)) << "a second bootstrap";
 }
 
+TEST_F(RaftLogTest, OneOfThreeThatComesBackAloneKnowsWhatWasCommitted) {
+  cluster(3);
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(append(1, str(i)));
+  ASSERT_TRUE(until([&] { return server(3).journal->commands.size() == 5; }));
+  const std::string text = server(3).journal->text;
+  const std::uint64_t noted = server(3).log->status().committed.value;
+  ASSERT_TRUE(until([&] { return server(3).store->load()->committed >= noted; })) << "not only when it stops";
+  for (const std::uint64_t id : {1, 2, 3}) stop(id);
+  ASSERT_TRUE(start(3));
+  EXPECT_EQ(server(3).journal->text, text);
+  EXPECT_EQ(server(3).log->members().size(), 3U);
+  ASSERT_TRUE(start(1));
+  ASSERT_TRUE(append(3, "together")) << "it goes on from there";
+  EXPECT_TRUE(until([&] { return server(1).journal->text == server(3).journal->text; }));
+}
+
+TEST_F(RaftLogTest, WhatWasNotCommittedIsNotAppliedByOneThatComesBackAlone) {
+  cluster(3);
+  ASSERT_TRUE(append(1, "committed"));
+  ASSERT_TRUE(until([&] { return server(1).journal->commands.size() == 1; }));
+  stop(2);
+  stop(3);
+  EXPECT_FALSE(append(1, "by nobody else", milliseconds(200)));
+  stop(1);
+  ASSERT_TRUE(start(1));
+  EXPECT_EQ(server(1).journal->commands, (std::vector<std::string>{"committed"}));
+}
+
 TEST_F(RaftLogTest, ManyAppendsShareWrites) {
   ASSERT_TRUE(start(1, true));
   std::vector<std::shared_ptr<std::optional<Result<LogIndex>>>> results;

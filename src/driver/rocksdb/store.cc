@@ -38,6 +38,7 @@ constexpr const char* kRaftMetaFamily = "raft_meta";
 constexpr const char* kMetaFamily = "agent";
 const std::string kAfterLastKey(9, '\xff');
 constexpr const char* kVoteKey = "vote";
+constexpr const char* kCommittedKey = "committed";
 constexpr const char* kSnapshotKey = "snapshot file";
 constexpr const char* kLostKey = "lost";
 constexpr std::string_view kSnapshotPrefix = "holo-snapshot-";
@@ -252,21 +253,21 @@ struct RocksStore::Impl {
             .retryable = true};
   }
 
-  Status write_once(const std::function<void(rocksdb::WriteBatch&)>& fill, const std::string& what) {
+  Status write_once(const std::function<void(rocksdb::WriteBatch&)>& fill, const std::string& what, bool sync) {
     const std::shared_lock lock(mutex);
     if (!db) return std::unexpected(closed_error());
     rocksdb::WriteBatch batch;
     fill(batch);
     rocksdb::WriteOptions options;
-    options.sync = true;
+    options.sync = sync;
     const rocksdb::Status s = db->Write(options, &batch);
     if (!s.ok()) return std::unexpected(to_error(s, directory, what));
     return {};
   }
 
-  Status write(const std::function<void(rocksdb::WriteBatch&)>& fill, const std::string& what) {
+  Status write(const std::function<void(rocksdb::WriteBatch&)>& fill, const std::string& what, bool sync = true) {
     if (failing.load()) recover();
-    Status s = write_once(fill, what);
+    Status s = write_once(fill, what, sync);
     if (s) {
       if (failing.exchange(false)) log_info("store", "writes to ", directory, " succeed again");
     } else if (!failing.exchange(true)) {
@@ -361,6 +362,14 @@ Status RocksStore::append(const std::vector<env::LogEntry>& entries) {
       "appending to the log");
   impl_->doubtful_tail = !s;
   return s;
+}
+
+Status RocksStore::note_committed(std::uint64_t index) {
+  std::string body;
+  put_u64(body, index);
+  return impl_->write(
+      [&](rocksdb::WriteBatch& batch) { batch.Put(impl_->raft_meta, kCommittedKey, sealed(kCommittedKey, body)); },
+      "noting what is committed", false);
 }
 
 Status RocksStore::truncate(std::uint64_t index) {
@@ -494,6 +503,13 @@ Result<env::StoredLog> RocksStore::load() {
     if (vote->size() != 16) return fail(Errc::corrupt, str("the vote in ", impl_->directory, " does not decode"));
     out.term = get_u64(vote->data());
     out.vote = NodeId{get_u64(vote->data() + 8)};
+  }
+  HOLO_ASSIGN(committed, impl_->read(&Impl::raft_meta, kCommittedKey));
+  if (committed) {
+    if (committed->size() != 8) {
+      return fail(Errc::corrupt, str("what is committed in ", impl_->directory, " does not decode"), kRepair);
+    }
+    out.committed = get_u64(committed->data());
   }
   HOLO_ASSIGN(lost, impl_->read(&Impl::raft_meta, kLostKey));
   out.lost = lost.has_value();

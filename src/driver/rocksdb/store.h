@@ -13,7 +13,7 @@
 namespace holo::driver {
 
 /// One directory, one process: RocksDB locks it. Every record carries a BLAKE3 checksum of its own over key and value,
-/// as RocksDB's recovery may not notice everything. Every write is synced before it returns.
+/// as RocksDB's recovery may not notice everything. Every write but note_committed() is synced before it returns.
 class RocksStore final : public env::KvStore, public env::LogStore {
  public:
   /// Opens or creates the store in `directory`. A write cut short at the end of the write-ahead log is dropped (it was
@@ -30,6 +30,7 @@ class RocksStore final : public env::KvStore, public env::LogStore {
   Result<env::StoredLog> load() override;
   Status set_vote(std::uint64_t term, NodeId vote) override;
   Status append(const std::vector<env::LogEntry>& entries) override;
+  Status note_committed(std::uint64_t index) override;
   Status truncate(std::uint64_t index) override;
   Status put_snapshot(const env::LogSnapshot& snapshot, std::uint64_t keep_after) override;
   Result<std::optional<env::LogSnapshot>> snapshot() override;

@@ -81,12 +81,15 @@ TEST_F(RocksStoreTest, EverythingComesBackAfterReopening) {
   ASSERT_TRUE(append(1, 10));
   ASSERT_TRUE(store_->truncate(9));
   ASSERT_TRUE(append(9, 1, "again"));
+  EXPECT_EQ(store_->load()->committed, 0U);
+  ASSERT_TRUE(store_->note_committed(8));
   ASSERT_TRUE(open());
   EXPECT_EQ(as_text(**store_->get("cluster")), "abc");
   const auto log = store_->load();
   ASSERT_TRUE(log) << log.error().message;
   EXPECT_EQ(log->term, 7U);
   EXPECT_EQ(log->vote, NodeId{42});
+  EXPECT_EQ(log->committed, 8U);
   ASSERT_EQ(log->entries.size(), 9U);
   EXPECT_EQ(log->entries[0].index, 1U);
   EXPECT_EQ(log->entries[0].term, 3U);
