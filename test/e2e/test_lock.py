@@ -1,10 +1,11 @@
 """holo lock and holo lease: one at a time, in order, and a token that tells an old holder from the present one."""
 
 import json
+import os
 import signal
 import time
 
-from holo_e2e import FAILED, HOLO, USAGE, wait_until
+from holo_e2e import FAILED, HOLO, USAGE, gone, wait_until
 
 
 def on(node, *arguments):
@@ -21,6 +22,7 @@ def test_a_command_runs_under_the_lock_and_its_status_comes_back(cluster):
     name, token = out.split()
     assert name == "plain" and int(token) > 0
     assert cluster.holo("lock", "plain", "--", "sh", "-c", "exit 7").returncode == 7
+    assert cluster.run("sh", "-c", f"trap '' CHLD; exec {HOLO} lock plain -- sh -c 'exit 7'").returncode == 7
     assert holder(cluster, "plain") is None
     later = int(cluster.ok("lock", "plain", "--", "sh", "-c", "echo $HOLO_LOCK_TOKEN"))
     assert later > int(token)
@@ -94,14 +96,75 @@ def test_a_paused_holder_loses_it_and_its_token_is_refused(cluster, tmp_path):
     assert first.returncode == FAILED and "was lost" in err
 
 
-def test_a_holder_that_cannot_keep_its_lease_is_ended(home):
-    """Without its agent nobody keeps the lease: the command must not go on as if it had the lock."""
+def test_a_holder_that_cannot_keep_its_lease_is_ended(home, tmp_path):
+    """Without its agent nobody keeps the lease: the command, and all that it started, must not go on as if it had the lock."""
     home.ok("dev", "up", "-n", "1", "--memory", "128MiB")
-    process = home.start(HOLO, "lock", "alone", "--ttl", "1", "--", "sleep", "60")
-    wait_until(lambda: holder(home, "alone"), 20, "the lock to be held")
+    file = tmp_path / "pids"
+    process = home.start(HOLO, "lock", "alone", "--ttl", "1", "--", "sh", "-c", f"sleep 600 & echo $! > {file}; wait")
+    [child] = pids_in(file, 1)
     home.ok("dev", "kill", "1")
     out, err = process.communicate(timeout=30)
     assert process.returncode == FAILED and "was lost" in err
+    assert gone(child)
+
+
+def pids_in(file, count):
+    """The numbers in a file, once it holds so many."""
+    wait_until(lambda: file.exists() and len(file.read_text().split()) == count, 20, f"{count} processes to start")
+    return [int(pid) for pid in file.read_text().split()]
+
+
+def test_what_a_command_started_ends_with_it_before_anybody_else_has_the_lock(cluster, tmp_path):
+    """A shell that waits for one command and has others in the background, one of which does not hear SIGTERM."""
+    file, next_saw = tmp_path / "pids", tmp_path / "next"
+    script = (f"sleep 600 & echo $! >> {file}; (trap '' TERM; echo $(exec sh -c 'echo $PPID') >> {file}; while :; do sleep 0.1; done) & "
+              f"setsid sh -c 'echo $$ >> {file}; sleep 601' & sh -c 'echo $$ >> {file}; sleep 602; true'; true")
+    first = cluster.start(HOLO, "lock", "family", "--", "sh", "-c", script)
+    pids = pids_in(file, 4)
+    check = "; ".join(f"kill -0 {pid} && echo {pid}" for pid in pids)
+    second = cluster.start(HOLO, "lock", "family", "--", "sh", "-c", f"({check}) > {next_saw} 2> /dev/null; true")
+    wait_until(lambda: len(holder(cluster, "family")["waiting"]) == 1, 20, "the next to stand in line")
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=30)
+    assert first.returncode == 128 + signal.SIGTERM, err
+    assert [pid for pid in pids if not gone(pid)] == []
+    second.communicate(timeout=30)
+    assert next_saw.read_text() == ""
+
+
+def test_a_command_that_ends_by_itself_leaves_what_it_left(cluster, tmp_path):
+    file = tmp_path / "pids"
+    cluster.ok("lock", "leaves", "--", "sh", "-c", f"sleep 600 > /dev/null 2>&1 & echo $! > {file}")
+    [pid] = pids_in(file, 1)
+    assert not gone(pid) and holder(cluster, "leaves") is None
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_holder_keeps_it_while_something_of_its_command_runs(cluster, tmp_path):
+    """Its shell dies with it, what that had started does not."""
+    file = tmp_path / "pids"
+    first = cluster.start(HOLO, "lock", "orphans", "--ttl", "60", "--", "sh", "-c", f"sleep 600 & echo $$ $! > {file}; wait")
+    shell, orphan = pids_in(file, 2)
+    first.send_signal(signal.SIGKILL)
+    wait_until(lambda: gone(shell), 20, "the shell to die")
+    assert not gone(orphan)
+    assert "held by" in cluster.refused("lock", "orphans", "--wait", "0", "--", "true")
+    began = time.monotonic()
+    os.kill(orphan, signal.SIGKILL)
+    cluster.ok("lock", "orphans", "--", "true")
+    assert time.monotonic() - began < 30, "all of it has gone, so nobody waits for its time to live"
+    first.communicate(timeout=20)
+
+
+def test_what_a_killed_holder_left_does_not_keep_it_beyond_its_time_to_live(cluster, tmp_path):
+    file = tmp_path / "pids"
+    first = cluster.start(HOLO, "lock", "bounded", "--ttl", "2", "--", "sh", "-c", f"sleep 600 > /dev/null 2>&1 & echo $! > {file}; wait")
+    [orphan] = pids_in(file, 1)
+    first.send_signal(signal.SIGKILL)
+    cluster.ok("lock", "bounded", "--", "true")
+    assert not gone(orphan)
+    os.kill(orphan, signal.SIGKILL)
+    first.communicate(timeout=20)
 
 
 def test_keys_go_with_their_lease(cluster):

@@ -12,6 +12,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -23,6 +24,27 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr int kReadyFd = 3;
+
+struct ProcessStat {
+  ProcessName name;
+  pid_t parent = 0;
+};
+
+ProcessStat read_stat(pid_t pid) {
+  ProcessStat out{.name = {pid, 0}};
+  std::ifstream file(str("/proc/", pid, "/stat"));
+  std::string text;
+  std::getline(file, text, '\0');  // A process may end while it is read: this fails then, an iterator throws.
+  // The second field is the program's name in brackets and may hold anything; fields are counted from its end.
+  auto at = text.rfind(')');
+  if (at == std::string::npos || at + 2 >= text.size() || text[at + 2] == 'Z' || text[at + 2] == 'X') return out;
+  for (int field = 2; field < 22 && at != std::string::npos; ++field) {
+    if (field == 4) std::from_chars(text.data() + at + 1, text.data() + text.size(), out.parent);
+    at = text.find(' ', at + 1);
+  }
+  if (at != std::string::npos) std::from_chars(text.data() + at + 1, text.data() + text.size(), out.name.start_time);
+  return out;
+}
 
 env::Fd open_pidfd(const ProcessName& name) {
   if (name.pid <= 0 || !name.start_time) return {};
@@ -71,16 +93,25 @@ static_assert(static_cast<unsigned>(Errc::io_error) == 26);
 
 }  // namespace
 
-ProcessName process_name(pid_t pid) {
-  ProcessName out{pid, 0};
-  std::ifstream file(str("/proc/", pid, "/stat"));
-  std::string text;
-  std::getline(file, text, '\0');  // A process may end while it is read: this fails then, an iterator throws.
-  // The second field is the program's name in brackets and may hold anything; fields are counted from its end.
-  auto at = text.rfind(')');
-  if (at == std::string::npos || at + 2 >= text.size() || text[at + 2] == 'Z' || text[at + 2] == 'X') return out;
-  for (int field = 2; field < 22 && at != std::string::npos; ++field) at = text.find(' ', at + 1);
-  if (at != std::string::npos) std::from_chars(text.data() + at + 1, text.data() + text.size(), out.start_time);
+ProcessName process_name(pid_t pid) { return read_stat(pid).name; }
+
+std::vector<ProcessName> descendants_of(pid_t ancestor) {
+  std::vector<ProcessStat> all;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry("/proc", error), end; !error && entry != end; entry.increment(error)) {
+    pid_t pid = 0;
+    const auto file = entry->path().filename().string();
+    std::from_chars(file.data(), file.data() + file.size(), pid);
+    if (auto stat = read_stat(pid); stat.name.start_time != 0) all.push_back(stat);
+  }
+  std::vector<ProcessName> out;
+  const auto add_children_of = [&](pid_t parent) {
+    for (const auto& p : all) {
+      if (p.parent == parent) out.push_back(p.name);
+    }
+  };
+  add_children_of(ancestor);
+  for (std::size_t i = 0; i < out.size(); ++i) add_children_of(out[i].pid);
   return out;
 }
 

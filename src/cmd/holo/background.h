@@ -24,6 +24,8 @@ struct ProcessName {
 };
 /// The running process `pid`; start_time 0 when there is none (or only its zombie).
 ProcessName process_name(pid_t pid);
+/// What it has started, what those have started, and so on, as far as they run now.
+std::vector<ProcessName> descendants_of(pid_t ancestor);
 [[nodiscard]] bool is_running(const ProcessName& name);
 /// Sends `signal` unless the process is gone. Race-free against recycled pids (pidfd).
 bool send_signal(const ProcessName& name, int signal);

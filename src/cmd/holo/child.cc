@@ -7,24 +7,33 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <string_view>
+#include <thread>
 
+#include "base/assert.h"
 #include "base/strings.h"
+#include "cmd/holo/background.h"
 #include "driver/posix/errno_text.h"
 #include "env/fd.h"
 
 namespace holo::cmd {
 namespace {
 
+constexpr auto kLook = std::chrono::milliseconds(10);  // At those that are to end.
+
 volatile sig_atomic_t g_child = 0;
+std::atomic<bool> g_told = false;  // It was sent a signal by us.
 
 /// What the terminal sends (Ctrl-C) reaches the program as well; what only we were sent is passed on.
 void pass_on(int signal, siginfo_t* info, void*) {
-  if (g_child > 0 && info->si_code <= 0) ::kill(static_cast<pid_t>(g_child), signal);
+  if (info->si_code <= 0) signal_child(signal);
 }
 
 void pass_on_signals() {
@@ -32,6 +41,37 @@ void pass_on_signals() {
   action.sa_sigaction = pass_on;
   action.sa_flags = SA_SIGINFO;
   for (const int s : {SIGINT, SIGQUIT, SIGTERM, SIGHUP}) ::sigaction(s, &action, nullptr);
+}
+
+/// Waits for the program. What it has left running is ours once its own parent has ended, and would stay a zombie.
+int wait_for(pid_t child) {
+  for (int status = 0;;) {
+    const pid_t ended = ::waitpid(-1, &status, 0);
+    if (ended == child) return status;
+    HOLO_ASSERT(ended >= 0 || errno == EINTR);
+  }
+}
+
+/// True until the last of the processes that are ours to wait for, and so all that those have started, have ended.
+bool reap() {
+  pid_t ended = 0;
+  while ((ended = ::waitpid(-1, nullptr, WNOHANG)) > 0) {
+  }
+  return ended == 0;
+}
+
+/// Ends what the program has left running, however long that takes: whoever may not be killed is waited for.
+void end_descendants() {
+  const auto deadline = std::chrono::steady_clock::now() + kGrace;
+  std::vector<ProcessName> asked;
+  for (; reap(); std::this_thread::sleep_for(kLook)) {
+    const bool ask = std::chrono::steady_clock::now() < deadline;
+    for (const auto& process : descendants_of(::getpid())) {
+      if (ask && std::ranges::find(asked, process) != asked.end()) continue;
+      send_signal(process, ask ? SIGTERM : SIGKILL);
+      asked.push_back(process);
+    }
+  }
 }
 
 }  // namespace
@@ -59,6 +99,8 @@ Outcome<int> run_child(const std::string& program, const std::vector<std::string
   if (::pipe2(report, O_CLOEXEC) != 0)
     return std::unexpected(Failure(driver::fail_errno(errno, "cannot make a pipe").error()));
   env::Fd read_end(report[0]), write_end(report[1]);
+  ::signal(SIGCHLD, SIG_DFL);  // Who started us may have had it ignored; then nobody would learn how the program ended.
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);  // What outlives its parent comes to us, so that none of it is lost sight of.
   const pid_t parent = ::getpid();
   const pid_t child = ::fork();
   if (child < 0) return std::unexpected(Failure(driver::fail_errno(errno, "cannot start " + program).error()));
@@ -76,10 +118,9 @@ Outcome<int> run_child(const std::string& program, const std::vector<std::string
   ssize_t got = 0;
   while ((got = ::read(read_end.get(), &error, sizeof error)) < 0 && errno == EINTR) {
   }
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
+  const int status = wait_for(child);
   g_child = 0;
+  if (g_told || WIFSIGNALED(status)) end_descendants();
   if (got == sizeof error) return std::unexpected(Failure(driver::fail_errno(error, "cannot run " + program).error()));
   if (WIFSIGNALED(status)) {
     const int signal = WTERMSIG(status);
@@ -91,7 +132,9 @@ Outcome<int> run_child(const std::string& program, const std::vector<std::string
 }
 
 void signal_child(int signal) {
-  if (g_child > 0) ::kill(static_cast<pid_t>(g_child), signal);
+  if (g_child <= 0) return;
+  g_told = true;
+  ::kill(static_cast<pid_t>(g_child), signal);
 }
 
 }  // namespace holo::cmd

@@ -21,7 +21,6 @@ namespace holo::cmd {
 namespace {
 
 constexpr Duration kCall = seconds(30);
-constexpr auto kGrace = std::chrono::seconds(5);  // From SIGTERM to SIGKILL, once the lock is lost.
 
 struct LockOptions {
   TargetOptions target;
@@ -82,6 +81,8 @@ Outcome<int> lock(const LockOptions& o) {
   wanted.owner = o.owner;
   wanted.on_lost = [&ender] { ender.lost(); };
   HOLO_ASSIGN(held, client::hold_lock(link.socket(), o.name, std::move(wanted)));
+  // The command inherits it: when we are killed, the agent takes the holder for gone once all of the command has gone.
+  HOLO_ASSIGN(inherited, link.socket()->inheritable());
   ::setenv("HOLO_LOCK", o.name.c_str(), 1);
   ::setenv("HOLO_LOCK_TOKEN", std::to_string(held->token()).c_str(), 1);
   ::setenv("HOLO_LEASE", std::to_string(held->lease()).c_str(), 1);
@@ -209,6 +210,12 @@ void add_lock_commands(CommandLine& line) {
         app.add_option("--wait", o.wait, "Seconds to wait in line; 0: not at all (default: as long as it takes)")
             ->check(CLI::Range(0.0, 1e6));
         app.prefix_command();
+        app.footer(
+            "Ended by a signal, or because the lock was lost, the command goes with all that it started, and the lock "
+            "is\n"
+            "given back after that. What it leaves in the background when it ends by itself runs on without the "
+            "lock.\n" +
+            app.get_footer());
       });
   add(line.root(), "locks", "Who has which lock, and how many wait for it", "holo locks --json", locks,
       [&](CLI::App& app, LockOptions& o) { json(app, o, "A JSON array, with the whole line of each"); });

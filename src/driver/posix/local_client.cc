@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -106,6 +107,7 @@ class LocalClient::Impl {
     return write_call(frame, call, after(timeout));
   }
   bool connected() const { return !ended_; }
+  int socket() const { return socket_.get(); }
 
  private:
   /// A call on its way through this object, which must not go before it has left.
@@ -355,6 +357,12 @@ Status LocalClient::reply(std::uint32_t id, Result<env::LocalReply> result) {
   for (const auto& fd : result->fds) fds.push_back(fd.get());
   return impl_->send(LocalFrame{.kind = LocalKind::reply, .id = id},
                      Call{.header = result->header, .payload = payload, .fds = fds}, kReplyTimeout);
+}
+
+Result<env::Fd> LocalClient::inheritable() const {
+  env::Fd copy(::dup(impl_->socket()));
+  if (!copy) return fail_errno(errno, "cannot pass on a local socket");
+  return copy;
 }
 
 bool LocalClient::connected() const { return impl_->connected(); }

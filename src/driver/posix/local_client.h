@@ -64,6 +64,10 @@ class LocalClient {
   /// Answers request `id` of the agent.
   Status reply(std::uint32_t id, Result<env::LocalReply> result);
 
+  /// A descriptor that processes started by this one inherit: without a word of ours, the agent sees the end of the
+  /// connection when the last of them has gone. Closing the client ends it for all.
+  [[nodiscard]] Result<env::Fd> inheritable() const;
+
   [[nodiscard]] bool connected() const;
 
  private:
