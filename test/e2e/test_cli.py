@@ -20,6 +20,21 @@ COMMANDS = [
 def test_help_shows_an_example(home, command):
     text = home.ok(*command, "--help")
     assert re.search(r"Example:\n  .*holo " + " ".join(command[:1]), text)
+    assert f"Usage: holo {' '.join(command)} [OPTIONS]" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        (("lock",), "holo lock [OPTIONS] NAME -- COMMAND [ARGUMENTS...]"),
+        (("run",), "holo run [OPTIONS] PROGRAM [ARGUMENTS...]"),
+        (("kv", "put"), "holo kv put [OPTIONS] KEY [VALUE]"),
+        (("kv",), "holo kv [OPTIONS] SUBCOMMAND"),
+        ((), "holo [OPTIONS] SUBCOMMAND"),
+    ],
+)
+def test_help_shows_the_usage_as_it_is_typed(home, command, usage):
+    assert f"Usage: {usage}\n" in home.ok(*command, "--help")
 
 
 def test_no_command_is_wrong_usage(home):
@@ -50,6 +65,9 @@ def test_no_command_is_wrong_usage(home):
         (["join"], None),
         (["join", "host:99999", "--key", "x"], None),
         (["init", "--name", "a b"], None),
+        (["weight", "n"], "between"),
+        (["weight", "n", "nan"], "between"),
+        (["weight", "n", "0"], "between"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

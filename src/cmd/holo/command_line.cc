@@ -35,6 +35,20 @@ std::string path_of(const CLI::App& app) {
   return app.get_parent() ? path_of(*app.get_parent()) + " " + app.get_name() : "holo";
 }
 
+/// The usage as it is typed, from `holo` to what comes after the options.
+class UsageFormatter : public CLI::Formatter {
+ public:
+  explicit UsageFormatter(std::string rest = {}) : rest_(std::move(rest)) {}
+  std::string make_usage(const CLI::App* app, std::string) const override {
+    auto usage = CLI::Formatter::make_usage(app, path_of(*app));
+    if (!rest_.empty()) usage.insert(usage.find_last_not_of('\n') + 1, " " + rest_);
+    return usage;
+  }
+
+ private:
+  std::string rest_;
+};
+
 std::string suggestion(std::string_view typed, const std::vector<std::string>& candidates, const CLI::App& app) {
   const auto meant = nearest(typed, candidates);
   return meant.empty() ? path_of(app) + " --help shows what there is" : str("did you mean ", meant, "?");
@@ -52,7 +66,13 @@ CLI::Validator above_zero() {
       "");
 }
 
+void starts_program(CLI::App& app, const std::string& usage) {
+  app.prefix_command();
+  app.formatter(std::make_shared<UsageFormatter>(usage));
+}
+
 CommandLine::CommandLine() : root_("holo: one memory and one computer out of many machines", "holo") {
+  root_.formatter(std::make_shared<UsageFormatter>());  // Of all commands that are added.
   root_.require_subcommand(1, 1);
   root_.footer("Each command's --help shows an example. Start here: holo dev up -n 4, then holo status.");
 }
@@ -107,8 +127,6 @@ Failure CommandLine::explain(const CLI::ParseError& error) {
   return {Error{.code = Errc::invalid_argument, .message = message, .hint = hint}, kUsage};
 }
 
-static bool starts_program(std::string_view command) { return command == "run" || command == "lock"; }
-
 int CommandLine::run(int argc, char** argv) {
   if (argc < 2) {
     std::cerr << root_.help();
@@ -117,8 +135,10 @@ int CommandLine::run(int argc, char** argv) {
   if (auto known = check_commands(argc, argv); !known) return report(known.error());
   // CLI11 gives "--" to nobody; the program that holo run or holo lock starts may need it.
   std::vector<const char*> arguments(argv, argv + argc);
+  const std::string_view command = argv[1];
+  const bool program_follows = command == "run" || command == "lock";
   for (const char*& argument : arguments) {
-    if (starts_program(argv[1]) && std::string_view(argument) == "--") argument = kDashDash;
+    if (program_follows && std::string_view(argument) == "--") argument = kDashDash;
   }
   try {
     root_.parse(argc, arguments.data());

@@ -16,6 +16,10 @@ inline constexpr const char* kDashDash = "\001--";
 /// Of an option's value; CLI11's own says the limits of a double.
 CLI::Validator above_zero();
 
+/// What follows its own arguments belongs to a program, which the command's callback finds in remaining(); `usage`
+/// names it in --help.
+void starts_program(CLI::App& app, const std::string& usage);
+
 class CommandLine {
  public:
   CommandLine();

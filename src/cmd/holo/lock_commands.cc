@@ -209,7 +209,7 @@ void add_lock_commands(CommandLine& line) {
         ttl(app, o);
         app.add_option("--wait", o.wait, "Seconds to wait in line; 0: not at all (default: as long as it takes)")
             ->check(CLI::Range(0.0, 1e6));
-        app.prefix_command();
+        starts_program(app, "-- COMMAND [ARGUMENTS...]");
         app.footer(
             "Ended by a signal, or because the lock was lost, the command goes with all that it started, and the lock "
             "is\n"

@@ -90,7 +90,7 @@ Outcome<int> remove(const MoveOptions& o) {
 Outcome<int> weigh(const WeightOptions& o) {
   if (o.node.empty() && o.by.empty())
     return usage("nothing to change", "holo weight NODE 0.5, or holo weight --by score");
-  if (!o.node.empty() && (o.weight < 0.001 || o.weight > 100)) {
+  if (!o.node.empty() && !(o.weight >= 0.001 && o.weight <= 100)) {
     return usage("a weight is between 0.001 and 100", "1 is what its memory gives it; holo drain takes everything off");
   }
   HOLO_ASSIGN(link, AgentLink::connect(o.target));

@@ -82,15 +82,14 @@ Outcome<int> run(const RunOptions& o) {
 
 void add_run_command(CommandLine& line) {
   auto o = std::make_shared<RunOptions>();
-  auto& app = line.add(line.root(), "run",
-                       "A program that links holo, on the cluster: holo run [OPTIONS] PROGRAM [ARGUMENTS...]",
+  auto& app = line.add(line.root(), "run", "A program that links holo, on the cluster",
                        "holo run -n 4 ./quadratic_sum 100000000", [o] { return run(*o); });
   o->app = &app;
   add_target_options(app, o->target);
   app.add_option("-n,--nodes", o->nodes, "Use that many nodes (default: all that are alive)")
       ->check(CLI::Range(1u, 1024u));
   app.add_flag("-q,--quiet", o->quiet, "No progress on the terminal");
-  app.prefix_command();
+  starts_program(app, "PROGRAM [ARGUMENTS...]");
 }
 
 }  // namespace holo::cmd
