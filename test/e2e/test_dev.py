@@ -42,6 +42,19 @@ def test_up_status_logs_kill_restart_down(home):
     assert not list((home.root / "state" / "holo").glob("dev/*"))
 
 
+def test_one_that_does_not_answer_is_shown_beside_the_others(home):
+    pids = {n["number"]: n["pid"] for n in home.json("dev", "up", "-n", "3", "--memory", "64MiB")["nodes"]}
+    os.kill(pids[1], signal.SIGSTOP)
+    began = time.monotonic()
+    states = {n["name"]: n["state"] for n in home.json("dev", "status")["nodes"]}
+    assert time.monotonic() - began < 8, "it is not waited for as long as one that is to do something"
+    assert states == {"node1": "not answering", "node2": "alive", "node3": "alive"}
+    line = home.refused("kv", "get", "a", "--node", "node1")
+    assert "node1" in line and "no answer" in line and "request 1" not in line
+    os.kill(pids[1], signal.SIGCONT)
+    wait_until(lambda: [n["state"] for n in home.json("dev", "status")["nodes"]] == ["alive"] * 3, 20, "node1 to answer again")
+
+
 def test_a_stranger_with_a_recycled_pid_is_not_killed(home):
     home.ok("dev", "up", "-n", "1", "--memory", "64MiB")
     (record,) = (home.root / "state" / "holo" / "dev").glob("*/cluster.json")

@@ -4,11 +4,6 @@
 #include "wire/local_frame.h"
 
 namespace holo::cmd {
-namespace {
-
-constexpr Duration kShortCall = seconds(10);
-
-}  // namespace
 
 void add_target_options(CLI::App& app, TargetOptions& target) {
   app.add_option("--cluster", target.cluster, "Name or id of the cluster, when several run on this machine");
@@ -29,21 +24,22 @@ Result<driver::AgentRecord> find_agent(const TargetOptions& target) {
                                .node = target.node});
 }
 
-Result<AgentLink> AgentLink::connect(const TargetOptions& target) {
+Result<AgentLink> AgentLink::connect(const TargetOptions& target, Duration timeout) {
   HOLO_ASSIGN(agent, find_agent(target));
-  return connect(agent);
+  return connect(agent, timeout);
 }
 
-Result<AgentLink> AgentLink::connect(const driver::AgentRecord& agent) {
+Result<AgentLink> AgentLink::connect(const driver::AgentRecord& agent, Duration timeout) {
   AgentLink link;
   link.agent_ = agent;
-  HOLO_ASSIGN(client, driver::LocalClient::connect(agent.socket, {}));
+  HOLO_ASSIGN(client, driver::LocalClient::connect(
+                          agent.socket, {.name = agent.node_name.empty() ? "" : "the agent of " + agent.node_name}));
   link.client_ = std::move(client);
   wire::Hello hello;
   hello.set_role(wire::Hello::CLI);
   hello.set_protocol(wire::kLocalProtocol);
   hello.set_build(HOLO_VERSION);
-  HOLO_ASSIGN(reply, link.call_for<wire::HelloReply>(wire::HELLO, hello, kShortCall));
+  HOLO_ASSIGN(reply, link.call_for<wire::HelloReply>(wire::HELLO, hello, timeout));
   link.hello_ = std::move(reply);
   return link;
 }

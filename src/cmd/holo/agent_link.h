@@ -27,8 +27,11 @@ Result<driver::AgentRecord> find_agent(const TargetOptions& target);
 
 class AgentLink {
  public:
-  static Result<AgentLink> connect(const TargetOptions& target);
-  static Result<AgentLink> connect(const driver::AgentRecord& agent);
+  static constexpr Duration kShortCall = seconds(10);  ///< For what an agent answers by itself.
+
+  /// `timeout`: for the agent's first answer.
+  static Result<AgentLink> connect(const TargetOptions& target, Duration timeout = kShortCall);
+  static Result<AgentLink> connect(const driver::AgentRecord& agent, Duration timeout = kShortCall);
 
   /// Errors: what the agent answers; `unavailable` when it is gone.
   Result<std::string> call(wire::LocalMessage type, const google::protobuf::MessageLite& request, Duration timeout);

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <chrono>
 #include <fstream>
+#include <functional>
+#include <future>
 #include <iostream>
 #include <thread>
 
@@ -29,18 +31,31 @@ struct DevFlags {
 
 constexpr std::uint64_t kDefaultRate = 1'000'000'000;
 
-/// What an agent that answers says of each node's state, by name; empty when none answers.
+constexpr Duration kAnswerLimit = seconds(2);  // An agent that runs well takes milliseconds.
+
+/// What an agent that answers says of each node's state, by name; of who runs and does not answer, that. Empty when
+/// none runs.
 std::map<std::string, std::string> states_by_name(const DevCluster& cluster) {
-  for (const auto& n : cluster.nodes()) {
-    auto link = AgentLink::connect(TargetOptions{.cluster = {}, .state_dir = n.state_dir, .node = {}});
-    if (!link) continue;
-    const auto status = link->json(wire::STATUS);
-    if (!status) continue;
-    std::map<std::string, std::string> out;
-    for (const auto& node : (*status)["nodes"]) out[node["name"]] = node["state"];
-    return out;
+  const auto ask = [](const DevNode& n) -> Result<nlohmann::json> {
+    HOLO_ASSIGN(link,
+                AgentLink::connect(TargetOptions{.cluster = {}, .state_dir = n.state_dir, .node = {}}, kAnswerLimit));
+    return link.json(wire::STATUS, wire::Empty(), kAnswerLimit);
+  };
+  std::vector<std::future<Result<nlohmann::json>>> answers;
+  for (const auto& n : cluster.nodes()) answers.push_back(std::async(std::launch::async, ask, std::cref(n)));
+  std::map<std::string, std::string> out;
+  std::vector<std::string> silent;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const auto& n = cluster.nodes()[i];
+    const auto status = answers[i].get();
+    if (!status) {
+      if (n.running()) silent.push_back(str("node", n.number));
+    } else if (out.empty()) {
+      for (const auto& node : (*status)["nodes"]) out[node["name"]] = node["state"];
+    }
   }
-  return {};
+  for (const auto& name : silent) out[name] = "not answering";
+  return out;
 }
 
 nlohmann::json describe(const DevCluster& cluster) {
@@ -236,7 +251,8 @@ void add_dev_commands(CommandLine& line) {
   up_app.add_flag("--block-udp", f->block_udp, "With --net: UDP to every node disappears, as behind a firewall");
   up_app.add_option("--trust", f->trust, "Trust mode of the cluster: psk, tofu or roots")->capture_default_str();
   up_app.add_flag("--json", f->json, "One JSON object");
-  auto& status_app = add("status", "Its processes and what the cluster says of them", "holo dev status", status);
+  auto& status_app =
+      add("status", "Its processes, what the cluster says of them, and which do not answer", "holo dev status", status);
   status_app.add_flag("--json", f->json, "One JSON object");
   auto& logs_app = add("logs", "The log of one node", "holo dev logs 2 --follow", logs);
   number(logs_app);

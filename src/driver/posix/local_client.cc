@@ -227,7 +227,10 @@ Result<LocalClient::Reply> LocalClient::Impl::wait_for_answer(const Call& call) 
   if (waiting->done) return std::move(waiting->result);
   waiting_.erase(id);
   if (!sent) return std::unexpected(sent.error());
-  return fail(Errc::deadline_exceeded, str("the agent gave no answer to request ", call.type, " in time"));
+  return fail(Errc::deadline_exceeded,
+              str(options_.name.empty() ? "the agent" : options_.name, " gave no answer in ",
+                  static_cast<double>(call.timeout.millis()) / 1000, " s"),
+              "it is stopped or overloaded: see its log, and restart it if that lasts");
 }
 
 std::optional<MutableByteSpan> LocalClient::Impl::place(const LocalFrame& frame) {
@@ -327,6 +330,7 @@ LocalClient::~LocalClient() = default;
 
 Result<std::unique_ptr<LocalClient>> LocalClient::connect(const std::string& path, Options options, Duration timeout) {
   HOLO_ASSIGN(socket, connect_socket(path, after(timeout)));
+  options.name = options.name.empty() ? str("the agent at ", path) : str(options.name, " (", path, ")");
   return adopt(std::move(socket), std::move(options));
 }
 

@@ -23,7 +23,8 @@ class LocalClient {
   using RequestHandler = std::function<void(std::uint32_t id, env::LocalRequest request)>;
 
   struct Options {
-    RequestHandler on_request;                  ///< Empty: requests of the agent are answered `unsupported`.
+    RequestHandler on_request = {};             ///< Empty: requests of the agent are answered `unsupported`.
+    std::string name = {};                      ///< How messages name the agent; empty: by its socket, if it has one.
     std::function<void(Error)> on_closed = {};  ///< The agent went away (its death included). Once; not after close().
   };
 
