@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from holo_e2e import PROBE, alive, gone, node, quadratic_sum, wait_until
@@ -53,6 +54,28 @@ def test_one_that_does_not_answer_is_shown_beside_the_others(home):
     assert "node1" in line and "no answer" in line and "request 1" not in line
     os.kill(pids[1], signal.SIGCONT)
     wait_until(lambda: [n["state"] for n in home.json("dev", "status")["nodes"]] == ["alive"] * 3, 20, "node1 to answer again")
+
+
+def test_down_stops_every_agent_whose_state_it_removes(home):
+    """One that was killed, one that joined in the place of one that left, and one in a directory of its own."""
+    nodes = home.json("dev", "up", "-n", "3", "--memory", "64MiB")["nodes"]
+    home.ok("leave", "--node", "node3")
+    wait_until(lambda: gone(nodes[2]["pid"]), 20, "node3 to end")
+    home.ok("dev", "kill", "2")
+    sockets = (home.root / "run" / "holo").glob("agent-*.sock")
+    assert len(list(sockets)) == 2, "who is killed leaves its socket"
+    local = ("--listen", "127.0.0.1:0", "--memory", "64MiB")
+    home.ok("init", "--name", "other", "--state-dir", nodes[2]["state_dir"], *local)
+    folder = Path(nodes[0]["state_dir"]).parent
+    home.ok("init", "--name", "another", "--state-dir", folder / "by-hand", *local)
+    outside = home.root / "outside"
+    home.ok("init", "--name", "outside", "--state-dir", outside, *local)
+    assert len(home.processes()) == 4
+    home.ok("dev", "down")
+    assert not folder.exists()
+    [left] = home.processes()
+    assert str(outside) in Path(f"/proc/{left}/cmdline").read_text()
+    assert len(list((home.root / "run" / "holo").glob("agent-*.sock"))) == 1
 
 
 def test_a_stranger_with_a_recycled_pid_is_not_killed(home):

@@ -395,16 +395,31 @@ Outcome<void> DevCluster::restart(unsigned number) {
   return settle(target, agent, AgentStage::answering);
 }
 
+std::vector<ProcessName> DevCluster::agents() const {
+  std::vector<ProcessName> out;
+  for (const auto& n : nodes_) out.push_back(n.process);
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_, error)) {
+    const auto lock = (entry.path() / "lock").string();
+    const auto holder = process_name(driver::lock_holder(lock));
+    // It holds the lock still: so it is that process, and not a later one of its pid.
+    if (holder.start_time != 0 && driver::lock_holder(lock) == holder.pid) out.push_back(holder);
+  }
+  return out;
+}
+
 void DevCluster::stop_processes(Duration limit) {
-  for (const auto& n : nodes_) send_signal(n.process, SIGTERM);
-  for (const auto& n : nodes_) {
-    if (wait_for_end(n.process, limit)) continue;
-    send_signal(n.process, SIGKILL);
-    wait_for_end(n.process, kStopLimit);
+  const auto processes = agents();
+  for (const auto& process : processes) send_signal(process, SIGTERM);
+  for (const auto& process : processes) {
+    if (wait_for_end(process, limit)) continue;
+    send_signal(process, SIGKILL);
+    wait_for_end(process, kStopLimit);
   }
   for (const auto& record : driver::published_agents()) {
-    const bool ours = std::ranges::any_of(nodes_, [&](const DevNode& n) { return n.state_dir == record.state_dir; });
-    if (ours) (void)driver::withdraw_agent(record);  // Those that were killed could not do it themselves.
+    if (!record.state_dir.starts_with(folder_ + "/")) continue;
+    (void)driver::withdraw_agent(record);  // Those that were killed could not do it themselves.
+    (void)driver::remove_file(record.socket);
   }
 }
 

@@ -95,7 +95,9 @@ class DevCluster {
   Result<BackgroundAgent> start(DevNode& node);
   /// Waits for it and notes its address, so that the next start has the same port.
   Outcome<void> settle(DevNode& node, BackgroundAgent& agent, AgentStage stage);
-  /// Those that have not ended by then are killed.
+  /// The agents that were started here, and whoever else has its state directory in the folder.
+  [[nodiscard]] std::vector<ProcessName> agents() const;
+  /// Ends all of these. Those that have not ended by then are killed.
   void stop_processes(Duration limit);
 
   std::string name_, folder_;

@@ -126,14 +126,24 @@ Status remove_file(const std::string& path) {
   return {};
 }
 
+static pid_t pid_in(int fd) {
+  char text[32] = {};
+  const ssize_t n = ::pread(fd, text, sizeof text - 1, 0);
+  return n > 0 ? static_cast<pid_t>(std::strtol(text, nullptr, 10)) : 0;
+}
+
+pid_t lock_holder(const std::string& path) {
+  const env::Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  const bool held = fd && ::flock(fd.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  return held ? pid_in(fd.get()) : 0;
+}
+
 Result<LockFile> LockFile::acquire(const std::string& path) {
   env::Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd) return fail_errno(errno, str("cannot open the lock ", path));
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return fail_errno(errno, str("cannot lock ", path));
-    char text[32] = {};
-    const ssize_t n = ::pread(fd.get(), text, sizeof text - 1, 0);
-    const long pid = n > 0 ? std::strtol(text, nullptr, 10) : 0;
+    const pid_t pid = pid_in(fd.get());
     const std::string who = pid > 0 ? str("another agent (pid ", pid, ")") : std::string("another agent");
     return fail(Errc::refused, str(who, " holds ", path), "stop it first, or use another --state-dir");
   }

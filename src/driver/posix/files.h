@@ -1,6 +1,8 @@
 // Files as the node uses them: written whole or not at all, private by default, locked by one agent.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -50,6 +52,9 @@ class LockFile {
   explicit LockFile(env::Fd fd) : fd_(std::move(fd)) {}
   env::Fd fd_;
 };
+
+/// The process that holds the lock `path` (LockFile); 0: nobody does, or it cannot be told.
+pid_t lock_holder(const std::string& path);
 
 struct DiskSpace {
   std::uint64_t free_bytes = 0;  ///< What an ordinary user may still write.
