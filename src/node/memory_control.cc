@@ -90,6 +90,10 @@ class Adapter final : public MemoryControl, private control::StateObserver {
     return it == table.end() ? ShardCopies{} : it->second;
   }
   Version floor(RegionId region) const override { return control_.floor(region); }
+  bool draining() const override {
+    const auto* record = state().node(self());
+    return record != nullptr && record->draining;
+  }
   std::uint64_t reserved_bytes() const override {
     const auto* record = state().node(self());
     return record ? record->reserved_bytes : 0;

@@ -118,6 +118,9 @@ class MemoryControl {
   /// The lowest snapshot of the region that anyone in the cluster may still read.
   [[nodiscard]] virtual Version floor(RegionId region) const = 0;
 
+  /// Everything is to go from this node.
+  [[nodiscard]] virtual bool draining() const = 0;
+
   /// Bytes of pages that regions have assigned to this node, written or not.
   [[nodiscard]] virtual std::uint64_t reserved_bytes() const = 0;
 

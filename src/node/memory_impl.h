@@ -29,6 +29,7 @@ inline constexpr std::size_t kTxnsPerCommand = 512;
 inline constexpr std::size_t kDecidedKept = 1 << 16;       // transactions remembered as decided
 inline constexpr std::uint64_t kWorkingMinimum = 4 << 20;  // for copies beside the owned ones, however full the node is
 inline constexpr Duration kTick = milliseconds(200);       // floors
+inline constexpr std::uint64_t kDropAtOnce = 64 << 20;     // of what a drained node has left over, in a tick
 inline constexpr Duration kSweepEvery = seconds(5);        // staged pages that nobody decides
 inline constexpr Duration kDecisionPatience =
     milliseconds(300);                                      // at a stop, for the log to decide what is staged here
@@ -229,6 +230,10 @@ class MemoryImpl final : public MemoryService {
   [[nodiscard]] Version floor_of(const Region& r) const;
   [[nodiscard]] memory::Usage usage() const;
   bool make_room(std::uint64_t bytes);
+  /// Gives up clean copies of pages that live elsewhere; returns what that freed.
+  std::uint64_t evict(std::uint64_t bytes);
+  /// What this node had and others have now would be kept as read ahead, which nobody wants of a node that is drained.
+  void look_for_left_over();
   Task<Status> wait_for_room(std::uint64_t bytes);
   void remember_decided(const TxnId& txn);
   SnapshotPin pin_region(const RegionPtr& r, Version snapshot);
@@ -352,6 +357,7 @@ class MemoryImpl final : public MemoryService {
   std::uint64_t next_view_ = 1;
   std::uint64_t next_txn_ = 1;
   Instant next_sweep_;
+  std::uint64_t left_over_ = 0;  // of clean copies, to be dropped by and by
   std::set<NodeId> watched_paths_;
   Instant next_move_;  ///< When the bytes copied so far have had their time.
   bool stopped_ = false;

@@ -225,6 +225,7 @@ void MemoryImpl::nodes_changed() {
     const std::uint64_t incarnation = control_.incarnation_of(txn.node);
     if (incarnation != txn.incarnation && !(incarnation == 0 && txn.node == control_.self())) abort_here(txn);
   }
+  look_for_left_over();
   refuse_doubts();
   start_all_moves();
 }
@@ -245,6 +246,7 @@ void MemoryImpl::placement_changed(RegionId id) {
   if (it == regions_.end()) return;
   std::fill(it->second->owned.begin(), it->second->owned.end(), static_cast<std::int8_t>(-1));
   it->second->pages->reclassify();
+  look_for_left_over();
   start_moves(it->second);
 }
 
@@ -300,14 +302,24 @@ bool MemoryImpl::make_room(std::uint64_t bytes) {
   std::uint64_t beside = config_.limit_bytes > promised ? config_.limit_bytes - promised : 0;
   beside = std::max(beside, std::max(kWorkingMinimum, config_.limit_bytes / 16));
   if (used.extra + used.cached + bytes <= beside) return true;
-  std::uint64_t wanted = used.extra + used.cached + bytes - beside;
+  const std::uint64_t wanted = used.extra + used.cached + bytes - beside;
+  return evict(wanted) >= wanted;
+}
+
+std::uint64_t MemoryImpl::evict(std::uint64_t bytes) {
+  std::uint64_t freed = 0;
   for (auto& [id, r] : regions_) {
-    const std::uint64_t freed = r->pages->evict(wanted);
-    counters_.evicted += freed / r->page_bytes();
-    if (freed >= wanted) return true;
-    wanted -= freed;
+    if (freed >= bytes) break;
+    const std::uint64_t here = r->pages->evict(bytes - freed);
+    counters_.evicted += here / r->page_bytes();
+    freed += here;
   }
-  return false;
+  return freed;
+}
+
+void MemoryImpl::look_for_left_over() {
+  const memory::Usage used = usage();
+  if (control_.draining() && used.owned == 0) left_over_ = used.cached;
 }
 
 Task<Status> MemoryImpl::wait_for_room(std::uint64_t bytes) {
@@ -411,6 +423,10 @@ void MemoryImpl::tick() {
   for (auto& [id, r] : regions_) {
     const Version floor = floor_of(*r);
     if (floor > r->pages->history().floor()) r->pages->raise_floor(floor);
+  }
+  if (left_over_ > 0) {
+    const std::uint64_t freed = evict(std::min(left_over_, kDropAtOnce));
+    left_over_ = freed == 0 ? 0 : left_over_ - std::min(left_over_, freed);
   }
 }
 

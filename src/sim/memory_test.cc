@@ -352,6 +352,23 @@ TEST(MemoryService, AFreedRegionIsGoneForEveryone) {
   for (std::uint64_t n = 1; n <= 3; ++n) EXPECT_EQ(c.memory(n).status().frames_used_bytes, 0u);
 }
 
+TEST(MemoryService, ADrainedNodeGivesBackTheMemoryOfWhatItHad) {
+  MemoryCluster c(3);
+  const RegionId r = c.create(24, 1);
+  Program a{c, 1};
+  ASSERT_TRUE(a.write(r, 0, 0, filled(24 * kPage, 'a')));
+  ASSERT_TRUE(a.commit(r));
+  c.log.append([](TestControl& control) {
+    control.drained.insert(NodeId{2});
+    control.move(NodeId{2}, NodeId{3});
+  });
+  c.settle(seconds(2));
+  ASSERT_FALSE(c.members[0]->control->holds_anything(NodeId{2}));
+  EXPECT_EQ(c.memory(2).status().frames_used_bytes, 0u);
+  Program b{c, 2};
+  EXPECT_EQ(b.read(r, 1, 0, 24 * kPage).value(), std::string(24 * kPage, 'a')) << "its programs read on";
+}
+
 TEST(MemoryService, ANodeHandsItsLastCopiesOverBeforeItLeaves) {
   MemoryCluster c(3);
   const RegionId r = c.create(24, 1);

@@ -107,6 +107,7 @@ class TestControl final : public node::MemoryControl {
     return it == regions_.end() || shard.value >= it->second.shards.size() ? node::ShardCopies{}
                                                                            : it->second.shards[shard.value];
   }
+  bool draining() const override { return drained.contains(self_); }
   Version floor(RegionId id) const override { return floors_ ? (*floors_)(id) : Version{}; }
   std::uint64_t reserved_bytes() const override {
     std::uint64_t sum = 0;
@@ -268,6 +269,7 @@ class TestControl final : public node::MemoryControl {
   }
 
   bool down = false;
+  std::set<NodeId> drained;
   std::uint64_t own_incarnation = 1;
   const std::function<Version(RegionId)>* floors_ = nullptr;
 

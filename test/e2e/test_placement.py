@@ -112,6 +112,7 @@ def test_shards_move_while_programs_write_and_read(three):
         assert node(home.status(), "n3")["draining"] and "n3" in alive(home.status())
         assert "draining" in home.ok("status")
         unharmed("drain")
+        wait_until(lambda: node(home.status("--node", "n3"), "n3")["frames_used_bytes"] == 0, 20, "n3 to give back its memory")
         home.ok("undrain", "n3")
         assert held(home, "n3")["home_pages"] > 0
         unharmed("undrain")
