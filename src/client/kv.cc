@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "client/session.h"
+#include "core/control/keyspace.h"
 #include "wire/kv.pb.h"
 
 namespace holo {
@@ -69,6 +70,7 @@ Result<KvResult> SessionImpl::kv_txn(const KvTransaction& transaction) {
   for (const KvCondition& c : transaction.when) *ask.add_compares() = to_wire(c);
   for (const KvOperation& o : transaction.then) *ask.add_then() = to_wire(o);
   for (const KvOperation& o : transaction.otherwise) *ask.add_otherwise() = to_wire(o);
+  HOLO_TRY(control::KeySpace::check(ask));  // The connection would refuse what is too large, too, and speak of itself.
   HOLO_ASSIGN(answer, agent_->call<wire::KvTxnResult>(wire::KV_TXN, ask));
   KvResult out{.succeeded = answer.succeeded(), .revision = answer.revision(), .results = {}};
   for (wire::KvOpResult& r : *answer.mutable_results()) {

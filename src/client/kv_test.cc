@@ -53,6 +53,10 @@ TEST_F(KvTest, WhatIsPutIsReadAndDeleted) {
   EXPECT_EQ(kv.put("", "x").error().code, Errc::invalid_argument);
   EXPECT_EQ(kv.put("holo/x", "x").error().code, Errc::permission_denied);
   EXPECT_EQ(kv.put("big", std::string((512 << 10) + 1, 'x')).error().code, Errc::over_limit);
+  const auto huge = kv.put("big", std::string(2 << 20, 'x'));
+  ASSERT_FALSE(huge);
+  EXPECT_EQ(huge.error().code, Errc::over_limit);
+  EXPECT_NE(huge.error().to_string().find("a transaction of"), std::string::npos) << huge.error().to_string();
 }
 
 TEST_F(KvTest, ARangeIsWholeHoweverLargeAndAsOfOneRevision) {

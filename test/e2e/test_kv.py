@@ -71,6 +71,14 @@ def test_large_ranges_come_in_pages_of_one_revision(cluster, tmp_path):
     assert out == value.read_bytes() + b"\n"
 
 
+def test_a_transaction_beyond_the_limit_is_refused_in_its_own_words(cluster, tmp_path):
+    file = tmp_path / "txn.json"
+    for count in (10, 12):  # Less and more than a message to the agent may have.
+        file.write_text(json.dumps({"then": [{"put": f"t{i}", "value": "x" * 100_000} for i in range(count)]}))
+        line = cluster.refused("kv", "txn", file)
+        assert f"a transaction of {count}00" in line and "900000" in line
+
+
 def test_a_transaction_takes_one_branch(cluster, tmp_path):
     cluster.ok("kv", "put", "n", "1")
     file = tmp_path / "txn.json"

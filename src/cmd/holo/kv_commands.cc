@@ -11,6 +11,7 @@
 #include "cmd/holo/kv_text.h"
 #include "cmd/holo/table.h"
 #include "cmd/holo/units.h"
+#include "core/control/keyspace.h"
 #include "core/control/leases.h"
 
 namespace holo::cmd {
@@ -233,6 +234,7 @@ Outcome<int> txn(const KvOptions& o) {
   HOLO_ASSIGN(text, read_all(o.file));
   auto parsed = parse_kv_txn(text);
   if (!parsed) return usage(parsed.error());
+  HOLO_TRY(control::KeySpace::check(*parsed));  // The connection would refuse it, too, and speak of itself.
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
   HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, *parsed, kCall));
   print(kv_json(result));

@@ -243,7 +243,7 @@ bool KeySpace::holds(const wire::KvCompare& c) const {
   }
 }
 
-Status KeySpace::check(const wire::KvTxn& txn) const {
+Status KeySpace::check(const wire::KvTxn& txn) {
   if (static_cast<std::size_t>(txn.compares_size()) > limits::kMaxKvOps) {
     return fail(Errc::over_limit, str(txn.compares_size(), " comparisons"), str("at most ", limits::kMaxKvOps));
   }

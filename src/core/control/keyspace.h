@@ -40,8 +40,11 @@ class KeySpace {
   /// Of keys and values, with what each costs besides.
   [[nodiscard]] std::uint64_t bytes() const { return live_bytes_ + history_bytes_; }
 
-  /// All of it or nothing. Errors, with nothing changed: `invalid_argument` (an empty or over-long key, one key changed
-  /// twice, a get at an older revision), `over_limit` (sizes and numbers of limits.h; the store is full).
+  /// What no store takes. Errors: `invalid_argument` (an empty or over-long key, one key changed twice, a get at an
+  /// older revision), `over_limit` (sizes and numbers of limits.h).
+  static Status check(const wire::KvTxn& txn);
+  /// All of it or nothing. Errors, with nothing changed: those of check(); `over_limit` (the store is full, or so much
+  /// is not deleted at once).
   Result<wire::KvTxnResult> apply(const wire::KvTxn& txn);
   /// Writes, or deletes, one of the reserved keys, at a revision of its own.
   void put_reserved(const std::string& key, const std::string& value, std::uint64_t lease);
@@ -127,7 +130,6 @@ class KeySpace {
   /// Before anything of that key changes.
   void preserve(const std::string& key, const Chain& chain);
   static void put_chain(const Chain& chain, wire::SnapshotKey* out);
-  [[nodiscard]] Status check(const wire::KvTxn& txn) const;
   [[nodiscard]] bool holds(const wire::KvCompare& compare) const;
   [[nodiscard]] const Record* live(std::string_view key) const;
   /// Null when the key was not there at that revision.
