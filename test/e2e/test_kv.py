@@ -3,6 +3,7 @@
 import json
 import threading
 
+import pytest
 from holo_e2e import EXAMPLES, HOLO, USAGE, wait_until
 
 NODES = ("node1", "node2", "node3", "node4")
@@ -69,6 +70,48 @@ def test_large_ranges_come_in_pages_of_one_revision(cluster, tmp_path):
     assert all(len(p["value_base64"]) > 500_000 for p in pairs)
     out = cluster.run(HOLO, "kv", "get", "large/0", text=False).stdout
     assert out == value.read_bytes() + b"\n"
+
+
+@pytest.mark.parametrize("value", [bytes(range(256)) * 2048, b"", b"\n", b"no newline", b"one\n", b"\0\xff\r\n\n"], ids=len)
+def test_any_bytes_come_back_as_they_went_in(cluster, tmp_path, value):
+    file = tmp_path / "value"
+    file.write_bytes(value)
+    cluster.ok("kv", "put", "raw/file", "--file", file)
+    with file.open("rb") as stdin:
+        assert cluster.run(HOLO, "kv", "put", "raw/stdin", "--file", "-", stdin=stdin).returncode == 0
+    for key in ("raw/file", "raw/stdin"):
+        out = cluster.run(HOLO, "kv", "get", key, "--raw", text=False)
+        assert out.returncode == 0 and out.stdout == value and out.stderr == b""
+
+
+def test_a_deletion_shows_all_that_it_deleted(cluster, tmp_path):
+    """More than an answer holds, and keys of the cluster's own between them, which stay."""
+    value = tmp_path / "value"
+    value.write_bytes(b"v" * 400_000)
+    for i in range(5):
+        cluster.ok("kv", "put", f"gone/{i}", "--file", value)
+    cluster.ok("kv", "put", "hz", "last")
+    command = (f"{HOLO} kv del gone/ hz0 --previous > {tmp_path}/out && {HOLO} locks --json")
+    assert [lock["name"] for lock in json.loads(cluster.ok("lock", "in-the-range", "--", "sh", "-c", command))] == ["in-the-range"]
+    shown = [line.split("\t") for line in lines((tmp_path / "out").read_text())]
+    assert [key for key, _ in shown] == [*(f"gone/{i}" for i in range(5)), "hz"]
+    assert [len(v) for _, v in shown] == [400_000] * 5 + [4]
+    for i in range(3):
+        cluster.ok("kv", "put", f"gone/{i}", "--file", value)
+    [result] = cluster.json("kv", "del", "--prefix", "gone/", "--previous")["results"]
+    assert len(result["pairs"]) == 3 and result["deleted"] == 3 and not result["more"]
+
+
+def test_a_deletion_that_could_not_be_shown_is_refused(home, tmp_path):
+    home.ok("dev", "up", "-n", "1", "--memory", "128MiB")
+    value = tmp_path / "value"
+    value.write_bytes(b"v" * 500_000)
+    for i in range(68):
+        home.ok("kv", "put", f"much/{i:02}", "--file", value)
+    assert "32 MiB" in home.refused("kv", "del", "--prefix", "much/", "--previous")
+    assert len(lines(home.ok("kv", "range", "--keys-only"))) == 68
+    assert len(lines(home.ok("kv", "del", "much/00", "much/60", "--previous"))) == 60
+    assert home.ok("kv", "del", "--prefix", "much/") == "8\n"
 
 
 def test_a_transaction_beyond_the_limit_is_refused_in_its_own_words(cluster, tmp_path):
@@ -146,6 +189,8 @@ def test_wrong_usage_is_said_and_changes_nothing(cluster):
     assert "1024" in cluster.refused("kv", "put", "k" * 1025, "x")
     cluster.refused("kv", "put", "a", "b", "--if-absent", "--if-revision", "3", code=USAGE)
     cluster.refused("kv", "put", "a", "--file", "/nonexistent")
+    assert "directory" in cluster.refused("kv", "put", "a", "--file", "/tmp")
+    cluster.refused("kv", "get", "a", "--raw", "--json", code=USAGE)
     cluster.refused("kv", "del", "a", "b", "--prefix", code=USAGE)
     cluster.refused("kv", "get", "where", "--revision", before + 100)
     cluster.refused("kv", "compact", before + 100)
@@ -155,8 +200,11 @@ def test_wrong_usage_is_said_and_changes_nothing(cluster):
 
 def test_a_value_beyond_the_limit_is_refused(cluster, tmp_path):
     value = tmp_path / "value"
-    value.write_bytes(b"v" * (512 * 1024 + 1))
-    assert "524288" in cluster.refused("kv", "put", "a", "--file", value)
+    for size in (512 * 1024 + 1, 2 << 20):
+        value.write_bytes(b"v" * size)
+        assert "524288" in cluster.refused("kv", "put", "a", "--file", value)
+        with value.open() as stdin:
+            assert "524288" in cluster.refused("kv", "put", "a", "--file", "-", stdin=stdin)
     value.write_bytes(b"v" * (512 * 1024))
     cluster.ok("kv", "put", "a", "--file", value)
     cluster.ok("kv", "del", "a")

@@ -1,8 +1,6 @@
 // holo kv: keys and values that the whole cluster agrees on.
 #include <chrono>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 
 #include "base/limits.h"
 #include "base/strings.h"
@@ -13,17 +11,20 @@
 #include "cmd/holo/units.h"
 #include "core/control/keyspace.h"
 #include "core/control/leases.h"
+#include "driver/posix/files.h"
 
 namespace holo::cmd {
 namespace {
 
 constexpr Duration kCall = seconds(30);
+constexpr std::size_t kMaxTxnText = 16 << 20;  // As JSON, where each byte may take several.
+constexpr std::uint64_t kMaxPrevious = limits::kMaxKvHistoryBytes / 2;
 constexpr std::uint32_t kWatchMs = 30'000;  // Of one request; the next goes on where it ended.
 
 struct KvOptions {
   TargetOptions target;
   std::string key, end, value, file;
-  bool prefix = false, stale = false, keys_only = false, json = false, absent = false, previous = false;
+  bool prefix = false, stale = false, keys_only = false, json = false, absent = false, previous = false, raw = false;
   std::uint64_t revision = 0, from = 0, count = 0, limit = 0, if_revision = 0, lease = 0;
   std::string fence;
   double timeout = 0;
@@ -38,11 +39,14 @@ Outcome<wire::KvRange> range_of(const KvOptions& o) {
   return range;
 }
 
-Outcome<std::string> read_all(const std::string& file) {
-  if (file == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
-  std::ifstream in(file, std::ios::binary);
-  std::string bytes(std::istreambuf_iterator<char>(in), {});
-  if (!in) return fail(Errc::not_found, str("cannot read ", file));
+/// "-" is standard input.
+Result<std::string> read_all(const std::string& file, std::size_t max_bytes) {
+  if (file != "-") return driver::read_text_file(file, max_bytes);
+  std::string bytes(max_bytes + 1, '\0');
+  std::cin.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  bytes.resize(static_cast<std::size_t>(std::cin.gcount()));
+  if (bytes.size() > max_bytes)
+    return fail(Errc::over_limit, str("standard input is longer than ", max_bytes, " bytes"));
   return bytes;
 }
 
@@ -106,8 +110,12 @@ Outcome<int> put(const KvOptions& o) {
   p->set_lease(o.lease);
   HOLO_TRY(add_fence(o, txn));
   if (!o.file.empty()) {
-    HOLO_ASSIGN(bytes, read_all(o.file));
-    p->set_value(std::move(bytes));
+    auto bytes = read_all(o.file, limits::kMaxKvValueBytes);
+    if (!bytes && bytes.error().code == Errc::over_limit) {
+      bytes.error().hint = "a value has no more; keep the bytes in a region, or in several keys";
+    }
+    if (!bytes) return std::unexpected(bytes.error());
+    p->set_value(*std::move(bytes));
   }
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
   HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, txn, kCall));
@@ -122,6 +130,7 @@ Outcome<int> put(const KvOptions& o) {
 }
 
 Outcome<int> get(const KvOptions& o) {
+  if (o.raw && o.json) return usage("--raw and --json exclude each other");
   wire::KvGet ask;
   ask.mutable_range()->set_key(o.key);
   ask.set_revision(o.revision);
@@ -136,9 +145,54 @@ Outcome<int> get(const KvOptions& o) {
   if (o.json) {
     print(kv_json(page.pairs(0)));
   } else {
-    std::cout << page.pairs(0).value() << "\n";
+    std::cout << page.pairs(0).value() << (o.raw ? "" : "\n");
   }
   return kDone;
+}
+
+/// Calls f(page) for all of what `ask` asks for, of one revision, or as long as f gives true.
+template <class F>
+Result<void> for_each_page(AgentLink& link, wire::KvGet ask, F f) {
+  for (;;) {
+    HOLO_ASSIGN(page, link.call_for<wire::KvPage>(wire::KV_GET, ask, kCall));
+    if (!f(page) || page.next().empty()) return {};
+    ask.mutable_range()->set_key(page.next());
+    ask.set_revision(page.revision());
+  }
+}
+
+bool deletable(const wire::KvPair& pair) { return !pair.key().starts_with(control::kReservedKeys); }
+
+/// Refuses to delete what could not be shown: the history must still have it afterwards, whatever others write.
+Outcome<void> check_previous(AgentLink& link, const wire::KvRange& range) {
+  std::uint64_t bytes = 0;
+  wire::KvGet ask;
+  *ask.mutable_range() = range;
+  HOLO_TRY(for_each_page(link, ask, [&](const wire::KvPage& page) {
+    for (const auto& pair : page.pairs()) bytes += deletable(pair) ? pair.key().size() + pair.value().size() : 0;
+    return bytes <= kMaxPrevious;
+  }));
+  if (bytes <= kMaxPrevious) return {};
+  return fail(Errc::over_limit,
+              str("--previous shows at most ", format_size(kMaxPrevious), " of what is deleted, and there is more"),
+              "delete parts of the range, one after the other, or without --previous");
+}
+
+/// An answer holds only some of them: all are those of the revision before.
+Outcome<void> take_previous(AgentLink& link, const wire::KvRange& range, wire::KvTxnResult& result) {
+  wire::KvGet ask;
+  *ask.mutable_range() = range;
+  ask.set_revision(result.revision() - 1);
+  auto* out = result.mutable_results(0);
+  out->clear_pairs();
+  HOLO_TRY(for_each_page(link, ask, [&](wire::KvPage& page) {
+    for (auto& pair : *page.mutable_pairs()) {
+      if (deletable(pair)) *out->add_pairs() = std::move(pair);
+    }
+    return true;
+  }));
+  out->set_more(false);
+  return {};
 }
 
 Outcome<int> erase(const KvOptions& o) {
@@ -146,12 +200,14 @@ Outcome<int> erase(const KvOptions& o) {
   wire::KvTxn txn;
   add_condition(o, txn);
   auto* d = txn.add_then()->mutable_delete_();
-  *d->mutable_range() = std::move(range);
+  *d->mutable_range() = range;
   d->set_previous(o.previous);
   HOLO_TRY(add_fence(o, txn));
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
+  if (o.previous && !range.end().empty()) HOLO_TRY(check_previous(link, range));
   HOLO_ASSIGN(result, link.call_for<wire::KvTxnResult>(wire::KV_TXN, txn, kCall));
   if (!result.succeeded()) return std::unexpected(condition_failed(o, result));
+  if (result.results(0).more()) HOLO_TRY(take_previous(link, range, result));
   if (o.json) {
     print(kv_json(result));
     return kDone;
@@ -171,14 +227,16 @@ Outcome<int> list(const KvOptions& o) {
     if (!o.prefix) ask.mutable_range()->set_end(std::string(1, '\0'));
   }
   ask.set_revision(o.revision);
+  ask.set_limit(static_cast<std::uint32_t>(std::min<std::uint64_t>(o.limit, 1u << 20)));
   ask.set_keys_only(o.keys_only);
   ask.set_stale(o.stale);
   HOLO_ASSIGN(link, AgentLink::connect(o.target));
   nlohmann::json all = nlohmann::json::array();
-  for (std::uint64_t left = o.limit;;) {
-    ask.set_limit(static_cast<std::uint32_t>(std::min<std::uint64_t>(left, 1u << 20)));
-    HOLO_ASSIGN(page, link.call_for<wire::KvPage>(wire::KV_GET, ask, kCall));
+  std::uint64_t seen = 0;
+  HOLO_TRY(for_each_page(link, ask, [&](const wire::KvPage& page) {
     for (const auto& pair : page.pairs()) {
+      if (o.limit != 0 && seen == o.limit) return false;
+      ++seen;
       if (o.json) {
         all.push_back(kv_json(pair));
         if (o.keys_only) all.back().erase("value");
@@ -186,11 +244,8 @@ Outcome<int> list(const KvOptions& o) {
         std::cout << (o.keys_only ? kv_printable(pair.key()) : kv_line(pair)) << "\n";
       }
     }
-    if (o.limit != 0) left -= std::min<std::uint64_t>(left, static_cast<std::uint64_t>(page.pairs_size()));
-    if (page.next().empty() || (o.limit != 0 && left == 0)) break;
-    ask.mutable_range()->set_key(page.next());
-    ask.set_revision(page.revision());  // All pages are of one revision.
-  }
+    return o.limit == 0 || seen < o.limit;
+  }));
   if (o.json) print(all);
   return kDone;
 }
@@ -231,7 +286,7 @@ Outcome<int> watch(const KvOptions& o) {
 }
 
 Outcome<int> txn(const KvOptions& o) {
-  HOLO_ASSIGN(text, read_all(o.file));
+  HOLO_ASSIGN(text, read_all(o.file, kMaxTxnText));
   auto parsed = parse_kv_txn(text);
   if (!parsed) return usage(parsed.error());
   HOLO_TRY(control::KeySpace::check(*parsed));  // The connection would refuse it, too, and speak of itself.
@@ -292,31 +347,36 @@ void add_kv_commands(CommandLine& line) {
         ->check(above_zero());
   };
   const auto previous = [](CLI::App& app, KvOptions& o) {
-    app.add_flag("--previous", o.previous, "Print what was there before");
+    app.add_flag("--previous", o.previous,
+                 str("Print what was there before; at most ", format_size(kMaxPrevious), " of a range"));
   };
 
   const auto fence = [](CLI::App& app, KvOptions& o) {
     app.add_option("--fence", o.fence, "LOCK:TOKEN: only while that is the lock's token");
   };
 
-  add("put", "Write a key", "holo kv put color green", put, [&](CLI::App& app, KvOptions& o) {
-    key(app, o);
-    app.add_option("VALUE", o.value, "Its value (default: empty)");
-    app.add_option("--file", o.file,
-                   str("The value is the file's bytes, at most ", limits::kMaxKvValueBytes, "; - for standard input"));
-    app.add_option("--lease", o.lease, "The key goes when that lease ends (holo lease grant)")->check(above_zero());
-    app.add_flag("--if-absent", o.absent, "Only if there is no such key");
-    condition(app, o);
-    fence(app, o);
-    previous(app, o);
-    json(app, o, "One JSON object");
-  });
-  add("get", "The value of a key, as of now", "holo kv get color", get, [&](CLI::App& app, KvOptions& o) {
-    key(app, o);
-    revision(app, o);
-    stale(app, o);
-    json(app, o, "One JSON object, with the key's revisions");
-  });
+  add("put", "Write a key", "holo kv put color green; holo kv put logo --file logo.png", put,
+      [&](CLI::App& app, KvOptions& o) {
+        key(app, o);
+        app.add_option("VALUE", o.value, "Its value (default: empty)");
+        app.add_option(
+            "--file", o.file,
+            str("The value is the file's bytes, at most ", limits::kMaxKvValueBytes, "; - for standard input"));
+        app.add_option("--lease", o.lease, "The key goes when that lease ends (holo lease grant)")->check(above_zero());
+        app.add_flag("--if-absent", o.absent, "Only if there is no such key");
+        condition(app, o);
+        fence(app, o);
+        previous(app, o);
+        json(app, o, "One JSON object");
+      });
+  add("get", "The value of a key, as of now", "holo kv get color; holo kv get logo --raw > logo.png", get,
+      [&](CLI::App& app, KvOptions& o) {
+        key(app, o);
+        app.add_flag("--raw", o.raw, "The value's bytes and nothing else, as holo kv put --file took them");
+        revision(app, o);
+        stale(app, o);
+        json(app, o, "One JSON object, with the key's revisions");
+      });
   add("del", "Delete a key, or a range of them", "holo kv del --prefix jobs/", erase, [&](CLI::App& app, KvOptions& o) {
     key(app, o);
     app.add_option("END", o.end, "Delete from KEY on, up to this key but without it");
