@@ -31,6 +31,7 @@ class Placement {
     std::uint64_t serial = 0;  ///< Of the move of `filling` or `unproven`.
     std::uint64_t pages = 0;
     bool written = false;  ///< Some page of it has a version above 0: only then is there anything to lose or to copy.
+    Version lost;          ///< Pages with a version up to this one nobody has any more: their last holder was removed.
     /// Not where the plan wants it.
     [[nodiscard]] bool moving() const { return filling || unproven || (!target.empty() && !(target == in_sync)); }
     /// Has its bytes reserved on `node`.

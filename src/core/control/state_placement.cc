@@ -177,6 +177,7 @@ void State::settle(Region& region, Planner& planner, const std::vector<NodeId>& 
     if (s.filling && !s.target.contains(s.filling)) s.filling = {};
     // Nothing was ever written there, or nobody has it any more: other nodes can be its holders at once.
     if (!s.target.empty() && (s.in_sync.empty() || !s.written)) {
+      if (s.written) s.lost = region.record.version;
       s.in_sync = s.target;
       s.filling = {};
       s.unproven = {};
@@ -366,24 +367,25 @@ std::vector<State::LastCopies> State::last_copies(NodeId holder) const {
   for (const RegionId id : region_ids()) {
     const Region& r = *regions_.at(id);
     LastCopies lost{.region = id};
-    std::set<std::uint16_t> alone;
+    std::map<std::uint16_t, Version> alone;  // With what was lost of it before.
     for (std::size_t i = 0; i < r.placement.shards().size(); ++i) {
       const Placement::Shard& s = r.placement.shards()[i];
       if (!s.written || s.in_sync.size() != 1 || s.in_sync[0] != holder) continue;
-      alone.insert(r.placement.used()[i]);
+      alone.emplace(r.placement.used()[i], s.lost);
       const bool goes = std::any_of(s.target.begin(), s.target.end(), [&](NodeId n) { return n != holder; });
       lost.nowhere = lost.nowhere || !goes;
     }
     if (alone.empty()) continue;
-    for_each_written(id, [&](PageRange pages, Version) {
+    for_each_written(id, [&](PageRange pages, Version version) {
       for (std::uint64_t p = pages.first; p < pages.end();) {
         const std::uint64_t block_end = (p / r.record.block_pages + 1) * r.record.block_pages;
         const std::uint64_t end = std::min(pages.end(), block_end);
-        if (alone.contains(r.placement.shard_of(PageNo{p}).value)) lost.pages += end - p;
+        const auto shard = alone.find(r.placement.shard_of(PageNo{p}).value);
+        if (shard != alone.end() && version > shard->second) lost.pages += end - p;
         p = end;
       }
     });
-    out.push_back(lost);
+    if (lost.pages > 0) out.push_back(lost);
   }
   return out;
 }
@@ -409,7 +411,7 @@ std::string named(const State& state, const std::vector<State::LastCopies>& lost
 
 void State::add_lost(NodeId node, wire::CommandResult& result) const {
   for (const LastCopies& l : last_copies(node)) {
-    if (l.pages == 0 || result.lost_size() == kLostNamed) continue;
+    if (result.lost_size() == kLostNamed) break;
     wire::LostPages* out = result.add_lost();
     const RegionRecord& r = *region(l.region);
     out->set_region(r.name);

@@ -78,7 +78,8 @@ wire::ControlSnapshot State::describe(Keys with) const {
       const Placement::Shard& s = r.placement.shards()[i];
       const ShardNo number{r.placement.used()[i]};
       const bool moving = s.moving() || s.target.empty();
-      if (!moving && s.serial == 0 && s.in_sync == table_.list(number, r.record.replication)) continue;
+      if (!moving && s.serial == 0 && s.lost == Version{} && s.in_sync == table_.list(number, r.record.replication))
+        continue;
       auto* d = sr->add_deviations();
       d->set_shard(number.value);
       for (const NodeId n : s.in_sync) d->add_in_sync(n.value);
@@ -86,6 +87,7 @@ wire::ControlSnapshot State::describe(Keys with) const {
       for (const NodeId n : s.target) d->add_target(n.value);
       d->set_unproven(s.unproven.value);
       d->set_serial(s.serial);
+      d->set_lost(s.lost.value);
     }
     for_each_written(id, [&](PageRange p, Version v) {
       auto* pages = sr->add_pages();
@@ -178,6 +180,7 @@ struct SnapshotReader {
     s.filling = NodeId{d.filling()};
     s.unproven = NodeId{d.unproven()};
     s.serial = d.serial();
+    s.lost = Version{d.lost()};
     if (s.filling && (s.in_sync.contains(s.filling) || s.in_sync.size() == NodeList::kMax || s.in_sync.empty() ||
                       !s.target.contains(s.filling))) {
       return bad("a shard that fills what it has");

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/random.h"
 #include "core/control/state_testing.h"
@@ -534,6 +535,50 @@ TEST(ControlState, RemoveNamesWhatOnlyThatNodeHas) {
   EXPECT_EQ(code(rig.back(3, 2)), Errc::refused) << "it must join anew";
   EXPECT_EQ(code(rig.join(3, 256 * kMiB, 2)), kOk);
   expect_invariants(rig.state);
+}
+
+TEST(ControlState, WhatWasLostBeforeIsNotLostAgain) {
+  Rig rig;
+  rig.cluster(4);
+  const RegionId xs{rig.create("xs", 600 * 4096).region()};
+  rig.commit({Rig::txn(1, 1, xs.value, {{0, 300}})});
+  const auto pages_of = [&](std::uint64_t node) {
+    std::set<std::uint64_t> out;
+    for (std::uint64_t p = 0; p < 300; ++p) {
+      if (rig.state.home(xs, PageNo{p}) == NodeId{node}) out.insert(p);
+    }
+    return out;
+  };
+  const auto lost = pages_of(4), kept = pages_of(3);
+  ASSERT_EQ(rig.remove(4, true).lost(0).pages(), lost.size());
+  // Written anew on its new home, a page can be lost again.
+  const auto now = pages_of(3);
+  const auto again = std::ranges::find_if(now, [&](std::uint64_t p) { return lost.contains(p); });
+  ASSERT_NE(again, now.end()) << "what has no holder any more is shared out";
+  rig.commit({Rig::txn(1, 2, xs.value, {{*again, 1}})});
+  State restored;
+  ASSERT_TRUE(restored.restore(LogIndex{1}, rig.state.snapshot()));
+  EXPECT_EQ(restored.snapshot(), rig.state.snapshot());
+  const auto removed = rig.remove(3, true);
+  ASSERT_EQ(removed.lost_size(), 1);
+  EXPECT_EQ(removed.lost(0).pages(), kept.size() + 1);
+  expect_invariants(rig.state);
+}
+
+TEST(ControlState, ANodeWithNothingButLostPagesIsRemovedWithoutForce) {
+  Rig rig;
+  rig.cluster(3);
+  const RegionId xs{rig.create("xs", 600 * 4096).region()};
+  std::vector<PageRange> third;
+  for (std::uint64_t p = 0; p < 300; ++p) {
+    if (rig.state.home(xs, PageNo{p}) != NodeId{3}) continue;
+    third.push_back({p, 1});
+    rig.commit({Rig::txn(1, p + 1, xs.value, {{p, 1}})});
+  }
+  ASSERT_EQ(rig.remove(3, true).lost(0).pages(), third.size());
+  ASSERT_TRUE(
+      std::ranges::any_of(third, [&](PageRange p) { return rig.state.home(xs, PageNo{p.first}) == NodeId{2}; }));
+  EXPECT_EQ(code(rig.remove(2)), kOk);
 }
 
 TEST(ControlState, GarbageChangesNothing) {
