@@ -118,6 +118,25 @@ def test_a_damaged_log_is_refused_by_name_and_repaired_from_the_others(home):
     assert "whole" in home.refused("control", "repair", "--state-dir", state_dir(home, 1))
 
 
+def test_a_store_that_is_gone_is_refused_and_no_empty_one_takes_its_place(home):
+    home.ok("dev", "up", "-n", "3", "--memory", "64MiB")
+    home.ok("kv", "put", "k", "v")
+    where = state_dir(home, 3)
+    for lost in ("log/CURRENT", "log", "facts"):
+        home.ok("dev", "kill", 3)
+        (where / lost).rename(home.root / "lost")
+        for _ in range(2):
+            line = home.refused("dev", "restart", 3)
+            assert "is gone" in line and "holo remove" in line, "an empty log would vote again, and knows of nothing"
+        if lost != "facts":
+            assert "holo remove" in home.refused("control", "repair", "--state-dir", where)
+            assert "holo remove" in home.refused("control", "repair", "--force", "--state-dir", where)
+        (home.root / "lost").rename(where / lost)
+        home.ok("dev", "restart", 3)
+        wait_until(lambda: usable(home, node="node3"), 30, "it to go on")
+    assert home.ok("kv", "get", "k", "--node", "node3") == "v\n"
+
+
 def test_a_torn_tail_is_repaired_at_the_start(home):
     home.ok("dev", "up", "-n", "1", "--memory", "64MiB")
     for i in range(20):

@@ -436,9 +436,11 @@ Outcome<int> start(const LoadedConfig& loaded, AgentHooks& hooks) {
   HOLO_TRY(driver::make_private_directory(std::filesystem::path(socket).parent_path().string()));
   if (!loaded.config.qlog.empty()) HOLO_TRY(driver::make_private_directory(loaded.config.qlog));
   Stores stores;
-  HOLO_ASSIGN(facts, driver::RocksStore::open(state.facts_directory()));
+  using driver::RocksStore;
+  const auto existing = membership->pending.empty() ? RocksStore::Existing::required : RocksStore::Existing::allowed;
+  HOLO_ASSIGN(facts, RocksStore::open(state.facts_directory(), existing));
   stores.facts = std::move(facts);
-  HOLO_ASSIGN(log, driver::RocksStore::open(state.log_directory()));
+  HOLO_ASSIGN(log, RocksStore::open(state.log_directory(), existing));
   stores.log = std::move(log);
   Agent agent(loaded, std::move(hooks), std::move(state), std::move(identity), std::move(*membership), std::move(book),
               std::move(stores));

@@ -25,7 +25,7 @@ Outcome<int> repair(const RepairOptions& o) {
   if (!known) return fail(Errc::not_found, str(path, " belongs to no cluster"), "name it with --state-dir");
   HOLO_ASSIGN(state, StateDir::open(path));
   if (!o.force) {
-    auto store = driver::RocksStore::open(state.log_directory());
+    auto store = driver::RocksStore::open(state.log_directory(), driver::RocksStore::Existing::required);
     Status whole = store ? Status{} : Status(std::unexpected(store.error()));
     if (whole) {
       const auto log = (*store)->load();

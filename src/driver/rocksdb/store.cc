@@ -42,6 +42,8 @@ constexpr const char* kCommittedKey = "committed";
 constexpr const char* kSnapshotKey = "snapshot file";
 constexpr const char* kLostKey = "lost";
 constexpr std::string_view kSnapshotPrefix = "holo-snapshot-";
+constexpr const char* kJoinAnew =
+    "take this node out on another (holo remove NODE), remove its state directory, and join again";
 constexpr const char* kRepair =
     "a damaged log comes back from the other nodes: holo control repair; else take this node out, and let it join anew";
 // What a node loads into memory at start; a log this long means that snapshots have failed for very long.
@@ -305,7 +307,11 @@ struct RocksStore::Impl {
 RocksStore::RocksStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 RocksStore::~RocksStore() = default;
 
-Result<std::unique_ptr<RocksStore>> RocksStore::open(std::string directory) {
+Result<std::unique_ptr<RocksStore>> RocksStore::open(std::string directory, Existing existing) {
+  // RocksDB would begin an empty one: with another vote than this node has given, without what it has confirmed.
+  if (existing == Existing::required && !std::filesystem::exists(directory + "/CURRENT")) {
+    return fail(Errc::corrupt, str("the store in ", directory, " is gone: there is no file CURRENT"), kJoinAnew);
+  }
   auto impl = std::make_unique<Impl>(std::move(directory));
   HOLO_TRY(impl->open());
   HOLO_TRY(impl->sweep_snapshots());
@@ -603,7 +609,7 @@ Status RocksStore::discard_log(const std::string& directory) {
     if (!vote || !*vote) {
       Error e = vote ? Error{.code = Errc::corrupt, .message = str("the store in ", directory, " has no vote")}
                      : vote.error();
-      e.hint = "take this node out on another (holo remove NODE), remove its state directory, and join again";
+      e.hint = kJoinAnew;
       return std::unexpected(std::move(e));
     }
     HOLO_ASSIGN(store, open(fresh));

@@ -18,8 +18,9 @@ class RocksStore final : public env::KvStore, public env::LogStore {
  public:
   /// Opens or creates the store in `directory`. A write cut short at the end of the write-ahead log is dropped (it was
   /// never acknowledged); anything else that is damaged is refused. Errors: `corrupt` (names the file), `refused`
-  /// (another process has it open), `io_error`.
-  static Result<std::unique_ptr<RocksStore>> open(std::string directory);
+  /// (another process has it open), `io_error`. Where one is `required`, none is created: `corrupt`.
+  enum class Existing : bool { allowed, required };
+  static Result<std::unique_ptr<RocksStore>> open(std::string directory, Existing existing = Existing::allowed);
   ~RocksStore() override;
   RocksStore(const RocksStore&) = delete;
   RocksStore& operator=(const RocksStore&) = delete;
