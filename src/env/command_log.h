@@ -63,8 +63,9 @@ struct LogStatus {
   std::uint64_t term = 0;
   LogIndex applied;
   LogIndex committed;
-  LogIndex last;      ///< The newest entry kept here, committed or not.
-  LogIndex snapshot;  ///< The last snapshot of this node covers the entries up to it; 0: there is none.
+  LogIndex last;        ///< The newest entry kept here, committed or not.
+  LogIndex snapshot;    ///< The last snapshot of this node covers the entries up to it; 0: there is none.
+  std::string trouble;  ///< Where another program keeps the log: why that one is of no use now; empty: it is.
 };
 
 /// One member as the log's configuration knows it.

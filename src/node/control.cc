@@ -159,9 +159,10 @@ Status ControlService::Impl::save_cluster(const std::vector<wire::NodeInfo>& nod
 
 wire::NodeInfo ControlService::Impl::info() const { return control::info_from(identity, incarnation); }
 
-Status ControlService::Impl::begin(bool bootstrap) {
+Status ControlService::Impl::begin(LogOptions options) {
   HOLO_ASSERT(!log, "one of init, join, resume, once");
-  auto opened = ports.open_log(*this, LogOptions{.self = identity.id, .bootstrap = bootstrap});
+  options.self = identity.id;
+  auto opened = ports.open_log(*this, options);
   if (!opened) return std::unexpected(opened.error());
   log = std::move(*opened);
   log->on_change([weak = weak_from_this()] {
@@ -198,7 +199,7 @@ Task<Status> ControlService::Impl::init(Self me, std::string name, Instant deadl
     co_return fail(Errc::refused, "this node is in a cluster already", "holo leave, or another --state-dir");
   }
   HOLO_CO_TRY(me->next_incarnation());
-  HOLO_CO_TRY(me->begin(true));
+  HOLO_CO_TRY(me->begin({.bootstrap = true}));
   wire::CommandBody body;
   std::uint64_t id = 0;
   while (id == 0) id = me->ports.entropy->u64();
@@ -247,7 +248,7 @@ Status ControlService::resume() {
     impl_->ports.transport->set_addresses(NodeId{n.id()}, {n.addresses().begin(), n.addresses().end()});
   }
   HOLO_TRY(impl_->next_incarnation());
-  HOLO_TRY(impl_->begin(false));
+  HOLO_TRY(impl_->begin({}));
   impl_->ports.loop->spawn(Impl::beat_loop(impl_));
   impl_->ports.loop->spawn(Impl::lead_loop(impl_));
   impl_->ports.loop->spawn(Impl::stay(impl_));

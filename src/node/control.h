@@ -48,6 +48,7 @@ struct NodeIdentity {
 struct LogOptions {
   NodeId self;
   bool bootstrap = false;
+  bool joining = false;  ///< For the first time: a log that another program keeps has to be there already.
 };
 using LogFactory =
     std::function<Result<std::unique_ptr<env::CommandLog>>(env::StateMachine& machine, LogOptions options)>;

@@ -39,7 +39,7 @@ struct ControlService::Impl final : env::StateMachine, control::StateObserver, s
   void on_restored() override;
 
   // ---- Life (control.cc)
-  Status begin(bool bootstrap);
+  Status begin(LogOptions options);
   /// Takes one that this node never had, above `known`, and keeps it.
   Status next_incarnation(std::uint64_t known = 0);
   Status save_cluster(const std::vector<wire::NodeInfo>& nodes);

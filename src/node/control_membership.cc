@@ -484,9 +484,11 @@ std::optional<Error> ControlService::Impl::not_primary() const {
 }
 
 std::string ControlService::Impl::without_leader() const {
+  const std::string since =
+      str("this node has known no leader for ", (now() - leaderless.value_or(now())).millis() / 1000, " s");
+  if (const std::string trouble = log_status().trouble; !trouble.empty()) return str(since, ": ", trouble);
   const membership::Swim::Voters v = swim->voters(kVoterHeard);
-  return str("this node has known no leader for ", (now() - leaderless.value_or(now())).millis() / 1000,
-             " s and hears ", v.heard, " of ", v.all, v.all == 1 ? " voter" : " voters");
+  return str(since, " and hears ", v.heard, " of ", v.all, v.all == 1 ? " voter" : " voters");
 }
 
 std::optional<Error> ControlService::Impl::apart() const {
@@ -494,7 +496,9 @@ std::optional<Error> ControlService::Impl::apart() const {
   if (!leaderless) return std::nullopt;
   return Error{.code = Errc::no_quorum,
                .message = str(without_leader(), ": nothing is changed here"),
-               .hint = "start the other agents, or ask a node on the side with most voters",
+               .hint = log_status().trouble.empty()
+                           ? "start the other agents, or ask a node on the side with most voters"
+                           : "control_endpoints names the etcd that has to be there",
                .retryable = true};
 }
 
@@ -587,7 +591,7 @@ Task<Status> ControlService::Impl::join(Self me, std::string seed, Instant deadl
   me->introduced = {peer->node};
   me->introduced_until = kJoining;
   HOLO_CO_TRY(me->next_incarnation());
-  HOLO_CO_TRY(me->begin(false));
+  HOLO_CO_TRY(me->begin({.joining = true}));
 
   wire::JoinReply reply;
   for (;;) {

@@ -27,6 +27,7 @@ def store(request, home):
                "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
                "--logger", "zap", "--log-outputs", home.root / "etcd.log", *(("--auto-tls",) if https else ()))  # fmt: skip
     with home.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as etcd:
+        home.etcd = etcd
         flags = ("--control-store", "etcd", "--control-endpoints", client)
         yield (*flags, "--control-ca", home.root / "etcd" / "fixtures" / "client" / "cert.pem") if https else flags
         etcd.kill()
@@ -86,6 +87,36 @@ def test_keys_locks_regions_and_the_end_of_a_leader(home, store):
         assert home.ok("kv", "get", "a", *at(home, gone_one)).strip() == "2"
         agent.terminate()
         agent.wait(15)
+
+
+def test_a_lock_in_a_cluster_that_was_quiet_has_its_whole_time(home, store):
+    make(home, store, 2)
+    home.ok("kv", "put", "a", "1", *at(home, 1))
+    last = time.monotonic()
+    wait_until(lambda: time.monotonic() - last > 3, 10, "nobody to have written for longer than the lease lives")
+    for i in (1, 2):
+        done = home.holo("lock", "l", "--ttl", "2", *at(home, i), "--", "sleep", "1")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("store", ["etcd"], indirect=True)
+def test_without_its_etcd_every_node_names_it_and_nobody_joins(home, store):
+    make(home, store, 3)
+    wrong = f"http://127.0.0.1:{free_port()}"
+    ask = ("join", home.line[2], "--key", home.line[4], "--name", "n4", *at(home, 4), *LOCAL, "--control-store", "etcd")
+    line = home.refused(*ask, "--control-endpoints", wrong)
+    assert wrong in line and "control_endpoints" in line
+    line = home.refused(*ask, *store[2:], "--control-prefix", "other")
+    assert "holo/other/" in line and "control_prefix" in line
+    assert len(home.status(*at(home, 1))["nodes"]) == 3
+    home.etcd.kill()
+    url = store[3]
+    for i in (1, 2, 3):
+        cluster = wait_until(lambda: (lambda c: c if not c["primary"] else None)(home.status(*at(home, i))["cluster"]), 20, "it to know")  # noqa: B023
+        assert url in wait_until(lambda: home.status(*at(home, i))["cluster"]["primary_reason"], 10, "the reason")  # noqa: B023
+        assert cluster["leader_name"] == ""
+        assert not home.json("control", "status", *at(home, i))["primary"]
+        assert url in home.refused("kv", "put", "a", "1", *at(home, i))
 
 
 def test_a_full_stop_loses_nothing_and_members_come_and_go(home, store):

@@ -203,6 +203,7 @@ class Agent {
                 return driver::open_etcd_log({.loop = &loop_, .entropy = &entropy_}, machine,
                                              {.self = options.self,
                                               .bootstrap = options.bootstrap,
+                                              .joining = options.joining,
                                               .endpoints = {.urls = config_.control_endpoints,
                                                             .ca_file = config_.control_ca,
                                                             .certificate_file = config_.control_certificate,

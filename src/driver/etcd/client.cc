@@ -38,18 +38,21 @@ void init_library() {
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
 }
 
-Error error_of(long status, const std::string& body) {
+Error error_of(const std::string& url, long status, const std::string& body) {
   const json said = json::parse(body, nullptr, false);
   const bool object = said.is_object();
   const int code = object && said.contains("code") && said["code"].is_number() ? said["code"].get<int>() : 0;
   std::string what = object && said.contains("error") && said["error"].is_string() ? said["error"].get<std::string>()
                                                                                    : str("status ", status);
   const bool too_large = what.find("too large") != std::string::npos;
-  what = "etcd: " + what;
+  what = str("etcd at ", url, ": ", what);
   switch (code) {
     case kDeadline: return {.code = Errc::deadline_exceeded, .message = what, .hint = {}, .retryable = true};
     case kUnavailable: return {.code = Errc::unavailable, .message = what, .hint = {}, .retryable = true};
-    case kExhausted: return {.code = Errc::over_limit, .message = what, .hint = "etcdctl alarm list, compact, defrag"};
+    case kExhausted:
+      return {.code = Errc::over_limit,
+              .message = what,
+              .hint = "etcdctl compact, defrag and alarm disarm make room; --auto-compaction-retention keeps it"};
     case kPermission:
     case kUnauthenticated: return {.code = Errc::permission_denied, .message = what};
     case kTooLarge:
@@ -175,7 +178,7 @@ Result<nlohmann::json> Client::call(const std::string& path, const nlohmann::jso
     long status = 0;
     curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
     if (status != 200) {
-      last = error_of(status, answer.body);
+      last = error_of(impl_->endpoints.urls[at], status, answer.body);
       if (last.code == Errc::unavailable || last.code == Errc::deadline_exceeded) continue;  // That one has no leader.
       impl_->next = at;
       return std::unexpected(last);

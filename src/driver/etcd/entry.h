@@ -16,7 +16,7 @@ inline constexpr std::size_t kMaxValue = 512 << 10;
 /// One entry. A command that does not fit a value lies in `chunks` values under Keys::chunk(chunk_at, chunk_id, i),
 /// written before.
 struct Entry {
-  std::int64_t wall_ms = 0;     ///< The leader's clock; 0: appended by another node, time stands still.
+  std::int64_t wall_ms = 0;     ///< The log's time, as far as its author knew it.
   std::vector<Bytes> commands;  ///< Empty when it is in chunks.
   std::uint64_t chunk_at = 0;   ///< An index at or below this entry's.
   std::uint64_t chunk_id = 0;

@@ -35,6 +35,7 @@ constexpr Duration kUpload = seconds(10);
 constexpr Duration kTick = milliseconds(200);
 constexpr Duration kLook = seconds(1);      // Even when no watch tells that something has changed.
 constexpr Duration kNotAgain = seconds(2);  // Who handed over lets another one lead.
+constexpr Duration kOnItsWay = seconds(3);  // No entry is longer, from its author to all: kRequest, and a look.
 constexpr auto kRewatch = std::chrono::milliseconds(200);
 constexpr int kEntriesAtOnce = 32;
 constexpr std::size_t kCommandsAtOnce = 256;
@@ -82,6 +83,7 @@ std::uint64_t parse(std::string_view text) {
 }
 
 struct Meta {
+  bool exists = false;
   std::uint64_t head = 0;
   NodeId leader;
   std::uint64_t term = 0;
@@ -102,7 +104,10 @@ Result<Meta> read_meta(const json& kvs, const Keys& keys) {
     HOLO_ASSIGN(key_bytes, decode(kv, "key"));
     HOLO_ASSIGN(value_bytes, decode(kv, "value"));
     const std::string key(as_text(key_bytes)), value(as_text(value_bytes));
-    if (key == keys.head()) out.head = parse(value);
+    if (key == keys.head()) {
+      out.exists = true;
+      out.head = parse(value);
+    }
     if (key == keys.leader()) {
       out.leader = NodeId{std::strtoull(value.c_str(), nullptr, 16)};
       out.term = number(kv, "create_revision");
@@ -144,6 +149,13 @@ std::uint32_t parts_of(std::size_t bytes) {
   return static_cast<std::uint32_t>((bytes + etcd::kMaxValue - 1) / etcd::kMaxValue);
 }
 
+Error no_log(const Keys& keys) {
+  return {.code = Errc::unavailable,
+          .message = str("etcd has no cluster under ", keys.meta()),
+          .hint = "control_endpoints and control_prefix have to be those of the other nodes",
+          .retryable = true};
+}
+
 /// Everything that a node needs to go on from `from`, as of one revision of etcd.
 Result<Fetched> fetch(Client& client, const Keys& keys, std::uint64_t from) {
   HOLO_ASSIGN(answer, transact(client, json::array(),
@@ -152,6 +164,7 @@ Result<Fetched> fetch(Client& client, const Keys& keys, std::uint64_t from) {
                                json::array(), kUpload));
   Fetched out;
   HOLO_ASSIGN(meta, read_meta(found(answer, 0), keys));
+  if (!meta.exists) return std::unexpected(no_log(keys));
   out.meta = std::move(meta);
   for (const json& kv : found(answer, 1)) {
     HOLO_ASSIGN(key, decode(kv, "key"));
@@ -240,6 +253,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
         for (int i = 0; i < 4 && !*stop; ++i) std::this_thread::sleep_for(kRewatch / 4);
       }
     });
+    read_ = ports_.loop->now();
     ports_.loop->spawn(keep(shared_from_this()));
     look();
   }
@@ -263,11 +277,14 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
     const bool votes = me != meta_.members.end() && me->second;
     s.role = leads() ? env::LogRole::leader : votes ? env::LogRole::follower : env::LogRole::learner;
     if (s.leader == options_.self && !leads()) s.leader = {};
+    if (blind()) {
+      s.leader = {};
+      s.trouble = last_error_;
+    }
     return s;
   }
 
   WallTime now() const override {
-    if (!leads()) return WallTime{last_wall_};
     return WallTime{std::max(last_wall_, clock_wall_ + (ports_.loop->now() - clock_began_).millis())};
   }
 
@@ -298,6 +315,8 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
   [[nodiscard]] bool leads() const {
     return meta_.leader == options_.self && lease_ != 0 && ports_.loop->now() < lease_until_;
   }
+  /// What was read last says nothing of now: not even the lease of a leader that was there can be taken for granted.
+  [[nodiscard]] bool blind() const { return ports_.loop->now() - read_ > options_.leader_ttl; }
   [[nodiscard]] bool votes() const {
     const auto me = meta_.members.find(options_.self);
     return me != meta_.members.end() && me->second;
@@ -341,7 +360,6 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
     while (!me->queue_.empty() && !me->closed_) {
       std::vector<Pending> batch = me->next_batch();
       auto entry = std::make_shared<Entry>();
-      entry->wall_ms = me->leads() ? me->now().ms : 0;
       for (Pending& p : batch) entry->commands.push_back(std::move(p.command));
       auto writing = write_entry(me, std::move(entry));
       const Result<LogIndex> done = co_await writing;
@@ -370,6 +388,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
     std::uint64_t after = std::max(me->meta_.head, me->applied_);
     for (;;) {
       if (me->closed_) co_return cancelled();
+      value->wall_ms = me->now().ms;
       // 0: written; otherwise: what the head was instead.
       auto appending =
           me->writes_->run<std::uint64_t>([keys = me->keys_, value, after](Client& client) -> Result<std::uint64_t> {
@@ -382,7 +401,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
                          json::array({get(keys.head())})));
             if (succeeded(answer)) return 0;
             const json kvs = found(answer, 0);
-            if (kvs.empty()) return fail(Errc::unavailable, "etcd has no log of this cluster");
+            if (kvs.empty()) return std::unexpected(no_log(keys));
             HOLO_ASSIGN(head, decode(kvs[0], "value"));
             return std::max<std::uint64_t>(parse(as_text(head)), 1);
           });
@@ -394,7 +413,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
     }
     me->meta_.head = std::max(me->meta_.head, after + 1);
     if (me->applied_ == after && !me->closed_) {
-      me->apply(after + 1, *entry);
+      me->apply(after + 1, value->wall_ms, entry->commands);
     } else {
       me->look();
     }
@@ -436,6 +455,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
         break;  // The next look tries again.
       }
       me->last_error_.clear();
+      me->read_ = me->looked_;
       me->take(std::move(*got));
       if (me->applied_ < me->meta_.head && me->applied_ + 1 > from) me->look_again_ = true;
     }
@@ -461,24 +481,36 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
       tell_applied();
     }
     for (const auto& [index, entry] : got.entries) {
-      if (index == applied_ + 1) apply(index, entry);
+      if (index == applied_ + 1) apply(index, entry.wall_ms, entry.commands);
     }
     if (leads() && clock_term_ != term_) {
       clock_term_ = term_;
-      clock_wall_ = std::max(last_wall_, ports_.loop->wall_now().ms);
-      clock_began_ = ports_.loop->now();
+      set_clock(std::max(now().ms, ports_.loop->wall_now().ms));
     }
     if (different && changed_) changed_();
   }
 
-  void apply(std::uint64_t index, const Entry& entry) {
-    last_wall_ = std::max(last_wall_, entry.wall_ms);
-    for (const Bytes& command : entry.commands) machine_.apply(LogIndex{index}, WallTime{last_wall_}, command);
+  void apply(std::uint64_t index, std::int64_t wall_ms, const std::vector<Bytes>& commands) {
+    last_wall_ = std::max(last_wall_, wall_ms);
+    follow_clock();
+    for (const Bytes& command : commands) machine_.apply(LogIndex{index}, WallTime{last_wall_}, command);
     applied_ = index;
     tell_applied();
     if (leads() && applied_ >= meta_.snapshot + options_.snapshot_every && !std::exchange(snapshotting_, true)) {
       ports_.loop->spawn(snapshot(shared_from_this()));
     }
+  }
+
+  void set_clock(std::int64_t wall_ms) {
+    clock_wall_ = wall_ms;
+    clock_began_ = ports_.loop->now();
+  }
+
+  /// Every node's clock goes on from the latest time that it saw in the log, so that what anybody writes (a lease) has
+  /// its whole time, however long nobody wrote. Too far apart, either this node or the author did not know the time.
+  void follow_clock() {
+    const std::int64_t ahead = now().ms - last_wall_;
+    if (ahead == 0 || ahead > kOnItsWay.millis()) set_clock(last_wall_);
   }
 
   void tell_applied() {
@@ -512,7 +544,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
       auto asking = me->reads_->run<std::uint64_t>([keys = me->keys_](Client& client) -> Result<std::uint64_t> {
         HOLO_ASSIGN(answer, transact(client, json::array(), json::array({get(keys.head())}), json::array()));
         const json kvs = found(answer, 0);
-        if (kvs.empty()) return fail(Errc::unavailable, "etcd has no log of this cluster");
+        if (kvs.empty()) return std::unexpected(no_log(keys));
         HOLO_ASSIGN(head, decode(kvs[0], "value"));
         return parse(as_text(head));
       });
@@ -546,9 +578,9 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
       if (!going_on || me->closed_) co_return;
       const Instant now = me->ports_.loop->now();
       if (now - me->looked_ > kLook) me->look();
-      const bool led = me->led_;
-      me->led_ = me->leads();
-      if (led != me->led_ && me->changed_) me->changed_();
+      const bool led = std::exchange(me->led_, me->leads());
+      const bool was_blind = std::exchange(me->blind_, me->blind());
+      if ((led != me->led_ || was_blind != me->blind_) && me->changed_) me->changed_();
       if (me->lease_ != 0 && now - kept >= Duration{me->options_.leader_ttl.ns / 3}) {
         auto keeping = keep_lease(me);
         const bool held = co_await keeping;
@@ -718,7 +750,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
   std::deque<Pending> queue_;
   bool writing_ = false;
   bool looking_ = false, look_again_ = false;
-  Instant looked_;
+  Instant looked_, read_;  ///< When something was read last, whatever came of it; when it could be.
   std::string last_error_;
   std::vector<DoneShot> barriers_;
   bool asking_ = false;
@@ -727,9 +759,9 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
   std::uint64_t lease_ = 0;  ///< Of the key that says that this node leads; 0: it does not.
   Instant lease_until_;      ///< Counted from before it was asked for.
   Instant not_before_;
-  bool led_ = false;
+  bool led_ = false, blind_ = false;
   std::uint64_t clock_term_ = 0;
-  std::int64_t clock_wall_ = 0;
+  std::int64_t clock_wall_ = 0;  ///< The log's time at clock_began_, as far as this node knows.
   Instant clock_began_;
 
   std::unique_ptr<etcd::Lane> writes_, reads_, leases_;
@@ -753,6 +785,16 @@ Status bootstrap(const EtcdLogOptions& options) {
               "choose another control_prefix, or remove it: etcdctl del --prefix");
 }
 
+Status look_for(const EtcdLogOptions& options) {
+  Client client(options.endpoints);
+  const Keys keys(options.prefix);
+  HOLO_ASSIGN(answer, transact(client, json::array(), json::array({get(keys.head())}), json::array()));
+  if (!found(answer, 0).empty()) return {};
+  Error none = no_log(keys);
+  none.code = Errc::refused;
+  return std::unexpected(std::move(none));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<env::CommandLog>> open_etcd_log(EtcdLogPorts ports, env::StateMachine& machine,
@@ -762,6 +804,7 @@ Result<std::unique_ptr<env::CommandLog>> open_etcd_log(EtcdLogPorts ports, env::
                 "--control-endpoints http://HOST:2379");
   }
   if (options.bootstrap) HOLO_TRY(bootstrap(options));
+  if (options.joining) HOLO_TRY(look_for(options));
   auto log = std::make_shared<EtcdLog>(ports, machine, std::move(options));
   log->begin();
   return std::make_unique<env::HeldCommandLog<EtcdLog, &EtcdLog::shut>>(std::move(log));

@@ -22,6 +22,7 @@ struct EtcdLogPorts {
 struct EtcdLogOptions {
   NodeId self;
   bool bootstrap = false;  ///< A fresh cluster with this node as its only member.
+  bool joining = false;    ///< A log that has to be there already.
   etcd::Endpoints endpoints;
   std::string prefix = "holo";          ///< Everything lies under "holo/PREFIX/"; one for each cluster.
   Duration leader_ttl = seconds(3);     ///< How long a leader that is gone is waited for. Whole seconds, at least 2.
@@ -30,8 +31,8 @@ struct EtcdLogOptions {
 };
 
 /// Opens the log; what is in etcd is applied to `machine` soon after. `machine` and the ports outlive the log. With
-/// `bootstrap` it blocks for a request. Errors: `unavailable` (no etcd answers), `refused` (bootstrap of a log that is
-/// there already), `invalid_argument` (no endpoints).
+/// `bootstrap` or `joining` it blocks for a request. Errors: `unavailable` (no etcd answers), `refused` (bootstrap of a
+/// log that is there already, joining one that is not), `invalid_argument` (no endpoints).
 Result<std::unique_ptr<env::CommandLog>> open_etcd_log(EtcdLogPorts ports, env::StateMachine& machine,
                                                        EtcdLogOptions options);
 
