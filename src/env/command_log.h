@@ -100,8 +100,9 @@ class CommandLog {
   virtual Task<Status> set_voter(NodeId node, bool voter, Instant deadline) = 0;
   virtual Task<Status> remove(NodeId node, Instant deadline) = 0;
 
-  /// Hands leadership to another voter, if this node leads and there is one, so that no election has to be waited for.
-  virtual Task<Status> hand_over(Instant deadline) = 0;
+  /// Hands leadership to the voter `to` (0: any; a log that others elect for may choose), if this node leads and there
+  /// is one, so that no election has to be waited for.
+  virtual Task<Status> hand_over(NodeId to, Instant deadline) = 0;
 
   /// Called on the loop thread whenever role, leader or members change.
   virtual void on_change(std::function<void()> f) = 0;

@@ -31,7 +31,7 @@ class HeldCommandLog final : public CommandLog {
     return log_->set_voter(node, voter, deadline);
   }
   Task<Status> remove(NodeId node, Instant deadline) override { return log_->remove(node, deadline); }
-  Task<Status> hand_over(Instant deadline) override { return log_->hand_over(deadline); }
+  Task<Status> hand_over(NodeId to, Instant deadline) override { return log_->hand_over(to, deadline); }
   void on_change(std::function<void()> f) override { log_->on_change(std::move(f)); }
   Task<void> close() override { return log_->close(); }
 

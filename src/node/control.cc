@@ -262,7 +262,7 @@ Task<Status> ControlService::Impl::stop(Self me) {
   if (me->log) {
     // So that the others need not wait for an election.
     const Instant deadline = me->now() + kHandOver;
-    const Status handed = co_await me->log->hand_over(deadline);
+    const Status handed = co_await me->log->hand_over({}, deadline);
     if (!handed) log_debug("control", "leadership was not handed over: ", handed.error().to_string());
     co_await me->log->close();
   }

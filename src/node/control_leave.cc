@@ -217,7 +217,7 @@ Task<Status> ControlService::Impl::give_up_lead(Self me, Instant deadline) {
     if (!heir) heir = m.node;
   }
   if (heir) HOLO_CO_TRY(co_await me->log->set_voter(heir, true, deadline));
-  co_return co_await me->log->hand_over(deadline);
+  co_return co_await me->log->hand_over({}, deadline);
 }
 
 Task<Status> ControlService::Impl::ask_to_leave(Self me, Instant deadline) {

@@ -527,7 +527,7 @@ Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
   const NodeRecord* mine = me->state.node(me->identity.id);
   if (mine != nullptr && mine->state == NodeState::left) {
     const Instant soon = me->now() + kHandOver;
-    Status handed = co_await me->log->hand_over(soon);  // Another goes on with what this one may not do.
+    Status handed = co_await me->log->hand_over({}, soon);  // Another goes on with what this one may not do.
     if (!handed) log_debug("membership", "leadership stays with a node that has left: ", handed.error().to_string());
     co_return false;
   }
@@ -561,11 +561,11 @@ Task<Result<bool>> ControlService::Impl::reconcile_once(Self me) {
     }
   }
   const auto change = membership::next_voter_change(members, me->identity.id);
-  // One that drains leads no longer, once somebody else can.
-  const bool others = std::ranges::any_of(
+  // One that drains leads no longer, once somebody else can: not one that drains as well, which would hand it back.
+  const auto heir = std::ranges::find_if(
       members, [&](const membership::Member& m) { return m.alive && m.voter && m.node != me->identity.id; });
-  if (!change && mine != nullptr && mine->draining && others) {
-    HOLO_CO_TRY(co_await me->log->hand_over(deadline));
+  if (!change && mine != nullptr && mine->draining && heir != members.end()) {
+    HOLO_CO_TRY(co_await me->log->hand_over(heir->node, deadline));
     co_return false;
   }
   if (!change || (change->node == me->identity.id && !change->voter))

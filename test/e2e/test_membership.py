@@ -278,6 +278,21 @@ def test_a_leader_that_is_drained_hands_over_and_its_vote_goes_to_another(home):
     assert len(voters(at(home, other))) == 3
 
 
+def test_where_all_voters_but_one_drain_that_one_leads(home):
+    up(home, 5)
+    for last in (5, 1, 3):
+        others = [n for n in (1, 2, 3, 4, 5) if n != last]
+        for number in others:
+            home.ok("drain", f"node{number}", "--node", f"node{last}")
+        # One that drains must not hand over to another that does, which would hand it back, term after term.
+        wait_until(lambda: at(home, last)["cluster"]["leader_name"] == f"node{last}", 20, "the one that does not drain to lead")  # noqa: B023
+        term = home.json("control", "status", "--node", f"node{last}")["term"]
+        home.ok("kv", "put", "k", "v", "--node", f"node{others[0]}")
+        assert home.json("control", "status", "--node", f"node{last}")["term"] == term < 50
+        for number in others:
+            home.ok("undrain", f"node{number}", "--node", f"node{last}")
+
+
 def told_of_its_removal(home, number):
     wait_until(lambda: at(home, number)["this_node"]["removed"], 20, "the node to know that it was removed")
 

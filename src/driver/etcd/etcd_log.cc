@@ -302,7 +302,7 @@ class EtcdLog final : public env::CommandLog, public std::enable_shared_from_thi
     return change(shared_from_this(), node, voter ? "voter" : "learner", deadline);
   }
   Task<Status> remove(NodeId node, Instant deadline) override { return change(shared_from_this(), node, "", deadline); }
-  Task<Status> hand_over(Instant deadline) override { return hand_over(shared_from_this(), deadline); }
+  Task<Status> hand_over(NodeId, Instant deadline) override { return hand_over(shared_from_this(), deadline); }
   void on_change(std::function<void()> f) override { changed_ = std::move(f); }
   Task<void> close() override { return close(shared_from_this()); }
 

@@ -315,7 +315,7 @@ TEST_F(EtcdLogTest, HandingOverTakesNoTimeOut) {
   Server& b = other(a, 2, true);
   ASSERT_TRUE(wait([&] { return b.log->members().size() == 2; }));
   const Instant began = loop_.now();
-  ASSERT_TRUE(run(a.log->hand_over(began + seconds(5))));
+  ASSERT_TRUE(run(a.log->hand_over({}, began + seconds(5))));
   ASSERT_TRUE(wait([&] { return leads(b); }));
   EXPECT_LT(loop_.now() - began, milliseconds(1900)) << "the lease lasts longer";
   EXPECT_FALSE(leads(a));

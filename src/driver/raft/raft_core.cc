@@ -536,7 +536,7 @@ StatusShot RaftCore::change(std::function<int(raft*, raft_change*, raft_change_c
   return shot;
 }
 
-StatusShot RaftCore::transfer() {
+StatusShot RaftCore::transfer(NodeId to) {
   auto shot = std::make_shared<OneShot<Result<bool>>>();
   struct Request {
     struct raft_transfer request{};
@@ -547,7 +547,7 @@ StatusShot RaftCore::transfer() {
   r->core = shared_from_this();
   r->shot = shot;
   r->request.data = r.get();
-  const int rv = raft_transfer(&raft_, &r->request, 0, [](struct raft_transfer* request) {
+  const int rv = raft_transfer(&raft_, &r->request, to.value, [](struct raft_transfer* request) {
     const std::unique_ptr<Request> done(static_cast<Request*>(request->data));
     done->core->resolve(done->shot, true);
   });

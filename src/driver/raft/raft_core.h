@@ -52,7 +52,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   void forget(std::uint64_t token) { waiting_.erase(token); }
   StatusShot when_applied(LogIndex index);
   StatusShot change(std::function<int(raft*, raft_change*, raft_change_cb)> start, const char* what);
-  StatusShot transfer();
+  StatusShot transfer(NodeId to);
   Task<Result<env::Reply>> receive(NodeId from, env::Request r) { return RaftIo::receive(io_, from, std::move(r)); }
 
   /// A read point: who has applied `index` has everything that was committed when it was asked for, if this node still

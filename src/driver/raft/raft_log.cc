@@ -87,7 +87,7 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
     return assign(shared_from_this(), node, voter ? RAFT_VOTER : RAFT_STANDBY, deadline);
   }
   Task<Status> remove(NodeId node, Instant deadline) override { return remove(shared_from_this(), node, deadline); }
-  Task<Status> hand_over(Instant deadline) override { return hand_over(shared_from_this(), deadline); }
+  Task<Status> hand_over(NodeId to, Instant deadline) override { return hand_over(shared_from_this(), to, deadline); }
   void on_change(std::function<void()> f) override { observers_.push_back(std::move(f)); }
   Task<void> close() override { return close(shared_from_this()); }
 
@@ -122,7 +122,7 @@ class RaftLog final : public env::CommandLog, public std::enable_shared_from_thi
   static Task<Status> add_learner(Self me, NodeId node, Instant deadline);
   static Task<Status> assign(Self me, NodeId node, int role, Instant deadline);
   static Task<Status> remove(Self me, NodeId node, Instant deadline);
-  static Task<Status> hand_over(Self me, Instant deadline);
+  static Task<Status> hand_over(Self me, NodeId to, Instant deadline);
   static Task<Status> await(Self me, StatusShot shot, Instant deadline, std::string what);
   static Task<void> close(Self me);
   static Task<void> reopen(Self me);
@@ -514,12 +514,12 @@ Task<Status> RaftLog::remove(Self me, NodeId node, Instant deadline) {
   co_return co_await await(me, std::move(shot), deadline, std::string("removing a member of the log"));
 }
 
-Task<Status> RaftLog::hand_over(Self me, Instant deadline) {
+Task<Status> RaftLog::hand_over(Self me, NodeId to, Instant deadline) {
   if (!me->core_ || !me->core_->leading()) co_return Status{};
   const auto members = me->core_->members();
   const auto voters = std::count_if(members.begin(), members.end(), [](const env::LogMember& m) { return m.voter; });
   if (voters < 2) co_return Status{};
-  auto shot = me->core_->transfer();
+  auto shot = me->core_->transfer(to);
   co_return co_await await(me, std::move(shot), deadline, std::string("handing leadership over"));
 }
 

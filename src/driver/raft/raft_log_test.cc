@@ -476,7 +476,7 @@ TEST_F(RaftLogTest, ALearnerFollowsWithoutAVote) {
 TEST_F(RaftLogTest, LeadershipIsHandedOver) {
   cluster(3);
   const std::uint64_t first = wait_leader();
-  ASSERT_TRUE(run(server(first).log->hand_over(loop_.now() + seconds(10))));
+  ASSERT_TRUE(run(server(first).log->hand_over({}, loop_.now() + seconds(10))));
   EXPECT_TRUE(until([&] { return leader() != 0 && leader() != first; }));
 }
 
