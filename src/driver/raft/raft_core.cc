@@ -192,11 +192,15 @@ int RaftCore::role_of(NodeId node) const {
 
 /// A term has one leader: what another sends in its name would put entries here that the leader never wrote.
 Status RaftCore::check(NodeId from, const raft_message& m) {
-  const NodeId known = leader();
-  const bool usurps =
-      m.type == RAFT_IO_APPEND_ENTRIES && m.append_entries.term == raft_.current_term && known && known != from;
-  const bool incites = m.type == RAFT_IO_TIMEOUT_NOW && known != from;
-  if (!usurps && !incites) return {};
+  // libraft goes on naming the leader of the term before when this node votes for one that was handed the lead.
+  const NodeId known = leading() || spoke_term_ == raft_.current_term ? leader() : NodeId{};
+  const bool appends = m.type == RAFT_IO_APPEND_ENTRIES;
+  const bool usurps = appends && m.append_entries.term == raft_.current_term && known && known != from;
+  const bool incites = m.type == RAFT_IO_TIMEOUT_NOW && leader() != from;
+  if (!usurps && !incites) {
+    if (appends && m.append_entries.term >= raft_.current_term) spoke_term_ = m.append_entries.term;
+    return {};
+  }
   return fail(Errc::malformed, str("node ", from, " speaks as the leader of term ", raft_.current_term,
                                    known ? str(", which is node ", known) : std::string()));
 }

@@ -130,6 +130,7 @@ class RaftCore : public std::enable_shared_from_this<RaftCore> {
   Instant next_flush_;
   Duration round_{};  // from an entry's begin to its commit, about the median
   std::uint64_t begun_term_ = 0;
+  std::uint64_t spoke_term_ = 0;  ///< The newest term in which a leader has spoken to this node.
   std::unordered_map<std::uint64_t, IndexShot> waiting_;
   std::multimap<LogIndex, StatusShot> applied_waiters_;
   std::vector<std::pair<IndexShot, Result<LogIndex>>> resolved_indexes_;

@@ -478,6 +478,10 @@ TEST_F(RaftLogTest, LeadershipIsHandedOver) {
   const std::uint64_t first = wait_leader();
   ASSERT_TRUE(run(server(first).log->hand_over({}, loop_.now() + seconds(10))));
   EXPECT_TRUE(until([&] { return leader() != 0 && leader() != first; }));
+  const std::uint64_t heir = leader(), term = server(heir).log->status().term;
+  ASSERT_TRUE(append(first, "a"));
+  EXPECT_EQ(server(heir).log->status().term, term) << "all follow whom the lead was handed to, at once";
+  EXPECT_EQ(leader(), heir);
 }
 
 TEST_F(RaftLogTest, AFullDiskIsAnErrorAndPasses) {
