@@ -226,6 +226,7 @@ TEST_F(ControlTest, FourNodesBecomeOneClusterWithThreeVoters) {
   const auto xs = create(3, "xs", kMiB, 2);
   ASSERT_TRUE(xs) << xs.error().message;
   EXPECT_EQ(*commit(4, *xs, 1), Version{1});
+  EXPECT_TRUE(until([&] { return at(2).state().epoch() == at(3).state().epoch(); })) << "each that returns moves it";
   EXPECT_EQ(*commit(2, *xs, 1), Version{2});
   for (std::uint64_t id = 1; id <= 4; ++id) {
     EXPECT_TRUE(run(at(id).wait_version(*xs, Version{2}, deadline())));
@@ -288,6 +289,7 @@ TEST_F(ControlTest, AFullStopAndRestartBringsEverythingBack) {
     EXPECT_EQ(at(id).state().region(*xs)->version, Version{1});
   }
   // A heartbeat of the new incarnations, not a stale answer of the old, lets them commit again.
+  EXPECT_TRUE(until([&] { return at(2).state().epoch() == at(3).state().epoch(); })) << "each that returns moves it";
   EXPECT_EQ(*commit(2, *xs, 1), Version{2});
 }
 
