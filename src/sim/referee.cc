@@ -261,7 +261,7 @@ void Referee::check_leases(const wire::Command& command, const wire::CommandResu
     if (const auto it = leases_.find(body.lease_keep().lease()); it != leases_.end()) {
       it->second.deadline = now + static_cast<std::int64_t>(it->second.ttl);
     }
-  } else if (body.has_leadership_begun()) {
+  } else if (body.has_leadership_begun() && done) {  // Not one that a leader proposed before it died.
     for (auto& [id, lease] : leases_) lease.deadline = now + static_cast<std::int64_t>(lease.ttl);
   } else if (body.has_lease_end()) {
     ended = body.lease_end().lease();
