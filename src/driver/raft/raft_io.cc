@@ -475,6 +475,21 @@ bool RaftIo::own_entry_stored() {
   return own_term_ == served().current_term && served().last_stored >= own_term_first_;
 }
 
+/// The newest entry that a majority of the voters has stored.
+raft_index RaftIo::on_majority() {
+  const raft& r = served();
+  std::vector<raft_index> has;
+  for (unsigned i = 0; i < r.configuration.n; ++i) {
+    const raft_server& s = r.configuration.servers[i];
+    if (s.role != RAFT_VOTER) continue;
+    const auto follower = followers_.find(NodeId{s.id});
+    has.push_back(s.id == r.id ? r.last_stored : follower == followers_.end() ? 0 : follower->second.has);
+  }
+  if (has.empty()) return 0;
+  std::ranges::sort(has, std::greater<>());
+  return has[has.size() / 2];
+}
+
 void RaftIo::hand_up(raft_message message) {
   raft& r = served();
   if (message.type == RAFT_IO_APPEND_ENTRIES_RESULT && r.state == RAFT_LEADER && !own_entry_stored()) {
@@ -505,7 +520,14 @@ void RaftIo::hand_up(raft_message message) {
   appended_ = false;
   const std::uint64_t matching = matching_;
   const bool entries = message.type == RAFT_IO_APPEND_ENTRIES;
+  const raft_index stored = r.last_stored;
+  if (message.type == RAFT_IO_APPEND_ENTRIES_RESULT && r.state == RAFT_LEADER && own_entry_stored()) {
+    // libraft asks whether a majority has the newest entry that is stored here, and no other. Where entries come faster
+    // than a message goes there and back that is never so: nothing would be committed until no more of them came.
+    if (const raft_index common = on_majority(); common > r.commit_index) r.last_stored = std::min(stored, common);
+  }
   recv_cb_(&io_, &message);
+  r.last_stored = std::max(r.last_stored, stored);
   matching_ = 0;
   if (appended_ && entries) note_matched(matching);
   settle_members();

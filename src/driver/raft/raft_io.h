@@ -163,6 +163,7 @@ class RaftIo : public std::enable_shared_from_this<RaftIo> {
   raft& served() { return *static_cast<raft*>(io_.data); }
   /// Refuses what libraft would stumble over. Error: `malformed`.
   Status admissible(const raft_message& message);
+  raft_index on_majority();
   void hand_up(raft_message message);
   void hand_up_held();
   void settle_claim(raft_append_entries_result& result);
