@@ -152,6 +152,16 @@ def test_join_where_nobody_listens_fails_in_bounded_time(started):
     assert time.monotonic() - began < 40
 
 
+def test_a_join_that_failed_leaves_its_flags_nowhere(started):
+    where = ("--state-dir", started.root / "second")
+    nobody = f"127.0.0.1:{free_port()}"
+    started.refused("join", nobody, "--key", started.key, "--name", "wrong", *where, *LOCAL)
+    assert not (started.root / "second" / "config.toml").exists()
+    (started.root / "second" / "config.toml").write_text('rack = "r1"\n')
+    started.refused("join", nobody, "--key", started.key, "--name", "wrong", *where, *LOCAL)
+    assert (started.root / "second" / "config.toml").read_text() == 'rack = "r1"\n'
+
+
 def test_join_a_host_that_never_answers(started):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()

@@ -1,5 +1,9 @@
 #include "cmd/holo/agent_options.h"
 
+#include <filesystem>
+
+#include "driver/posix/files.h"
+
 namespace holo::cmd {
 
 void add_agent_options(CLI::App& app, AgentOptions& options, const std::string& name_flag) {
@@ -19,8 +23,19 @@ void add_agent_options(CLI::App& app, AgentOptions& options, const std::string& 
   }
 }
 
-Status keep_flags(const LoadedConfig& loaded, const AgentOptions& options) {
+void KeptFlags::take_back() const {
+  if (before) {
+    (void)driver::write_file_atomically(path, as_bytes(*before));
+  } else {
+    std::error_code error;
+    std::filesystem::remove(path, error);
+  }
+}
+
+Result<KeptFlags> keep_flags(const LoadedConfig& loaded, const AgentOptions& options) {
   const auto path = loaded.config.state_dir + "/config.toml";
+  KeptFlags kept{.path = path, .before = {}};
+  if (auto text = driver::read_text_file(path, kMaxConfigBytes)) kept.before = std::move(*text);
   std::map<std::string, std::string> values;
   for (const auto& s : loaded.settings) {
     const bool from_there = s.origin == Setting::Origin::file && loaded.file == path;
@@ -28,7 +43,8 @@ Status keep_flags(const LoadedConfig& loaded, const AgentOptions& options) {
   }
   // The next start may be in another directory.
   if (const auto given = values.find("qlog"); given != values.end()) given->second = loaded.config.qlog;
-  return values.empty() ? Status{} : write_config_file(path, values);
+  if (!values.empty()) HOLO_TRY(write_config_file(path, values));
+  return kept;
 }
 
 }  // namespace holo::cmd

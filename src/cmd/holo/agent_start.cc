@@ -72,11 +72,13 @@ Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& co
   return forget_if_removed(config, config_file);
 }
 
-void forget_failed_start(const std::string& state_dir) {
+bool forget_failed_start(const std::string& state_dir) {
   auto state = StateDir::open(state_dir);
-  if (!state) return;
+  if (!state) return false;
   const auto present = state->membership();
-  if (present && *present && !(*present)->pending.empty()) (void)state->forget_cluster();
+  if (!present) return false;
+  if (!*present) return true;
+  return !(*present)->pending.empty() && state->forget_cluster();
 }
 
 Result<BackgroundAgent> start_agent(const AgentConfig& config, const std::vector<std::string>& more_args,

@@ -22,8 +22,8 @@ Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& co
 /// The same before a join: only where the cluster to be joined is the one that the directory belongs to.
 Outcome<bool> forget_if_removed(const AgentConfig& config, const std::string& config_file,
                                 const ClusterMembership& wanted);
-/// After a start that failed: the directory no longer looks like a member's. Does nothing when it is one.
-void forget_failed_start(const std::string& state_dir);
+/// After a start that failed: the directory no longer looks like a member's. False when it is one.
+bool forget_failed_start(const std::string& state_dir);
 
 /// Starts the agent of `config`.state_dir in the background; its log goes to log_file, or agent.log in the state
 /// directory. `place`, `note`: as BackgroundAgent::start() has them.

@@ -115,13 +115,15 @@ void show_pins(const nlohmann::json& trust) {
 }
 
 Outcome<void> start_in_background(const LoadedConfig& loaded, const AgentOptions& agent, Duration limit = kStartLimit) {
+  HOLO_ASSIGN(kept, keep_flags(loaded, agent));
   std::vector<std::string> args;
   if (!agent.sources.config_file.empty()) args = {"--config", agent.sources.config_file};
   HOLO_ASSIGN(background, start_agent(loaded.config, args));
   auto alive = background.wait(AgentStage::alive, limit);
   if (!alive) {
     background.abandon();
-    forget_failed_start(loaded.config.state_dir);
+    // The next try is not to go by flags that it was not given.
+    if (forget_failed_start(loaded.config.state_dir)) kept.take_back();
   }
   return alive;
 }
@@ -179,9 +181,9 @@ Outcome<int> init(StartOptions& o) {
   if (!from.empty()) {
     HOLO_TRY(driver::write_file_atomically(loaded.config.state_dir + "/restore.snapshot", from));
   }
-  HOLO_TRY(keep_flags(loaded, o.agent));
   const auto show = [&](const std::string& address) { print_join(o, loaded.config.state_dir, address, wanted); };
   if (o.foreground) {
+    HOLO_TRY(keep_flags(loaded, o.agent));
     HOLO_ASSIGN(again, load_config(o.agent.sources));  // With what prepare() wrote.
     return run_agent(again, {.ready = ReadyPipe(), .on_alive = show});
   }
@@ -215,8 +217,8 @@ Outcome<int> join(StartOptions& o) {
   }
   HOLO_TRY(forget_if_removed(loaded.config, o.agent.sources.config_file, wanted));
   HOLO_TRY(prepare_start(loaded.config.state_dir, wanted));
-  HOLO_TRY(keep_flags(loaded, o.agent));
   if (o.foreground) {
+    HOLO_TRY(keep_flags(loaded, o.agent));
     HOLO_ASSIGN(again, load_config(o.agent.sources));
     return run_agent(again, {.ready = ReadyPipe(), .on_alive = {}});
   }

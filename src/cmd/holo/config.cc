@@ -22,7 +22,6 @@ namespace holo::cmd {
 namespace {
 
 using Origin = Setting::Origin;
-constexpr std::size_t kMaxConfigBytes = 1 << 20;
 constexpr std::uint64_t kMaxPollMicros = 1000;
 // IP packets: from what QUIC needs at least, to what UDP can carry; less the headers of IPv6 and UDP.
 constexpr std::uint64_t kMinMtu = 1280, kMaxMtu = 65'535, kUdpHeaders = 48;

@@ -16,6 +16,7 @@
 namespace holo::cmd {
 
 inline constexpr std::uint16_t kDefaultPort = 8443;
+inline constexpr std::size_t kMaxConfigBytes = 1 << 20;
 
 /// The settings, checked.
 struct AgentConfig {
