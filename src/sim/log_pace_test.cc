@@ -58,7 +58,15 @@ class LogPace : public ::testing::Test {
     }
   }
   void TearDown() override {
-    for (auto& [id, s] : servers_) s->loop.kill();
+    unsigned closed = 0;
+    for (auto& [id, s] : servers_) s->loop.spawn(close(*s->log, closed));
+    EXPECT_TRUE(world_.run_while_not([&] { return closed == servers_.size(); }, world_.now() + seconds(10)));
+    world_.run_until(world_.now() + seconds(10));
+    for (auto& [id, s] : servers_) s->log.reset();
+  }
+  static Task<void> close(env::CommandLog& log, unsigned& closed) {
+    co_await log.close();
+    ++closed;
   }
 
   env::CommandLog& leader() { return *servers_.at(1)->log; }
