@@ -37,11 +37,16 @@ ProcessStat read_stat(pid_t pid) {
   std::getline(file, text, '\0');  // A process may end while it is read: this fails then, an iterator throws.
   // The second field is the program's name in brackets and may hold anything; fields are counted from its end.
   auto at = text.rfind(')');
-  if (at == std::string::npos || at + 2 >= text.size() || text[at + 2] == 'Z' || text[at + 2] == 'X') return out;
+  if (at == std::string::npos || at + 2 >= text.size()) return out;
+  const char state = text[at + 2];
+  int threads = 0;
   for (int field = 2; field < 22 && at != std::string::npos; ++field) {
     if (field == 4) std::from_chars(text.data() + at + 1, text.data() + text.size(), out.parent);
+    if (field == 20) std::from_chars(text.data() + at + 1, text.data() + text.size(), threads);
     at = text.find(' ', at + 1);
   }
+  // One whose first thread has ended looks like a zombie, and holds its files, as long as others run.
+  if (state == 'X' || (state == 'Z' && threads <= 1)) return out;
   if (at != std::string::npos) std::from_chars(text.data() + at + 1, text.data() + text.size(), out.name.start_time);
   return out;
 }

@@ -2,8 +2,13 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <thread>
 
 namespace holo::cmd {
 namespace {
@@ -44,6 +49,25 @@ TEST(ProcessName, AZombieIsNotRunning) {
   ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT), 0);
   EXPECT_FALSE(is_running(name));
   ::waitpid(pid, nullptr, 0);
+}
+
+TEST(ProcessName, OneWhoseFirstThreadHasEndedRunsAsLongAsAnother) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    std::thread([] { ::pause(); }).detach();
+    ::syscall(SYS_exit, 0);  // Of this thread alone.
+  }
+  const auto name = process_name(pid);
+  const std::string first = "/proc/" + std::to_string(pid) + "/stat";
+  for (std::string text; text.find(") Z ") == std::string::npos;) {
+    std::ifstream file(first);
+    ASSERT_TRUE(std::getline(file, text));
+  }
+  EXPECT_TRUE(is_running(name));
+  EXPECT_FALSE(wait_for_end(name, milliseconds(20)));
+  EXPECT_TRUE(send_signal(name, SIGKILL));
+  EXPECT_TRUE(wait_for_end(name, seconds(10)));
+  EXPECT_FALSE(is_running(name));
 }
 
 }  // namespace
