@@ -521,13 +521,16 @@ void RaftIo::hand_up(raft_message message) {
   const std::uint64_t matching = matching_;
   const bool entries = message.type == RAFT_IO_APPEND_ENTRIES;
   const raft_index stored = r.last_stored;
+  bool shown = false;
   if (message.type == RAFT_IO_APPEND_ENTRIES_RESULT && r.state == RAFT_LEADER && own_entry_stored()) {
     // libraft asks whether a majority has the newest entry that is stored here, and no other. Where entries come faster
     // than a message goes there and back that is never so: nothing would be committed until no more of them came.
-    if (const raft_index common = on_majority(); common > r.commit_index) r.last_stored = std::min(stored, common);
+    const raft_index common = on_majority();
+    shown = common > r.commit_index && common < stored;
+    if (shown) r.last_stored = common;
   }
   recv_cb_(&io_, &message);
-  r.last_stored = std::max(r.last_stored, stored);
+  if (shown) r.last_stored = stored;  // An answer neither stores nor drops anything.
   matching_ = 0;
   if (appended_ && entries) note_matched(matching);
   settle_members();
