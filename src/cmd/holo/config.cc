@@ -241,6 +241,19 @@ std::string choose_file(const ConfigSources& sources, const std::string& state_d
   return found == places.end() ? std::string() : *found;
 }
 
+/// An array is what flags say with commas. Null: no array of texts, or no setting that has several.
+std::optional<std::string> joined(const std::string& key, const toml::node& node) {
+  const auto* list = node.as_array();
+  if (list == nullptr || (key != "advertise" && key != "labels" && key != "control_endpoints")) return std::nullopt;
+  std::string out;
+  for (const auto& item : *list) {
+    const auto* text = item.as_string();
+    if (text == nullptr || text->get().contains(',')) return std::nullopt;
+    out += out.empty() ? text->get() : str(',', text->get());
+  }
+  return out;
+}
+
 Result<std::map<std::string, std::string>> read_config_file(const std::string& path) {
   const auto hint = "holo config show tells what is in force";
   auto text = driver::read_text_file(path, kMaxConfigBytes);
@@ -279,6 +292,8 @@ Result<std::map<std::string, std::string>> read_config_file(const std::string& p
       out[key] = std::to_string(number->get());
     } else if (const auto* choice = node.as_boolean()) {
       out[key] = choice->get() ? "true" : "false";
+    } else if (auto list = joined(key, node)) {
+      out[key] = std::move(*list);
     } else {
       return fail(Errc::invalid_argument,
                   str("key \"", key, "\" in the config file ", path, " must be a text, a whole number or a boolean"));

@@ -61,6 +61,16 @@ TEST_F(Config, FlagBeatsEnvironmentBeatsFileBeatsDefault) {
   EXPECT_EQ(json["settings"].size(), setting_table().size());
 }
 
+TEST_F(Config, WhatFlagsSayWithCommasMayBeAnArray) {
+  const auto file = write("etcd.toml",
+                          "labels = [\"gpu=yes\", \"room=3\"]\n[control]\nstore = \"etcd\"\n"
+                          "endpoints = [\"http://a:2379\", \"http://b:2379\"]\n");
+  const auto loaded = load_config({.flags = {}, .config_file = file});
+  ASSERT_TRUE(loaded) << loaded.error().error.message;
+  EXPECT_EQ(loaded->config.control_endpoints, (std::vector<std::string>{"http://a:2379", "http://b:2379"}));
+  EXPECT_EQ(find(*loaded, "labels").value, "gpu=yes,room=3");
+}
+
 TEST_F(Config, TheStateDirectorysFileIsFoundBeforeThePersons) {
   write("xdg-config/holo/config.toml", "name = \"person\"\n");
   EXPECT_EQ(load_config({})->config.name, "person");
@@ -91,6 +101,8 @@ TEST_F(Config, BadFilesAreOneClearErrorAndNoUsage) {
            Case{"workers = 0", Errc::invalid_argument}, Case{"listen = \"8443\"", Errc::invalid_argument},
            Case{"userfaultfd = \"maybe\"", Errc::invalid_argument},
            Case{"advertise = \"0.0.0.0:8443\"", Errc::invalid_argument}, Case{"name = \"a b\"", Errc::invalid_argument},
+           Case{"name = [\"a\"]", Errc::invalid_argument}, Case{"labels = [1]", Errc::invalid_argument},
+           Case{"labels = [\"a=b,c=d\"]", Errc::invalid_argument},
            Case{"listen = \"0.0.0.0:0\"\nadvertise = \"host:8443\"", Errc::invalid_argument},  // contradictory
        }) {
     const auto loaded = load_config({.flags = {}, .config_file = write("bad.toml", text)});
