@@ -169,8 +169,9 @@ struct AsioLoop::Impl {
       polling.on_sleep();
       sleep(until) ? polling.on_event(now()) : polling.on_own_event(now());
     }
-    if (last.due(now()) || first.due(now())) {
-      fire(now());
+    const Instant at = now();
+    if (last.due(at) || first.due(at)) {
+      fire(at);
       polling.on_own_event(now());
     }
   }

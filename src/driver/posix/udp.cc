@@ -31,7 +31,7 @@ using env::DatagramSocket;
 using env::Ecn;
 using env::IpEndpoint;
 
-constexpr std::size_t kMessages = 4;              // of one recvmmsg(); more would not stay in the cache
+constexpr std::size_t kMessages = 8;              // of one recvmmsg(); more would not stay in the cache
 constexpr std::size_t kMessageBytes = 64 << 10;   // the most that GRO joins
 constexpr std::size_t kMaxPayload = 65'535 - 28;  // of one message, GSO or not: an IPv4 packet holds no more
 constexpr std::size_t kSendMessages = 64;         // of one sendmmsg(), where there is no GSO
@@ -110,7 +110,7 @@ bool has_gso(int fd) {
 class Envelope {
  public:
   /// False when a socket of this family and address cannot send there.
-  bool address(const DatagramPath& path, Ecn ecn, bool socket_v6, bool name_source) {
+  bool address(const DatagramPath& path, bool socket_v6, bool name_source) {
     control_length_ = 0;
     const bool v4 = path.remote.is_v4();
     if (!v4 && !socket_v6) return false;
@@ -129,10 +129,6 @@ class Envelope {
       to_length_ = sizeof to_.v4;
     }
     if (name_source && path.local.is_v4() == v4 && !path.local.is_unspecified()) add_source(path.local, v4);
-    if (ecn != Ecn::not_ect) {
-      const int value = static_cast<int>(ecn);
-      v4 ? add(IPPROTO_IP, IP_TOS, value) : add(IPPROTO_IPV6, IPV6_TCLASS, value);
-    }
     return true;
   }
 
@@ -200,17 +196,22 @@ struct UdpShared {
   };
 
   std::size_t burst_limit_of(const IpEndpoint& remote, Instant now) {
+    if (remote == last_peer && now < last_link.known_until) return last_link.burst_limit;
     IpEndpoint peer = remote;
     peer.port = 0;
     if (links.size() >= kKnownLinks) links.clear();
     Link& link = links[peer];
     if (now >= link.known_until) link = {.burst_limit = burst_limit(peer), .known_until = now + kKnownLink};
+    last_peer = remote;
+    last_link = link;
     return link.burst_limit;
   }
 
   const UdpOptions options;
   UdpCounters counters;
   std::map<IpEndpoint, Link> links;  ///< By address, without the port.
+  IpEndpoint last_peer;              ///< With its port: packets come in trains.
+  Link last_link;
   std::unique_ptr<std::byte[]> buffers = std::make_unique_for_overwrite<std::byte[]>(kMessages * kMessageBytes);
   std::array<SocketName, kMessages> names{};
   std::array<Control, kMessages> controls{};
@@ -256,10 +257,11 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       refused_ = true;
       return false;
     }
-    if (!envelope_.address(path, ecn, v6_, wildcard_)) {
+    if (!envelope_.address(path, v6_, wildcard_)) {
       ++shared_->counters.send_errors;
       return true;
     }
+    mark(ecn, path.remote.is_v4());
     if (gso_ && bytes.size() > segment) fit_to(shared_->burst_limit_of(path.remote, loop_.now()));
     const std::size_t taken = push(segment, bytes);
     if (!full_) return true;
@@ -369,6 +371,15 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
 
   // --- sending ---
 
+  /// On the socket: beside how it is to be cut, a message would name it in more than the kernel keeps on its stack.
+  /// Connections agree on it mostly. A kernel that refuses it sends without.
+  void mark(Ecn ecn, bool v4) {
+    if (std::exchange(v4 ? marked_v4_ : marked_v6_, ecn) == ecn) return;
+    const int value = static_cast<int>(ecn);
+    (void)(v4 ? set_option(watch_->fd(), IPPROTO_IP, IP_TOS, value)
+              : set_option(watch_->fd(), IPPROTO_IPV6, IPV6_TCLASS, value));
+  }
+
   void fit_to(std::size_t burst_limit) {
     message_limit_ = burst_limit;
     if (burst_limit <= widest_) return;
@@ -471,6 +482,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   bool gso_;
   std::unique_ptr<FdWatch> watch_;                            // null: closed
   std::shared_ptr<const DatagramSocket::Handlers> handlers_;  // shared: they may destroy the socket that calls them
+  Ecn marked_v4_ = Ecn::not_ect, marked_v6_ = Ecn::not_ect;   // what the socket marks its packets with
   Envelope envelope_;                                         // of what is being sent, or held
   Bytes held_;                                                // the rest of a burst that the kernel took in part
   std::size_t held_segment_ = 0;
