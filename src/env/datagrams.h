@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -22,8 +23,10 @@ namespace holo::env {
 struct IpEndpoint {
   std::array<std::uint8_t, 16> ip{};
   std::uint16_t port = 0;
-  std::uint32_t scope = 0;  ///< of link-local IPv6 addresses; else 0
-  friend bool operator==(const IpEndpoint&, const IpEndpoint&) = default;
+  std::uint32_t scope = 0;                                            ///< of link-local IPv6 addresses; else 0
+  friend bool operator==(const IpEndpoint& a, const IpEndpoint& b) {  // For each packet: no call.
+    return std::bit_cast<Words>(a.ip) == std::bit_cast<Words>(b.ip) && a.port == b.port && a.scope == b.scope;
+  }
   friend auto operator<=>(const IpEndpoint&, const IpEndpoint&) = default;
   /// `address` in host byte order: 10.0.0.1 is 0x0a000001.
   static IpEndpoint v4(std::uint32_t address, std::uint16_t port);
@@ -32,6 +35,12 @@ struct IpEndpoint {
   [[nodiscard]] bool is_unspecified() const;
   /// 127.0.0.0/8 or ::1: this machine, by way of no other.
   [[nodiscard]] bool is_loopback() const;
+
+ private:
+  struct Words {
+    std::uint64_t high, low;
+    bool operator==(const Words&) const = default;
+  };
 };
 /// "1.2.3.4:80" or "[2001:db8::1]:80".
 std::string to_string(const IpEndpoint& endpoint);

@@ -282,6 +282,7 @@ void Exchange::release_slot(Stream& stream) {
 
 Status Exchange::on_stream_data(StreamNumber number, ByteSpan bytes, bool fin) {
   if (closed_) return {};
+  if (number == last_.first && !fin && !last_.second->abandoned && last_.second->in.add_middle(bytes)) return {};
   if (!env::is_bidirectional(number)) return on_control_data(number, bytes);
   Stream& stream = find_or_open(number);  // Unknown ones are new, and the peer's: the carrier sees to that.
   if (stream.abandoned) return {};

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -140,6 +141,13 @@ class Exchange {
     [[nodiscard]] std::uint64_t size() const { return header_bytes + payload_bytes; }
     [[nodiscard]] bool complete() const {
       return has_head && header_got == header_bytes && payload_got == payload_bytes;
+    }
+    /// More of the payload, but not the last of it, as most packets bring. False: it is something else.
+    bool add_middle(ByteSpan bytes) {
+      if (!has_head || header_got != header_bytes || bytes.size() >= payload_bytes - payload_got) return false;
+      std::memcpy(payload.get() + payload_got, bytes.data(), bytes.size());
+      payload_got += bytes.size();
+      return true;
     }
     /// Takes what belongs to this message off `bytes`.
     void add(ByteSpan& bytes);

@@ -26,9 +26,11 @@ constexpr int kMaxWritesPerPacket = 64;
 /// ngtcp2 takes frames of so few parts from a pool.
 constexpr std::size_t kMaxParts = 3;
 /// UDP's limit, less what IPv6 takes. One burst is one system call.
-constexpr std::size_t kMaxBurst = 65'000;
-/// The first burst to a peer that is at rest: it wakes up and reads it while the next one is being encrypted.
-constexpr std::size_t kFirstBurst = 16 << 10;
+constexpr std::size_t kMaxBurst = 65'507;
+/// The first burst to a peer that is at rest: it wakes up and reads it while the next one is being encrypted. Where
+/// more than a page or two is sent at a time that wins nothing, and costs system calls.
+constexpr std::size_t kFirstBurst = 32 << 10;
+constexpr std::size_t kManyBursts = 2 * kMaxBurst;
 /// What ngtcp2 may keep for one connection. Flow control bounds bytes; gaps between them cost more than they do.
 constexpr std::size_t kMaxMemory = 64 << 20;
 /// What pacing would delay by less than this is sent at once: timers cost more than such bursts do harm.
@@ -46,11 +48,10 @@ constexpr ngtcp2_duration kLanRtt = 8 * NGTCP2_MILLISECONDS;
 constexpr std::uint64_t kMaxPacketsPerKey = (1ULL << 23) - (1ULL << 20);
 
 /// ngtcp2 acknowledges a packet in what it sends an eighth of the round trip later: never in the reply to a small
-/// request, which then takes a packet more. The least of that eighth and this parameter counts, for which there is no
+/// request, which then takes a packet more. The least of that eighth and max_ack_delay counts, for which there is no
 /// call. What the peer was told of it stays as it was.
-void acknowledge_at_once(ngtcp2_conn* conn, bool at_once) {
-  auto* own = const_cast<ngtcp2_transport_params*>(ngtcp2_conn_get_local_transport_params2(conn));
-  own->max_ack_delay = at_once ? 0 : NGTCP2_DEFAULT_MAX_ACK_DELAY;
+ngtcp2_transport_params* own_parameters(ngtcp2_conn* conn) {
+  return const_cast<ngtcp2_transport_params*>(ngtcp2_conn_get_local_transport_params2(conn));
 }
 
 /// The user data of a stream of ours: null when the peer knows of it, so that callbacks need not look that up.
@@ -80,7 +81,8 @@ Connection::Connection(Parts parts, const env::DatagramPath& path, bool server)
       server_(server),
       local_(path.local),
       arrival_(path.local, path.remote),
-      arrival_remote_(path.remote) {
+      arrival_remote_(path.remote),
+      departure_(path.local, path.remote) {
   std::array<std::byte, env::QuicStack::kConnectionIdBytes> id;
   parts_.entropy->fill(id);
   own_id_ = to_cid(id);
@@ -134,6 +136,7 @@ std::unique_ptr<Connection> Connection::connect(Parts parts, Instant now, const 
   const int rv = ngtcp2_conn_client_new(&out->conn_, &destination, &out->own_id_, &first_path, kVersion, &callbacks(),
                                         &settings, &params, out->memory_.allocator(), out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
+  out->own_parameters_ = own_parameters(out->conn_);
   const ngtcp2_crypto_aead aead = retry_aead();
   const ngtcp2_crypto_aead_ctx key = retry_key();
   ngtcp2_conn_set_retry_aead(out->conn_, &aead, &key);
@@ -166,6 +169,7 @@ std::unique_ptr<Connection> Connection::accept(Parts parts, Instant now, const e
   const int rv = ngtcp2_conn_server_new(&out->conn_, &first.client, &out->own_id_, &first_path, kVersion, &callbacks(),
                                         &settings, &params, out->memory_.allocator(), out.get());
   HOLO_ASSERT(rv == 0, "out of memory");
+  out->own_parameters_ = own_parameters(out->conn_);
   // A client may repeat its first packets under the id that it made up.
   out->original_id_ = first.destination;
   return out;
@@ -207,6 +211,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   if (path.remote != arrival_remote_) {
     arrival_.remote = to_socket_address(path.remote);
     arrival_remote_ = path.remote;
+    moved_ = true;
   }
   last_received_ = ts;
   bytes_received_ += datagram.size();
@@ -216,6 +221,7 @@ void Connection::receive(Instant now, const env::DatagramPath& path, env::Ecn ec
   const ngtcp2_pkt_info info{.ecn = static_cast<std::uint8_t>(ecn)};
   const int rv = ngtcp2_conn_read_pkt(conn_, &arrival, &info, reinterpret_cast<const std::uint8_t*>(datagram.data()),
                                       datagram.size(), ts);
+  tell_acknowledged();
   if (rv != 0) settle(rv);
   if (memory_.bytes() > kMaxMemory) give_up(NGTCP2_INTERNAL_ERROR, "too much waits for what is missing before it");
   if (ending()) tell_end();
@@ -238,6 +244,7 @@ void Connection::on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool f
 }
 
 void Connection::on_stream_closed(env::QuicStreamId stream) {
+  tell_acknowledged();
   packets_lost_ += ngtcp2_conn_get_stream_loss_count(conn_, stream);
   if (const auto sent = sending_.find(stream); sent != sending_.end()) {
     unacknowledged_ -= sent->second;
@@ -260,13 +267,21 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
 }
 
 void Connection::on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) {
+  if (stream != acknowledged_.stream) tell_acknowledged();
+  acknowledged_.stream = stream;
+  acknowledged_.bytes += bytes;
+}
+
+void Connection::tell_acknowledged() {
+  const auto [stream, bytes] = std::exchange(acknowledged_, {});
+  if (bytes == 0) return;
   if (const auto sent = sending_.find(stream); sent != sending_.end()) {
     const std::uint64_t arrived = std::min(bytes, sent->second);
     sent->second -= arrived;
     unacknowledged_ -= arrived;
     if (arrived != 0) unacknowledged_since_ = unacknowledged_ == 0 ? 0 : now_;
   }
-  if (bytes != 0 && alive(stream)) parts_.application->on_stream_acknowledged(stream, bytes);
+  if (alive(stream)) parts_.application->on_stream_acknowledged(stream, bytes);
 }
 
 void Connection::on_unblocked(env::QuicStreamId stream) {
@@ -295,23 +310,20 @@ void Connection::on_heard_of(env::QuicStreamId stream) {
 
 // ---- sending ----
 
-void Connection::apply_deferred(ngtcp2_tstamp ts) {
-  if (!abandoned_.empty()) {
-    const auto given_up = std::exchange(abandoned_, {});
-    for (const Abandoned& a : given_up) {
-      const int rv = a.whole ? ngtcp2_conn_shutdown_stream(conn_, 0, a.stream, a.code)
-                             : ngtcp2_conn_shutdown_stream_read(conn_, 0, a.stream, a.code);
-      if (rv != 0) settle(rv);
-    }
+void Connection::shut_abandoned() {
+  const auto given_up = std::exchange(abandoned_, {});
+  for (const Abandoned& a : given_up) {
+    const int rv = a.whole ? ngtcp2_conn_shutdown_stream(conn_, 0, a.stream, a.code)
+                           : ngtcp2_conn_shutdown_stream_read(conn_, 0, a.stream, a.code);
+    if (rv != 0) settle(rv);
   }
-  update_keys_when_due(ts);
 }
 
 void Connection::update_keys_when_due(ngtcp2_tstamp ts) {
   // The client does it for both: ngtcp2 takes an update that the peer began for settled as soon as it has sent an
   // acknowledgement. When that is lost and the next update is its own, the peer cannot follow, and nothing arrives any
   // more. Who alone begins them knows that the last one is settled.
-  if (server_ || !established_) return;
+  if (!established_) return;
   const std::uint64_t limit = std::min(parts_.config->packets_per_key, kMaxPacketsPerKey);
   // Not all that the server has sent has arrived.
   if (sent_.packets < limit && received_.packets < limit - limit / 4) return;
@@ -341,7 +353,8 @@ std::size_t Connection::next_train() {
   if (train_ == 0) {
     ngtcp2_conn_info stat;
     ngtcp2_conn_get_conn_info(conn_, &stat);
-    train_ = stat.bytes_in_flight == 0 ? kFirstBurst : kMaxBurst;
+    train_ = stat.bytes_in_flight == 0 && flushed_ < kManyBursts ? kFirstBurst : kMaxBurst;
+    flushed_ = 0;
   }
   return std::exchange(train_, std::min(2 * train_, kMaxBurst));
 }
@@ -398,7 +411,8 @@ void Connection::settle_offer(Offer& offer) {
 
 bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream, MutableByteSpan out, Offer& offer,
                               Written& written) {
-  ngtcp2_path path = departure_.path();  // Where ngtcp2 writes what it chose.
+  ngtcp2_path path{};  // Where ngtcp2 writes what it chose.
+  if (moved_) path = departure_.path();
   ngtcp2_pkt_info info{};
   auto* dest = reinterpret_cast<std::uint8_t*>(out.data());
   for (int writes = 0;; ++writes) {
@@ -407,13 +421,13 @@ bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream,
     const bool stream = may && offer.open;
     ngtcp2_ssize taken = -1;
     told_ = stream || writes > 0 ? ts : ts_without_stream;
-    acknowledge_at_once(conn_, stream);
+    own_parameters_->max_ack_delay = stream ? 0 : NGTCP2_DEFAULT_MAX_ACK_DELAY;
     const bool fin = stream && offer.fin;
     const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
-    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, &path, &info, dest, out.size(), &taken, flags,
-                                                     stream ? offer.write.stream : -1, offer.data(),
+    const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, moved_ ? &path : nullptr, &info, dest, out.size(), &taken,
+                                                     flags, stream ? offer.write.stream : -1, offer.data(),
                                                      stream ? offer.count - offer.first : 0, told_);
-    acknowledge_at_once(conn_, false);
+    own_parameters_->max_ack_delay = NGTCP2_DEFAULT_MAX_ACK_DELAY;
     if (taken >= 0) {
       if (taken > 0 && unacknowledged_since_ == 0) unacknowledged_since_ = ts;
       offer.take(static_cast<std::size_t>(taken));
@@ -480,8 +494,11 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   Offer offer;
   while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
-    if (!abandoned_.empty()) settle_offer(offer);  // It may be of one of them.
-    apply_deferred(first);
+    if (!abandoned_.empty()) {
+      settle_offer(offer);  // It may be of one of them.
+      shut_abandoned();
+    }
+    if (!server_) update_keys_when_due(first);
     const MutableByteSpan rest = out.subspan(burst.bytes, std::min(max_datagram_, out.size() - burst.bytes));
     if (ending() || !write_packet(ts, std::exchange(first, ts), rest, offer, written)) break;
     bytes_sent_ += written.bytes;
@@ -492,7 +509,8 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
       burst.path = path_to(remote);
       burst.ecn = written.ecn;
       burst.segment = written.bytes;
-    } else if (written.bytes > burst.segment || written.ecn != burst.ecn || !same_address(departure_.remote, remote)) {
+    } else if (written.bytes > burst.segment || written.ecn != burst.ecn ||
+               (moved_ && !same_address(departure_.remote, remote))) {
       const ByteSpan packet = out.subspan(burst.bytes, written.bytes);
       stash_ =
           Stash{.bytes = Bytes(packet.begin(), packet.end()), .path = path_to(departure_.remote), .ecn = written.ecn};
@@ -511,6 +529,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   if (burst.bytes != 0) last_sent_ = ts;
   // Pacing follows the measured round trip; before there is one it would only hold the handshake up.
   if (established_ && burst.bytes != 0) pace(ts, burst.bytes);
+  flushed_ += burst.bytes;
   if (burst.bytes != 0) return burst;
   train_ = 0;
   if (ending()) return send_farewell(ts, out);
@@ -677,15 +696,14 @@ std::optional<env::QuicConnection::Burst> Connection::send_farewell(ngtcp2_tstam
     } else {
       ngtcp2_ccerr_set_transport_error(&error, farewell.code, reason, farewell.reason.size());
     }
-    ngtcp2_path_storage storage;
-    ngtcp2_path_storage_zero(&storage);
+    ngtcp2_path path = departure_.path();
     ngtcp2_pkt_info info{};
     const ngtcp2_ssize n = ngtcp2_conn_write_connection_close(
-        conn_, &storage.path, &info, reinterpret_cast<std::uint8_t*>(out.data()), max_datagram_, &error, ts);
+        conn_, &path, &info, reinterpret_cast<std::uint8_t*>(out.data()), max_datagram_, &error, ts);
     if (n <= 0) return std::nullopt;  // Nothing was ever sent, or nothing may be: then silence.
     const ByteSpan packet = ByteSpan(out).first(static_cast<std::size_t>(n));
     goodbye_ = {.bytes = Bytes(packet.begin(), packet.end()),
-                .path = path_to(storage.remote_addrbuf.in6),
+                .path = path_to(departure_.remote),
                 .ecn = static_cast<env::Ecn>(info.ecn)};
     // Peers that were never let in are not waited for: they could make us keep any number of connections.
     if (established_) lingers_until_ = ts + 3 * ngtcp2_conn_get_pto(conn_);

@@ -109,6 +109,7 @@ class Connection final : public env::QuicConnection {
   void on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin);
   void on_stream_closed(env::QuicStreamId stream);
   void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes);
+  void tell_acknowledged();
   void on_stream_given_up(env::QuicStreamId stream, std::uint64_t code);
   void on_heard_of(env::QuicStreamId stream);
   /// ngtcp2 has it, and has not closed it.
@@ -120,7 +121,7 @@ class Connection final : public env::QuicConnection {
   }
 
   // Sending.
-  void apply_deferred(ngtcp2_tstamp ts);
+  void shut_abandoned();
   void update_keys_when_due(ngtcp2_tstamp ts);
   void end_when_unacknowledged(ngtcp2_tstamp ts);
   void pace(ngtcp2_tstamp ts, std::size_t bytes);
@@ -152,8 +153,10 @@ class Connection final : public env::QuicConnection {
   SocketPath arrival_;     // Of the last datagram, so that it is converted once.
   env::IpEndpoint arrival_remote_;
   SocketPath departure_;  // Of the last packet.
+  bool moved_ = false;    // Something came from elsewhere than before. Until then there is one path to send on.
   ConnectionMemory memory_;
   ngtcp2_conn* conn_ = nullptr;
+  ngtcp2_transport_params* own_parameters_ = nullptr;  // conn_'s; see own_parameters().
   ngtcp2_tstamp now_ = 1, last_sent_ = 0, last_received_ = 0;
   ngtcp2_tstamp told_ = 1;          // The last that ngtcp2 was given: it takes none before.
   std::uint64_t streams_over_ = 0;  // Of the peer, since it was told of new ones.
@@ -188,14 +191,21 @@ class Connection final : public env::QuicConnection {
   std::unordered_map<env::QuicStreamId, std::uint64_t> sending_;
   std::pair<env::QuicStreamId, std::uint64_t*> last_sending_{-1, nullptr};  // One of them: packets come in trains.
   std::uint64_t unacknowledged_ = 0;                                        // of all of them
-  ngtcp2_tstamp unacknowledged_since_ = 0;                                  // see the port; 0: never
-  std::unordered_set<env::QuicStreamId> given_up_;                          // By either side; not closed yet.
+  /// What the packet that is being read acknowledged of one stream, which ngtcp2 tells packet by packet of ours.
+  struct Acknowledged {
+    env::QuicStreamId stream = -1;
+    std::uint64_t bytes = 0;
+  };
+  Acknowledged acknowledged_;
+  ngtcp2_tstamp unacknowledged_since_ = 0;          // see the port; 0: never
+  std::unordered_set<env::QuicStreamId> given_up_;  // By either side; not closed yet.
   bool streams_wanted_ = false;
   bool ping_wanted_ = false;
   std::optional<Stash> stash_;
   bool held_back_ = false;        // What the application wants to send has to wait.
   ngtcp2_tstamp sent_until_ = 0;  // At the path's rate all that was sent is through by then.
   std::size_t train_ = 0;         // Bytes of the next burst at most; 0: at the beginning of a flush.
+  std::size_t flushed_ = 0;       // Bytes of this flush, or of the last one.
 
   std::optional<env::QuicEnd> end_;
   bool end_told_ = false;
