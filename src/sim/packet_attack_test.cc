@@ -230,6 +230,38 @@ TEST(PacketAttack, AHundredThousandHalfOpenHandshakesKeepNobodyOut) {
   EXPECT_LE(out, in);
 }
 
+// Promise 2.14. A token was made by this node, for this address, and lately: neither later than now nor long ago.
+TEST(PacketAttack, ARetryTokenLivesForSomeTime) {
+  const auto stack = driver::quic::make_stack();
+  env::testing::SeededEntropy entropy(7);
+  const auto session = session_of(1);
+  hyperbus::PacketEndpoint listener(*stack, entropy,
+                                    {.quic = quic_config(*session), .retry_from = 0, .token_lifetime = seconds(10)});
+  hyperbus::PacketEndpoint dialler(*stack, entropy, {.quic = quic_config(*session_of(2))});
+  const env::DatagramPath there{.local = at(2), .remote = at(1)}, back{.local = at(1), .remote = at(2)};
+  const Instant issued{seconds(100).ns};
+  std::array<std::byte, hyperbus::PacketEndpoint::kMaxAnswer> answer;
+  const auto offer = [&](Instant now, ByteSpan datagram) {
+    return listener.on_datagram(now, {.path = back, .bytes = datagram}, session, {.strangers = 1}, answer);
+  };
+  const auto client = dialler.dial(session_of(2), issued, there, {});
+  Bytes out(env::DatagramSocket::kMaxBurst);
+  const auto first = client->send(issued, out);
+  ASSERT_TRUE(first);
+  const auto asked = offer(issued, ByteSpan(out).first(first->segment));
+  ASSERT_GT(asked.answer, 0U) << "a Retry packet";
+  client->receive(issued, {.path = there, .bytes = ByteSpan(answer).first(asked.answer)});
+  const auto second = client->send(issued, out);
+  ASSERT_TRUE(second);
+  const Bytes with_token(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(second->segment));
+  for (const Duration off : {Duration{-1}, seconds(-90), seconds(10) + Duration{1}, seconds(1'000'000)}) {
+    const auto refused = offer(issued + off, with_token);
+    EXPECT_EQ(refused.fresh, nullptr) << off.ns;
+    EXPECT_GT(refused.answer, 0U) << off.ns << ": another Retry packet";
+  }
+  EXPECT_NE(offer(issued + seconds(10), with_token).fresh, nullptr);
+}
+
 // Promise 2.14. Whatever a stranger sends first, and however long he waits.
 TEST(PacketAttack, StrangersAreNotAmplified) {
   std::vector<Bytes> firsts;

@@ -203,7 +203,7 @@ std::optional<Bytes> PacketEndpoint::open_token(Instant now, const env::Datagram
     return std::nullopt;
   }
   const Instant issued{static_cast<std::int64_t>(load<std::uint64_t>(plain.data()))};
-  if (now - issued > config_.token_lifetime) return std::nullopt;
+  if (issued > now || issued < now - config_.token_lifetime) return std::nullopt;
   return Bytes(plain.begin() + kTimeBytes, plain.end());
 }
 
