@@ -167,9 +167,9 @@ Task<void> MemoryImpl::fetch_group(RegionPtr r, std::vector<PageAt> wants, bool 
     }
     if (absent == asked && ++absent_rounds >= kAbsentRounds) {
       std::string names;
-      for (NodeId node : holders.in_sync) names += (names.empty() ? "" : ", ") + control_.node_name(node);
+      for (NodeId node : holders.in_sync) names += (names.empty() ? "" : " and ") + control_.node_name(node);
       last = Error{.code = Errc::page_lost,
-                   .message = str(what, " is lost: its last holders (", names, ") no longer have it"),
+                   .message = str(what, " is lost: there is nothing of it on ", names, ", where it belongs now"),
                    .hint = "replication 2 or more keeps pages when a node is killed",
                    .node = holders.in_sync.front().value};
       break;
