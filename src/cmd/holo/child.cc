@@ -16,6 +16,7 @@
 #include <iostream>
 #include <string_view>
 #include <thread>
+#include <utility>
 
 #include "base/assert.h"
 #include "base/strings.h"
@@ -60,17 +61,31 @@ bool reap() {
   return ended == 0;
 }
 
+std::string pids_of(const std::vector<ProcessName>& processes) {
+  std::string out;
+  for (const auto& process : processes) out += str(out.empty() ? "" : ", ", process.pid);
+  return out;
+}
+
 /// Ends what the program has left running, however long that takes: whoever may not be killed is waited for.
 void end_descendants() {
-  const auto deadline = std::chrono::steady_clock::now() + kGrace;
+  const auto began = std::chrono::steady_clock::now();
   std::vector<ProcessName> asked;
+  bool said = false;
   for (; reap(); std::this_thread::sleep_for(kLook)) {
-    const bool ask = std::chrono::steady_clock::now() < deadline;
-    for (const auto& process : descendants_of(::getpid())) {
-      if (ask && std::ranges::find(asked, process) != asked.end()) continue;
-      send_signal(process, ask ? SIGTERM : SIGKILL);
-      asked.push_back(process);
+    const auto since = std::chrono::steady_clock::now() - began;
+    const auto left = descendants_of(::getpid());
+    for (const auto& process : left) {
+      if (since >= kGrace) {
+        send_signal(process, SIGKILL);
+      } else if (std::ranges::find(asked, process) == asked.end()) {
+        send_signal(process, SIGTERM);
+        asked.push_back(process);
+      }
     }
+    if (since < 2 * kGrace || left.empty() || std::exchange(said, true)) continue;
+    std::cerr << "holo: waiting for what the command has started and cannot be killed: process " << pids_of(left)
+              << "\n";
   }
 }
 
