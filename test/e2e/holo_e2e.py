@@ -119,6 +119,10 @@ class Home:
         return text
 
     def close(self):
+        # What a cluster in namespaces has outside its processes and directories.
+        for record in (self.root / "state/holo/dev").glob("*/cluster.json"):
+            if '"net"' in record.read_text():
+                self.holo("dev", "down", "--cluster", record.parent.name)
         for pid in self.processes():
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -50,7 +50,6 @@ def home():
     finally:
         for folder in (home.root / "state/holo/dev").glob("*"):
             keys += [key_of(home, folder.name)] if "net" in (folder / "cluster.json").read_text() else []
-            home.holo("dev", "down", "--cluster", folder.name)
         home.close()
     assert [left_of(key) for key in keys] == [[] for _ in keys]
 
