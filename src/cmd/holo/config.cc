@@ -296,7 +296,8 @@ Result<std::map<std::string, std::string>> read_config_file(const std::string& p
       out[key] = std::move(*list);
     } else {
       return fail(Errc::invalid_argument,
-                  str("key \"", key, "\" in the config file ", path, " must be a text, a whole number or a boolean"));
+                  str("key \"", key, "\" in the config file ", path, " must be a text, a whole number or a boolean",
+                      " (labels, advertise and control.endpoints: or an array of texts without commas)"));
     }
   }
   return out;

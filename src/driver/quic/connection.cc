@@ -25,7 +25,7 @@ constexpr std::array<std::uint16_t, 5> kProbedDatagrams{1452, 8952, 1444, 1406, 
 constexpr int kMaxWritesPerPacket = 64;
 /// ngtcp2 takes frames of so few parts from a pool.
 constexpr std::size_t kMaxParts = 3;
-/// UDP's limit, less what IPv6 takes. One burst is one system call.
+/// What UDP carries over IPv4; over IPv6 it is a little more. One burst is one system call.
 constexpr std::size_t kMaxBurst = 65'507;
 /// The first burst to a peer that is at rest: it wakes up and reads it while the next one is being encrypted. Where
 /// more than a page or two is sent at a time that wins nothing, and costs system calls.
