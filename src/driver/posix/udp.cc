@@ -37,9 +37,9 @@ constexpr std::size_t kMaxPayload = 65'535 - 28;  // of one message, GSO or not:
 constexpr std::size_t kSendMessages = 64;         // of one sendmmsg(), where there is no GSO
 constexpr std::size_t kMaxSegments = 64;          // of one GSO message: the least that any kernel with GSO allows
 constexpr int kReceiveBuffer = 8 << 20;           // absorbs what arrives while the loop does something else
-/// What waits in this machine's own queues, where a heartbeat would wait behind it (the kernel takes twice of it, and
-/// counts its own part too). What is not taken is asked for again, by priority. On links that take small bursts, which
-/// are slow ones, it is a burst and a half: half a millisecond of a gigabit a second.
+/// What waits in this machine's own queues (the kernel takes twice of it, and counts its own part too). What is not
+/// taken is asked for again, by priority. It must not fill before what bounds bulk does (hyperbus::BulkWindow): the
+/// kernel says "writable" once half of it has left, and what is urgent would wait for that.
 constexpr std::size_t kSendBuffer = 128 << 10;
 constexpr Duration kNoMemoryPause = milliseconds(1);  // The descriptor says "writable" while the kernel has no memory.
 constexpr Duration kLogPause = seconds(60);
@@ -262,7 +262,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       return true;
     }
     mark(ecn, path.remote.is_v4());
-    if (gso_ && bytes.size() > segment) fit_to(shared_->burst_limit_of(path.remote, loop_.now()));
+    if (gso_ && bytes.size() > segment) message_limit_ = shared_->burst_limit_of(path.remote, loop_.now());
     const std::size_t taken = push(segment, bytes);
     if (!full_) return true;
     if (taken == 0) {
@@ -380,14 +380,6 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
               : set_option(watch_->fd(), IPPROTO_IPV6, IPV6_TCLASS, value));
   }
 
-  void fit_to(std::size_t burst_limit) {
-    message_limit_ = burst_limit;
-    if (burst_limit <= widest_) return;
-    widest_ = burst_limit;
-    const std::size_t buffer = widest_ < kMaxPayload ? std::min(widest_ + widest_ / 2, kSendBuffer) : kSendBuffer;
-    set_buffer(watch_->fd(), SO_SNDBUFFORCE, SO_SNDBUF, static_cast<int>(buffer));
-  }
-
   /// Sends as envelope_ says. Returns how many bytes are done with; fewer than all when the socket is full_.
   std::size_t push(std::size_t segment, ByteSpan bytes) {
     std::size_t done = 0;
@@ -492,7 +484,6 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
   Instant next_log_{};
   std::uint64_t dropped_ = 0;
   std::size_t message_limit_ = kMaxPayload;  // of the burst that is sent now, or held
-  std::size_t widest_ = 0;                   // burst limit of all links that this socket has sent to
 };
 
 /// What one datagram over "lo" may carry; 0 when the kernel does not say, or says an odd thing.
