@@ -2,7 +2,8 @@
 // datagrams' payloads, one at a time, each valid only until the next one is decrypted.
 //   taskset -c 0 build/release/bin/bench/frames
 // Ways: gathered in a buffer, then written with one pwrite (two copies); each piece written with a pwrite of its own;
-// each piece copied into a mapping of the frame (one copy each). Frames are fresh, as at a first touch, or used again.
+// each piece copied into a mapping of the frame (one copy each), which was filled ahead or not. Frames are fresh, as at
+// a first touch, or used again. What is filled ahead can be while the answer is on its way: the time of that, too.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -41,6 +42,9 @@ class Frames {
   void write(std::size_t at, const std::byte* from, std::size_t bytes) const {
     if (::pwrite(fd_, from, bytes, static_cast<off_t>(at)) != static_cast<ssize_t>(bytes)) std::perror("pwrite");
   }
+  void fill(std::size_t at) {
+    if (::madvise(base_ + at, kPage, MADV_POPULATE_WRITE) != 0) std::perror("madvise");
+  }
   void copy(std::size_t at, const std::byte* from, std::size_t bytes) { std::memcpy(base_ + at, from, bytes); }
 
  private:
@@ -65,6 +69,11 @@ void piecewise(Frames& frames, std::size_t page, const std::vector<std::byte>& w
 void mapped(Frames& frames, std::size_t page, const std::vector<std::byte>& wire) {
   in_pieces([&](std::size_t at, std::size_t bytes) { frames.copy(page * kPage + at, wire.data() + at, bytes); });
 }
+void filled(Frames& frames, std::size_t page, const std::vector<std::byte>&) { frames.fill(page * kPage); }
+void filled_and_mapped(Frames& frames, std::size_t page, const std::vector<std::byte>& wire) {
+  filled(frames, page, wire);
+  mapped(frames, page, wire);
+}
 
 /// Microseconds for one page.
 double once(Frames& frames, const Way& way, const std::vector<std::byte>& wire) {
@@ -82,8 +91,11 @@ double median(std::vector<double> v) {
 
 int main() {
   const std::vector<std::byte> wire(kPage, std::byte{7});
-  const std::vector<std::pair<std::string, Way>> ways = {
-      {"gathered, one pwrite", gathered}, {"a pwrite for each piece", piecewise}, {"copied into the mapping", mapped}};
+  const std::vector<std::pair<std::string, Way>> ways = {{"gathered, one pwrite", gathered},
+                                                         {"a pwrite for each piece", piecewise},
+                                                         {"copied into the mapping", mapped},
+                                                         {"filled ahead, then copied", filled_and_mapped},
+                                                         {"filled ahead alone", filled}};
   std::vector<std::vector<double>> fresh(ways.size()), again(ways.size());
   for (std::size_t run = 0; run < kRuns; ++run) {
     for (std::size_t i = 0; i < ways.size(); ++i) {

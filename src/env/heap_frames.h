@@ -19,6 +19,9 @@ class HeapFrames final : public RegionFrames {
     std::memcpy(bytes_.data() + offset, bytes.data(), bytes.size());
     return {};
   }
+  Result<MutableByteSpan> prepare(std::uint64_t offset, std::size_t length) override {
+    return MutableByteSpan(bytes_).subspan(offset, length);
+  }
   Status read(std::uint64_t offset, MutableByteSpan out) const override {
     std::memcpy(out.data(), bytes_.data() + offset, out.size());
     return {};

@@ -102,10 +102,15 @@ class Hub {
       request.payload.clear();
       request.payload.push_back(std::move(whole));
     }
+    const auto landing = std::move(request.landing);
     auto shot = std::make_shared<OneShot<Result<Reply>>>();
     hub->loop_.spawn(run(it->second, from == to ? nullptr : peer->gate_, from, std::move(request), shot));
     auto reply = co_await await_until(hub->loop_, shot, deadline, std::string("a peer"));
     if (!hub->connected(from, to)) co_return fail(Errc::unavailable, str("the connection to node ", to, " broke"));
+    if (landing && reply) {
+      if (reply->payload.size() > 1) reply->payload = {join(reply->payload)};
+      land(*landing, *reply);
+    }
     co_return reply;
   }
 

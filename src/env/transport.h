@@ -3,6 +3,7 @@
 // whoever dialled.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -20,17 +21,33 @@ namespace holo::env {
 /// Control always goes first on the wire; bulk never delays the other two by more than one frame.
 enum class StreamClass : std::uint8_t { control, data, bulk };
 
+/// Where the payload of an answer may go, straight from the wire. Whoever asks keeps the bytes at `place` for this
+/// alone until the call has ended; then, or as long as there is none, `place` is empty, and nothing is written.
+struct Landing {
+  MutableByteSpan place;
+};
+
 /// `type` selects the handler; `header` is an encoded protobuf message; `payload` are raw bytes (pages), gathered on
 /// send and delivered as one contiguous buffer. Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes in sum.
 struct Request {
   std::uint16_t type = 0;
   std::string header;
   std::vector<Buffer> payload;
+  /// Of the caller only. An answer whose payload is exactly as long as its place, when the first of it arrives, may be
+  /// put there: then Reply::payload is that place. What an answer that fails has left there is undefined.
+  std::shared_ptr<Landing> landing = {};
 };
 struct Reply {
   std::string header;
   std::vector<Buffer> payload;
 };
+
+/// For transports that have the whole answer at once.
+inline void land(Landing& landing, Reply& reply) {
+  if (reply.payload.size() != 1 || landing.place.empty() || reply.payload[0].size() != landing.place.size()) return;
+  std::ranges::copy(reply.payload[0].span(), landing.place.begin());
+  reply.payload[0] = Buffer(landing.place, nullptr);
+}
 
 struct CallOptions {
   StreamClass klass = StreamClass::control;

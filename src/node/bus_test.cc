@@ -228,6 +228,42 @@ TEST_P(BusTest, LargestPayload) {
             Errc::invalid_argument);
 }
 
+TEST_P(BusTest, AnAnswerGoesStraightToItsPlace) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
+  const Bytes sent = pattern(256 << 10);
+  Bytes memory(sent.size());
+  const auto landing = std::make_shared<env::Landing>(env::Landing{memory});
+  const auto reply =
+      call(a, b.id(), {.type = kEcho, .header = "h", .payload = {Buffer(Bytes(sent))}, .landing = landing});
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->header, "h");
+  ASSERT_EQ(reply->payload.size(), 1U);
+  EXPECT_EQ(reply->payload[0].span().data(), memory.data());
+  EXPECT_EQ(memory, sent);
+
+  Bytes untouched(sent.size());
+  const auto shorter = std::make_shared<env::Landing>(env::Landing{MutableByteSpan(untouched).first(100)});
+  const auto longer =
+      call(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(sent))}, .landing = shorter});
+  EXPECT_EQ(hyperbus::testing::joined(longer->payload), sent);
+  EXPECT_EQ(untouched, Bytes(sent.size()));
+
+  // However a call ends, its place is nobody's then.
+  const auto late = std::make_shared<env::Landing>(env::Landing{untouched});
+  EXPECT_FALSE(call(a, b.id(), {.type = kSilent, .header = {}, .payload = {}, .landing = late}, milliseconds(20)));
+  const auto broken = std::make_shared<env::Landing>(env::Landing{untouched});
+  const auto out = begin(a, b.id(), {.type = kSilent, .header = {}, .payload = {}, .landing = broken}, seconds(20),
+                         env::StreamClass::data);
+  a.bus->disconnect(b.id());
+  EXPECT_FALSE(finish(out));
+  EXPECT_EQ(late.use_count(), 1);
+  EXPECT_EQ(broken.use_count(), 1);
+  EXPECT_EQ(untouched, Bytes(sent.size()));
+}
+
 TEST_P(BusTest, ManyCallsAtOnceOverOneConnection) {
   auto& a = add(1);
   auto& b = add(2);

@@ -23,6 +23,14 @@ Error give_up(const Region& r, PageNo page, Error error) {
   return out;
 }
 
+/// However the fetch ends: nobody else may hold the landing open.
+struct LandingEnd {
+  PageLanding* landing;
+  ~LandingEnd() {
+    if (landing != nullptr) landing->end();
+  }
+};
+
 }  // namespace
 
 void MemoryImpl::settle(Region& r, PageAt at, Result<Buffer> result) {
@@ -30,7 +38,12 @@ void MemoryImpl::settle(Region& r, PageAt at, Result<Buffer> result) {
   if (it == r.fetching.end()) return;
   auto waiters = std::move(it->second);
   r.fetching.erase(it);
-  for (const auto& w : waiters) w->set(result);
+  for (const PageWaiter& w : waiters) w.shot->set(result);
+}
+
+bool MemoryImpl::room_for(Region& r, const std::vector<PageAt>& pages) {
+  const auto others = std::ranges::count_if(pages, [&](const PageAt& at) { return !owned(r, at.page); });
+  return others == 0 || make_room(static_cast<std::uint64_t>(others) * r.page_bytes());
 }
 
 /// Puts verified bytes into the frames where they have a place. False: the caller uses them directly.
@@ -43,6 +56,16 @@ bool MemoryImpl::keep_page(Region& r, PageAt at, const Buffer& bytes) {
     return false;
   }
   return *kept;
+}
+
+/// The same for a page that came into its slot: a buffer is made only for who needs one.
+void MemoryImpl::keep_landed(Region& r, PageLanding& landing, PageAt at, const Buffer& bytes) {
+  const auto it = r.fetching.find(at);
+  const bool wanted = it != r.fetching.end() && std::ranges::any_of(it->second, &PageWaiter::bytes);
+  Buffer own;
+  if (wanted || r.freed || r.pages->history().dead(at.page, at.version)) own = Buffer::copy(bytes.span());
+  if (landing.keep(at.page)) ++counters_.pages_landed;
+  settle(r, at, std::move(own));
 }
 
 /// Pages from the files of the last clean stop; an empty buffer for each that is not there, or damaged.
@@ -88,7 +111,7 @@ Task<Result<std::vector<Buffer>>> MemoryImpl::fetch(RegionPtr r, std::vector<Pag
     }
     auto& waiters = r->fetching[at];
     if (waiters.empty()) groups[at.page.value / r->shape.block_pages].push_back(at);
-    waiters.push_back(shot);
+    waiters.push_back({.shot = shot, .bytes = !keep});
   }
   const std::size_t most = std::max<std::size_t>(1, kFetchRequestBytes / r->page_bytes());
   for (auto& [block, pages] : groups) {
@@ -199,12 +222,24 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
   env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch),
                        .header = ask.SerializeAsString(),
                        .payload = {}};
+  const auto landing = keep && room_for(*r, *pending) ? PageLanding::begin(r, *pending) : nullptr;
+  const LandingEnd end{landing.get()};
+  if (landing) {
+    request.landing = PageLanding::where(landing);
+    loop_.post([landing] { landing->prepare(); });  // Once the question is on its way.
+  }
   env::CallOptions options{.klass = klass, .deadline = deadline};
   HOLO_CO_ASSIGN(reply, co_await transport_.call(node, std::move(request), options));
   HOLO_CO_ASSIGN(given, decode<wire::PageFetchReply>(reply.header));
   if (given.pages_size() != static_cast<int>(pending->size()))
     co_return fail(Errc::malformed, "an answer for other pages");
   const Buffer payload = reply.payload.empty() ? Buffer{} : reply.payload.front();
+  const bool landed = landing && landing->holds(payload);
+  if (landed &&
+      !std::ranges::all_of(given.pages(), [](const auto& p) { return p.state() == wire::PageGiven::BYTES; })) {
+    co_return fail(Errc::malformed, "an answer with too many bytes");
+  }
+  if (landing && !landed) landing->end();
   std::size_t at = 0;
   std::vector<PageAt> left;
   Status status{};
@@ -233,6 +268,10 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
     }
     ++counters_.pages_fetched;
     counters_.bytes_fetched += bytes.size();
+    if (landed) {
+      keep_landed(*r, *landing, want, bytes);
+      continue;
+    }
     if (keep || owned(*r, want.page)) keep_page(*r, want, bytes);
     settle(*r, want, std::move(bytes));
   }

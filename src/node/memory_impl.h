@@ -54,6 +54,7 @@ class LazyFrames final : public env::RegionFrames {
   Status open();
   int fd() const override { return frames_ ? frames_->fd() : -1; }
   Status write(std::uint64_t offset, ByteSpan bytes) override;
+  Result<MutableByteSpan> prepare(std::uint64_t offset, std::size_t length) override;
   Status read(std::uint64_t offset, MutableByteSpan out) const override;
   ByteSpan mapped(std::uint64_t offset, std::size_t length) const override;
   Status punch(std::uint64_t offset, std::uint64_t length) override;
@@ -68,6 +69,12 @@ class LazyFrames final : public env::RegionFrames {
 
 struct View;
 
+/// Somebody who waits for a page from elsewhere.
+struct PageWaiter {
+  std::shared_ptr<OneShot<Result<Buffer>>> shot;
+  bool bytes = false;  // Wants them also where the page is kept.
+};
+
 struct Region {
   RegionShape shape;
   std::unique_ptr<LazyFrames> frames;
@@ -76,7 +83,7 @@ struct Region {
   std::map<ViewId, std::shared_ptr<View>> views;
   memory::ViewBits bits_used = 0;
   std::multiset<Version> pins;
-  std::map<PageAt, std::vector<std::shared_ptr<OneShot<Result<Buffer>>>>> fetching;
+  std::map<PageAt, std::vector<PageWaiter>> fetching;
   std::set<PageNo> repairs;  // owned pages whose newest bytes are to be fetched
   bool repairing = false;
   bool filling = false;
@@ -86,6 +93,37 @@ struct Region {
   [[nodiscard]] std::uint64_t page_bytes() const { return shape.page_bytes; }
 };
 using RegionPtr = std::shared_ptr<Region>;
+
+/// Slots that a fetch under way may write pages into: given back in the end, however it ends.
+class PageLanding {
+ public:
+  /// None, when `wants` are not neighbours in order, or one of them has no free slot.
+  static std::shared_ptr<PageLanding> begin(const RegionPtr& region, const std::vector<PageAt>& wants);
+  explicit PageLanding(RegionPtr region) : region_(std::move(region)) {}
+  ~PageLanding() { end(); }
+  PageLanding(const PageLanding&) = delete;
+  PageLanding& operator=(const PageLanding&) = delete;
+
+  /// Makes the place ready: to be called while the answer is on its way, for it takes time.
+  void prepare();
+  [[nodiscard]] bool holds(const Buffer& payload) const {
+    return !payload.empty() && payload.span().data() == where_.place.data();
+  }
+  /// The bytes of `page` are there, and right. False: the slot is not kept.
+  bool keep(PageNo page);
+  /// Nothing is written any more, and what was not kept is given back. Idempotent.
+  void end();
+
+  static std::shared_ptr<env::Landing> where(const std::shared_ptr<PageLanding>& landing) {
+    return {landing, &landing->where_};
+  }
+
+ private:
+  RegionPtr region_;
+  std::vector<PageNo> left_;
+  env::Landing where_;
+  bool over_ = false;
+};
 
 /// What a process was given of a page, as far as this node knows: it may have dropped it since, and then faults.
 class GivenPages {
@@ -241,7 +279,8 @@ class MemoryImpl final : public MemoryService {
 
   // -- memory_fetch.cc
   /// The bytes of pages at exact versions, from here, the kept files, or other nodes; in order. `keep`: put what came
-  /// from elsewhere into the frames where there is room (owned pages always).
+  /// from elsewhere into the frames where there is room (owned pages always); what has its slot there may then come
+  /// without its bytes.
   Task<Result<std::vector<Buffer>>> fetch(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass,
                                           Instant deadline);
   Task<void> fetch_group(RegionPtr r, std::vector<PageAt> wants, bool keep, env::StreamClass klass, Instant deadline);
@@ -249,6 +288,8 @@ class MemoryImpl final : public MemoryService {
                           env::StreamClass klass, Instant deadline);
   void settle(Region& r, PageAt at, Result<Buffer> result);
   bool keep_page(Region& r, PageAt at, const Buffer& bytes);
+  void keep_landed(Region& r, PageLanding& landing, PageAt at, const Buffer& bytes);
+  bool room_for(Region& r, const std::vector<PageAt>& pages);
   Task<std::vector<Buffer>> load_kept(RegionPtr r, std::vector<PageAt> wants);
   Task<Status> ensure_for_stage(RegionPtr r, PageNo page, Version base, Instant deadline);
   Task<Result<env::Reply>> serve_fetch(NodeId from, env::Request request);
@@ -275,7 +316,10 @@ class MemoryImpl final : public MemoryService {
   /// Gives the process what is here of [first, first + count); returns what has to be fetched.
   enum class Given : std::uint8_t { again, skip };
   Result<std::vector<PageAt>> give_local(View& view, PageNo first, std::uint64_t count, Given given);
-  Status give_fetched(View& view, PageAt at, const Buffer& bytes);
+  /// False: it is here no more, and not in `bytes` either.
+  Result<bool> give_fetched(View& view, PageAt at, const Buffer& bytes);
+  /// What of `wants` is to be fetched once more. Errors: of the first page only; the others were read ahead.
+  Result<std::vector<PageAt>> give_all(View& view, const std::vector<PageAt>& wants, const std::vector<Buffer>& bytes);
 
   // -- memory_stage.cc
   Task<Result<std::vector<StagedSpan>>> stage_group(RegionPtr r, TxnId txn, Version base, std::vector<PagePart> parts,

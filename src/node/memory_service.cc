@@ -32,6 +32,10 @@ Status LazyFrames::write(std::uint64_t offset, ByteSpan bytes) {
   HOLO_TRY(open());
   return frames_->write(offset, bytes);
 }
+Result<MutableByteSpan> LazyFrames::prepare(std::uint64_t offset, std::size_t length) {
+  HOLO_TRY(open());
+  return frames_->prepare(offset, length);
+}
 Status LazyFrames::read(std::uint64_t offset, MutableByteSpan out) const {
   if (frames_) return frames_->read(offset, out);
   std::fill(out.begin(), out.end(), std::byte{0});

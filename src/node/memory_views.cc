@@ -264,20 +264,35 @@ Result<std::vector<PageAt>> MemoryImpl::give_local(View& view, PageNo first, std
   return wants;
 }
 
-Status MemoryImpl::give_fetched(View& view, PageAt at, const Buffer& bytes) {
+Result<bool> MemoryImpl::give_fetched(View& view, PageAt at, const Buffer& bytes) {
   Region& r = *view.region;
   HOLO_ASSIGN(found, r.pages->resolve(at.page, view.snapshot));
   if (found.version != at.version || view.windows.contains(at.page))
-    return {};  // The view has moved on: it faults again.
+    return true;  // The view has moved on: it faults again.
   if (found.where == memory::Resolution::Where::slot) {
     r.pages->mark_mapped(at.page, view.bit);
     view.given.shared(at.page);
     ++counters_.pages_installed;
-    return view.faulted->install(at.page.value * r.page_bytes(), r.page_bytes());
+    HOLO_TRY(view.faulted->install(at.page.value * r.page_bytes(), r.page_bytes()));
+    return true;
   }
+  const Buffer& from = found.bytes.empty() ? bytes : found.bytes;
+  if (from.empty()) return false;  // Evicted since it came.
   ++counters_.pages_copied;
   view.given.copied(at.page);
-  return view.faulted->copy(at.page.value * r.page_bytes(), bytes.span());
+  HOLO_TRY(view.faulted->copy(at.page.value * r.page_bytes(), from.span()));
+  return true;
+}
+
+Result<std::vector<PageAt>> MemoryImpl::give_all(View& view, const std::vector<PageAt>& wants,
+                                                 const std::vector<Buffer>& bytes) {
+  std::vector<PageAt> left;
+  for (std::size_t i = 0; i < wants.size(); ++i) {
+    auto given = give_fetched(view, wants[i], bytes[i]);
+    if (!given && i == 0) return std::unexpected(std::move(given).error());
+    if (given && !*given) left.push_back(wants[i]);
+  }
+  return left;
 }
 
 void MemoryImpl::on_faults(const ViewPtr& view, const std::vector<env::PageFault>& faults) {
@@ -332,24 +347,24 @@ Task<void> MemoryImpl::serve_fault(ViewPtr view, PageNo page, std::uint64_t ahea
     if (wants->empty()) co_return;
     const Version snapshot = view->snapshot;
     const bool needed = wants->front().page == page;
-    auto bytes = co_await fetch(r, *wants, true, env::StreamClass::data, deadline);
-    if (view->closed) co_return;
-    if (!bytes) {
-      // What was only read ahead may fail in peace.
-      if (ahead > 1) {
+    while (!wants->empty() && view->snapshot == snapshot) {
+      auto bytes = co_await fetch(r, *wants, true, env::StreamClass::data, deadline);
+      if (view->closed) co_return;
+      if (!bytes && ahead > 1) {  // What was only read ahead may fail in peace.
         ahead = 1;
-        continue;
+        break;
       }
-      if (needed && view->snapshot == snapshot) fail_view(view, page.value, bytes.error());
-      co_return;
-    }
-    for (std::size_t i = 0; i < wants->size(); ++i) {
-      if (auto given = give_fetched(*view, (*wants)[i], (*bytes)[i]); !given && i == 0) {
-        fail_view(view, page.value, given.error());
+      if (!bytes) {
+        if (needed && view->snapshot == snapshot) fail_view(view, page.value, bytes.error());
+        co_return;
+      }
+      wants = give_all(*view, *wants, *bytes);
+      if (!wants) {
+        fail_view(view, page.value, wants.error());
         co_return;
       }
     }
-    if (view->snapshot == snapshot) co_return;
+    if (wants->empty() && view->snapshot == snapshot) co_return;
   }
 }
 
@@ -368,11 +383,17 @@ MemoryImpl::Handled MemoryImpl::view_populate(std::shared_ptr<LocalSession> sess
     const std::uint64_t n = std::min(step, first + count - at);
     auto wants = give_local(*view, PageNo{at}, n, Given::skip);
     if (!wants) co_return std::unexpected(std::move(wants).error());
-    if (wants->empty()) continue;
-    auto bytes = co_await fetch(r, *wants, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
-    if (!bytes) co_return std::unexpected(std::move(bytes).error());
-    if (view->closed) co_return fail(Errc::not_found, "the view was closed meanwhile");
-    for (std::size_t i = 0; i < wants->size(); ++i) HOLO_CO_TRY(give_fetched(*view, (*wants)[i], (*bytes)[i]));
+    while (!wants->empty()) {
+      auto bytes = co_await fetch(r, *wants, true, env::StreamClass::bulk, loop_.now() + config_.fetch_deadline);
+      if (!bytes) co_return std::unexpected(std::move(bytes).error());
+      if (view->closed) co_return fail(Errc::not_found, "the view was closed meanwhile");
+      std::vector<PageAt> left;
+      for (std::size_t i = 0; i < wants->size(); ++i) {
+        HOLO_CO_ASSIGN(given, give_fetched(*view, (*wants)[i], (*bytes)[i]));
+        if (!given) left.push_back((*wants)[i]);
+      }
+      wants = std::move(left);
+    }
   }
   co_return reply_of(wire::Empty{});
 }

@@ -292,6 +292,7 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
       w.field("views", m.views);
       w.field("faults", m.counters.faults);
       w.field("pages_fetched", m.counters.pages_fetched);
+      w.field("pages_landed", m.counters.pages_landed);
       w.field("pages_served", m.counters.pages_served);
       w.field("pages_staged", m.counters.pages_staged);
       w.field("conflicts", m.counters.conflicts);

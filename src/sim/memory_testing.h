@@ -16,12 +16,56 @@
 
 namespace holo::sim {
 
-class NoFaults final : public env::PageFaults {
+/// Frames of one node, which its mappings can look at.
+class SeenFrames final : public env::FrameStore {
  public:
-  env::FaultMode mode() const override { return env::FaultMode::none; }
-  Result<std::unique_ptr<env::FaultedView>> attach(env::Fd, std::uint64_t, std::uint64_t, OnFaults) override {
-    return fail(Errc::unsupported, "no userfaultfd in the simulation");
+  Result<std::unique_ptr<env::RegionFrames>> create(RegionId region, std::string name, std::uint64_t bytes) override {
+    auto made = store_.create(region, std::move(name), bytes);
+    if (made) made_[region] = made->get();
+    return made;
   }
+  const env::RegionFrames& of(RegionId region) const { return *made_.at(region); }
+
+ private:
+  env::HeapFrameStore store_;
+  std::map<RegionId, env::RegionFrames*> made_;
+};
+
+/// A process's mapping of a region, without a process: it faults where it is told to, and hands on what it is given.
+struct FakeMapping {
+  env::PageFaults::OnFaults fault;
+  const env::RegionFrames* frames = nullptr;
+  std::function<void(std::uint64_t offset, ByteSpan)> on_given;
+};
+
+/// Attaches mappings to nothing; `last` is the newest.
+class FakeFaults final : public env::PageFaults {
+ public:
+  env::FaultMode mode() const override { return env::FaultMode::full; }
+  Result<std::unique_ptr<env::FaultedView>> attach(env::Fd, std::uint64_t, std::uint64_t, OnFaults fault) override {
+    last = std::make_shared<FakeMapping>(FakeMapping{.fault = std::move(fault), .on_given = {}});
+    return std::make_unique<FakeView>(last);
+  }
+  std::shared_ptr<FakeMapping> last;
+
+ private:
+  struct FakeView final : env::FaultedView {
+    explicit FakeView(std::shared_ptr<FakeMapping> m) : mapping(std::move(m)) {}
+    Status install(std::uint64_t offset, std::uint64_t length) override {
+      mapping->on_given(offset, mapping->frames->mapped(offset, length));
+      return {};
+    }
+    Status copy(std::uint64_t offset, ByteSpan bytes) override {
+      mapping->on_given(offset, bytes);
+      return {};
+    }
+    Status zero(std::uint64_t offset, std::uint64_t length) override {
+      mapping->on_given(offset, Bytes(length));
+      return {};
+    }
+    void wake(std::uint64_t, std::uint64_t) override {}
+    std::shared_ptr<FakeMapping> mapping;
+  };
 };
 
 /// One node's copy of a small replicated state: regions of a fixed placement, versions, who lives.
@@ -375,8 +419,8 @@ class MemoryCluster {
     std::unique_ptr<SimLoop> loop;
     std::unique_ptr<SimTransport> transport;
     std::unique_ptr<TestControl> control;
-    env::HeapFrameStore frames;
-    NoFaults faults;
+    SeenFrames frames;
+    FakeFaults faults;
     env::testing::SeededEntropy entropy{99};
     node::MemoryConfig config;
     std::unique_ptr<node::MemoryService> memory;
@@ -473,9 +517,12 @@ class MemoryCluster {
   }
   /// A request of a local program.
   Result<node::LocalReply> call(std::uint64_t n, std::shared_ptr<TestSession> session, wire::LocalMessage type,
-                                const google::protobuf::MessageLite& message, Bytes payload = {}) {
-    node::LocalRequest request{
-        .type = static_cast<std::uint16_t>(type), .header = message.SerializeAsString(), .payload = {}, .fds = {}};
+                                const google::protobuf::MessageLite& message, Bytes payload = {},
+                                std::vector<env::Fd> fds = {}) {
+    node::LocalRequest request{.type = static_cast<std::uint16_t>(type),
+                               .header = message.SerializeAsString(),
+                               .payload = {},
+                               .fds = std::move(fds)};
     if (!payload.empty()) request.payload.emplace_back(std::move(payload));
     return run(n, (*members[n - 1]->api.find(type))(session, std::move(request)));
   }

@@ -54,6 +54,7 @@ Task<void> SimTransport::deliver(NodeId from, env::Request request, std::functio
 }
 
 Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, env::CallOptions options) {
+  const auto landing = std::move(request.landing);
   auto shot = std::make_shared<OneShot<Result<env::Reply>>>();
   World& world = network_.world();
   const bool own = peer == self_;
@@ -91,6 +92,7 @@ Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, e
   std::string what = str("node ", peer);
   // A caller that was killed never resumes: its loop drops the timer, and the answer finds nobody who runs on.
   auto result = co_await env::await_until<env::Reply>(loop_, shot, deadline, std::move(what));
+  if (landing && result) env::land(*landing, *result);
   co_return result;
 }
 

@@ -86,6 +86,8 @@ def test_a_region_larger_than_one_node(home):
     assert scanned.stdout == f"{count}\n", scanned.stderr + home.logs()
     for n in home.status()["nodes"]:
         assert n["frames_used_bytes"] <= n["memory_bytes"]
+    counted = home.status()["this_node"]["memory"]
+    assert counted["pages_landed"] > counted["pages_fetched"] / 2 > 500, counted  # Straight from the wire into their frames.
     home.refused("alloc", "more", "--count", "200MiB")
 
 

@@ -32,12 +32,19 @@ std::uint64_t payload_size(const std::vector<Buffer>& parts) {
 
 // --- messages on their way in
 
-void Exchange::Incoming::expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in) {
+void Exchange::Incoming::expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in,
+                                std::shared_ptr<env::Landing> to) {
   has_head = true;
   header_bytes = header_bytes_in;
   header.resize(header_bytes);
   payload_bytes = payload_bytes_in;
-  if (payload_bytes > 0) payload = std::make_shared_for_overwrite<std::byte[]>(payload_bytes);
+  if (payload_bytes == 0) return;
+  if (to && to->place.size() == payload_bytes) {
+    landing = std::move(to);
+    payload = std::shared_ptr<std::byte[]>(landing, landing->place.data());
+  } else {
+    payload = std::make_shared_for_overwrite<std::byte[]>(payload_bytes);
+  }
 }
 
 void Exchange::Incoming::add(ByteSpan& bytes) {
@@ -46,8 +53,7 @@ void Exchange::Incoming::add(ByteSpan& bytes) {
   header_got += for_header;
   bytes = bytes.subspan(for_header);
   const std::size_t for_payload = std::min<std::size_t>(bytes.size(), payload_bytes - payload_got);
-  if (for_payload > 0) std::memcpy(payload.get() + payload_got, bytes.data(), for_payload);
-  payload_got += for_payload;
+  if (for_payload > 0) add_payload(bytes.first(for_payload));
   bytes = bytes.subspan(for_payload);
 }
 
@@ -89,12 +95,15 @@ Result<StreamId> Exchange::request(Instant now, StreamClass klass, env::Request 
   ++state.calls;
   ++state.queued;
   state.queued_bytes += bytes;
-  const auto& call =
-      calls_
-          .emplace(
-              id,
-              Call{.klass = klass, .deadline = deadline, .request = std::move(request), .bytes = bytes, .asked = now})
-          .first->second;
+  auto landing = std::move(request.landing);
+  const auto& call = calls_
+                         .emplace(id, Call{.klass = klass,
+                                           .deadline = deadline,
+                                           .request = std::move(request),
+                                           .bytes = bytes,
+                                           .asked = now,
+                                           .landing = std::move(landing)})
+                         .first->second;
   if (!request_may_start(state, call)) note_missing_credit(now, state);
   state.waiting_requests.push_back(id);
   if (deadline < kNever) {
@@ -320,7 +329,9 @@ Status Exchange::on_head(Stream& stream) {
     stream.reply_bytes = size;
     stream.error = head.error;
     release_request(stream);
-    in.expect(head.header_bytes, head.payload_bytes);
+    const auto call = calls_.find(stream.call);
+    in.expect(head.header_bytes, head.payload_bytes,
+              call == calls_.end() || head.error ? nullptr : call->second.landing);
     return {};
   }
   HOLO_ASSIGN(head, read_request_head(in.head));
@@ -336,7 +347,7 @@ Status Exchange::on_head(Stream& stream) {
   stream.request_bytes = size;
   stream.type = head.type;
   stream.time_left_us = head.time_left_us;
-  in.expect(head.header_bytes, head.payload_bytes);
+  in.expect(head.header_bytes, head.payload_bytes, nullptr);
   return {};
 }
 
@@ -387,7 +398,7 @@ MutableByteSpan Exchange::target(StreamNumber number, std::size_t bytes) {
   if (closed_ || stream == nullptr || stream->abandoned) return {};
   Incoming& in = stream->in;
   const bool payload_only = in.has_head && in.header_got == in.header_bytes;
-  if (!payload_only || bytes == 0 || bytes > in.payload_bytes - in.payload_got) return {};
+  if (!payload_only || !in.wanted() || bytes == 0 || bytes > in.payload_bytes - in.payload_got) return {};
   return {in.payload.get() + in.payload_got, bytes};
 }
 

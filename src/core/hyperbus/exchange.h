@@ -132,12 +132,13 @@ class Exchange {
     bool has_head = false;
     std::string header;
     std::shared_ptr<std::byte[]> payload;
-    std::uint64_t header_bytes = 0;  // As announced: `header` itself is gone once the message was handed over.
+    std::shared_ptr<env::Landing> landing;  // where it goes, if anywhere in particular
+    std::uint64_t header_bytes = 0;         // As announced: `header` itself is gone once the message was handed over.
     std::uint64_t payload_bytes = 0;
     std::uint64_t header_got = 0;
     std::uint64_t payload_got = 0;
 
-    void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in);
+    void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in, std::shared_ptr<env::Landing> to);
     [[nodiscard]] std::uint64_t size() const { return header_bytes + payload_bytes; }
     [[nodiscard]] bool complete() const {
       return has_head && header_got == header_bytes && payload_got == payload_bytes;
@@ -145,10 +146,15 @@ class Exchange {
     /// More of the payload, but not the last of it, as most packets bring. False: it is something else.
     bool add_middle(ByteSpan bytes) {
       if (!has_head || header_got != header_bytes || bytes.size() >= payload_bytes - payload_got) return false;
-      std::memcpy(payload.get() + payload_got, bytes.data(), bytes.size());
-      payload_got += bytes.size();
+      add_payload(bytes);
       return true;
     }
+    void add_payload(ByteSpan bytes) {
+      if (wanted()) std::memcpy(payload.get() + payload_got, bytes.data(), bytes.size());
+      payload_got += bytes.size();
+    }
+    /// False: its place was taken back.
+    [[nodiscard]] bool wanted() const { return !landing || !landing->place.empty(); }
     /// Takes what belongs to this message off `bytes`.
     void add(ByteSpan& bytes);
     std::vector<Buffer> take_payload();
@@ -161,6 +167,7 @@ class Exchange {
     env::Request request;      // until then
     std::uint64_t bytes = 0;
     Instant asked;
+    std::shared_ptr<env::Landing> landing;
   };
   struct Stream {
     StreamClass klass{};

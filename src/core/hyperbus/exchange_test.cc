@@ -120,6 +120,78 @@ TEST(Exchange, DeliversARequestInAnyPieces) {
   EXPECT_EQ(request.time_left, microseconds(5));
 }
 
+/// A question whose answer, `bytes` of payload, is to go to `place`.
+StreamNumber ask_for(Hand& hand, const std::shared_ptr<env::Landing>& landing) {
+  env::Request request{.type = 7, .header = "q", .payload = {}, .landing = landing};
+  EXPECT_TRUE(hand.exchange.request(kNow, StreamClass::data, std::move(request), kNow + seconds(1)));
+  return hand.written().begin()->first;
+}
+
+TEST(Exchange, AnAnswersPayloadGoesStraightToItsPlace) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
+  Bytes memory(4);
+  const auto landing = std::make_shared<env::Landing>();
+  const StreamNumber stream = ask_for(hand, landing);
+  landing->place = memory;  // Ready only now, while the answer is on its way.
+  for (const std::byte b : reply_bytes(1, 4, {std::byte{'h'}, std::byte{'a'}, std::byte{'b'}, std::byte{'c'}})) {
+    ASSERT_TRUE(hand.say(stream, {b}));
+  }
+  EXPECT_EQ(as_text(memory).substr(0, 3), "abc");
+  ASSERT_EQ(hand.exchange.target(stream, 1).data(), &memory[3]);
+  memory[3] = std::byte{'d'};
+  ASSERT_TRUE(hand.exchange.on_target_filled(stream, 1, true));
+  const auto& reply = std::get<ReplyArrived>(hand.events.back()).result.value();
+  EXPECT_EQ(reply.header, "h");
+  ASSERT_EQ(reply.payload.size(), 1U);
+  EXPECT_EQ(reply.payload[0].span().data(), memory.data());
+  EXPECT_EQ(reply.payload[0].size(), 4U);
+}
+
+TEST(Exchange, AnAnswerOfAnotherLengthOrWithoutAPlaceTakesABuffer) {
+  for (const std::size_t place : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
+    Hand hand;
+    ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
+    Bytes memory(place);
+    const StreamNumber stream = ask_for(hand, std::make_shared<env::Landing>(env::Landing{memory}));
+    ASSERT_TRUE(hand.say(stream, reply_bytes(0, 2, {std::byte{'a'}, std::byte{'b'}}), true));
+    EXPECT_EQ(memory, Bytes(place));
+    const auto& reply = std::get<ReplyArrived>(hand.events.back()).result.value();
+    EXPECT_EQ(as_text(reply.payload.at(0).span()), "ab");
+  }
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
+  Bytes memory(3);
+  const StreamNumber stream = ask_for(hand, std::make_shared<env::Landing>(env::Landing{memory}));
+  (void)hand.say(stream, reply_bytes(0, 3, Bytes(3, std::byte{0xff}), true));
+  EXPECT_EQ(memory, Bytes(3)) << "errors are no payload";
+}
+
+TEST(Exchange, APlaceThatWasTakenBackIsNotWrittenTo) {
+  Hand hand;
+  ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
+  Bytes memory(4), other(4);
+  const auto landing = std::make_shared<env::Landing>(env::Landing{memory});
+  const StreamNumber stream = ask_for(hand, landing);
+  ASSERT_TRUE(hand.say(stream, reply_bytes(0, 4, {std::byte{'a'}})));
+  landing->place = {};
+  EXPECT_TRUE(hand.exchange.target(stream, 1).empty());
+  ASSERT_TRUE(hand.say(stream, {std::byte{'b'}}));  // the middle of it
+  ASSERT_TRUE(hand.say(stream, Bytes(2, std::byte{'c'}), true));
+  EXPECT_EQ(as_text(memory), std::string_view("a\0\0\0", 4));
+
+  const auto cancelled = std::make_shared<env::Landing>(env::Landing{other});
+  env::Request request{.type = 7, .header = "q", .payload = {}, .landing = cancelled};
+  const auto call = hand.exchange.request(kNow, StreamClass::data, std::move(request), kNow + seconds(1));
+  const StreamNumber second = hand.written().begin()->first;
+  ASSERT_TRUE(hand.say(second, reply_bytes(0, 4, {std::byte{'a'}})));
+  hand.exchange.on_time(kNow + seconds(2));
+  EXPECT_EQ(cancelled.use_count(), 1) << "nothing holds the place of a call that has ended";
+  ASSERT_TRUE(hand.say(second, Bytes(3, std::byte{'b'}), true));
+  EXPECT_EQ(as_text(other), std::string_view("a\0\0\0", 4));
+  ASSERT_TRUE(call);
+}
+
 TEST(Exchange, SkipsWhatALaterReleaseMaySay) {
   Hand hand;
   Bytes control;

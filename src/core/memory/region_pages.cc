@@ -196,6 +196,40 @@ Result<bool> RegionPages::put(PageNo page, Version version, const Buffer& bytes)
   return true;
 }
 
+bool RegionPages::begin_landing(PageNo page, Version version) {
+  if (has(page, version) || history_.dead(page, version)) return false;
+  Entry& e = entry(page);
+  if (e.slot != SlotState::empty) return false;
+  const Recount recount(*this, e);
+  e.slot = SlotState::landing;
+  e.version = version;
+  ++slots_filled_;
+  return true;
+}
+
+Result<MutableByteSpan> RegionPages::landing_place(PageNo first, std::uint64_t count) {
+  return frames_->prepare(offset_of(first), count * shape_.page_bytes);
+}
+
+bool RegionPages::end_landing(PageNo page, bool verified) {
+  Entry* e = find(page);
+  HOLO_ASSERT(e != nullptr && e->slot == SlotState::landing);
+  const bool kept = verified && !history_.dead(page, e->version);
+  {
+    const Recount recount(*this, *e);
+    if (kept) {
+      e->slot = SlotState::version;
+      e->referenced = true;
+      std::erase_if(e->overflow, [&](const Overflow& o) { return o.version == e->version; });
+      to_clock(page, *e);
+    } else {
+      (void)clear_slot(page, *e);
+    }
+  }
+  if (!kept) erase_if_empty(page);
+  return kept;
+}
+
 // ---- windows
 
 Result<bool> RegionPages::open_window(PageNo page, const TxnId& txn, Version base, ViewBits own) {

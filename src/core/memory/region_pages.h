@@ -88,6 +88,14 @@ class RegionPages {
   /// directly.
   Result<bool> put(PageNo page, Version version, const Buffer& bytes);
 
+  /// Takes the page's slot for bytes of `version` that are still to come and to be verified; no reader is given it.
+  /// False: it has no free slot, or nobody may read that version any more.
+  bool begin_landing(PageNo page, Version version);
+  /// Where the bytes of `count` pages, all of them landing, are to be written. Errors: as env::RegionFrames::prepare().
+  Result<MutableByteSpan> landing_place(PageNo first, std::uint64_t count);
+  /// The bytes are there and right, or will not come. False: the page is not kept.
+  bool end_landing(PageNo page, bool verified);
+
   // -- write windows: slots that a process writes in place
 
   /// Opens the slot for `txn`, which stands on snapshot `base`; the process maps it through the view `own`. False: this
@@ -147,7 +155,7 @@ class RegionPages {
   [[nodiscard]] std::uint64_t slots_filled() const { return slots_filled_; }
 
  private:
-  enum class SlotState : std::uint8_t { empty, version, window_open, window_closed, sealed };
+  enum class SlotState : std::uint8_t { empty, landing, version, window_open, window_closed, sealed };
   struct Overflow {
     Version version;
     Buffer bytes;
@@ -163,7 +171,7 @@ class RegionPages {
     bool referenced = false;
     bool in_clock = false;
     bool orphan = false;  // window whose txn was aborted while the process could still write
-    Version version;      // of the slot: what it holds, or the base of the window
+    Version version;      // of the slot: what it holds or is to hold, or the base of the window
     TxnId txn;            // of the window
     ViewBits mapped = 0;
     std::vector<Overflow> overflow;

@@ -43,6 +43,15 @@ class MemfdFrames final : public env::RegionFrames {
     return {};
   }
 
+  Result<MutableByteSpan> prepare(std::uint64_t offset, std::size_t length) override {
+    while (::madvise(base_ + offset, length, MADV_POPULATE_WRITE) != 0) {
+      if (errno == EINTR || errno == EAGAIN) continue;
+      if (errno == EINVAL) return fail(Errc::unsupported, "this kernel fills no frames ahead (Linux 5.14)");
+      return std::unexpected(frame_error("cannot fill a page frame", errno == EFAULT ? ENOSPC : errno));
+    }
+    return MutableByteSpan(base_ + offset, length);
+  }
+
   Status read(std::uint64_t offset, MutableByteSpan out) const override {
     while (!out.empty()) {
       const ssize_t n = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
@@ -83,7 +92,7 @@ Result<std::unique_ptr<env::RegionFrames>> MemfdFrameStore::create(RegionId regi
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return std::unexpected(frame_error("cannot seal a region's frames", errno));
   }
-  void* base = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);
+  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd.get(), 0);
   if (base == MAP_FAILED) return std::unexpected(frame_error("cannot map a region's frames", errno));
   ::madvise(base, bytes, MADV_DONTFORK);
   ::madvise(base, bytes, MADV_DONTDUMP);

@@ -2,6 +2,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <thread>
@@ -29,6 +30,25 @@ TEST(MemfdFrames, WritesReadsAndPunches) {
   ASSERT_TRUE(frames->read(kPage, out));
   EXPECT_EQ(out, Bytes(kPage));
   EXPECT_NE(::ftruncate(frames->fd(), 4096), 0) << "sealed";
+}
+
+TEST(MemfdFrames, APreparedSlotIsWrittenToInPlace) {
+  MemfdFrameStore store;
+  auto frames = store.create(RegionId{1}, "xs", kPages * kPage).value();
+  const auto blocks = [&] {
+    struct stat file{};
+    EXPECT_EQ(::fstat(frames->fd(), &file), 0);
+    return static_cast<std::uint64_t>(file.st_blocks) * 512;
+  };
+  const MutableByteSpan place = frames->prepare(2 * kPage, 2 * kPage).value();
+  EXPECT_EQ(blocks(), 2 * kPage) << "the memory is there before it is written to";
+  ASSERT_EQ(place.size(), 2 * kPage);
+  std::ranges::fill(place, std::byte{'p'});
+  Bytes out(2 * kPage);
+  ASSERT_TRUE(frames->read(2 * kPage, out));
+  EXPECT_EQ(out, Bytes(2 * kPage, std::byte{'p'}));
+  ASSERT_TRUE(frames->punch(2 * kPage, 2 * kPage));
+  EXPECT_EQ(blocks(), 0U);
 }
 
 // One mapping of the test's own process, touched by a second thread while this one runs the loop.
@@ -99,6 +119,20 @@ TEST_F(Mapped, ASlotIsSharedUntilItIsWritten) {
   at[0] = 'w';  // The kernel copies 4 KiB.
   EXPECT_EQ(frames_->mapped(3 * kPage, 1)[0], std::byte{'s'});
   EXPECT_EQ(at[1], 's');
+}
+
+TEST_F(Mapped, APreparedSlotIsNotSeenBeforeItIsGiven) {
+  const MutableByteSpan place = frames_->prepare(kPage, kPage).value();
+  std::ranges::fill(place, std::byte{'?'});
+  on_fault_ = [&](const env::PageFault& f) {
+    ++served_;
+    ASSERT_EQ(f.offset / kPage, 1U);
+    std::ranges::fill(place, std::byte{'p'});  // The last of it comes after somebody has begun to wait.
+    ASSERT_TRUE(view_->install(kPage, kPage));
+  };
+  volatile char* at = base_ + kPage;
+  EXPECT_EQ(while_serving([&] { return at[100]; }), 'p');
+  EXPECT_EQ(served_, 1);
 }
 
 TEST_F(Mapped, AfterAPunchTheNextAccessFaultsAgainButOwnWritesStay) {
