@@ -10,8 +10,9 @@ namespace {
 
 /// Messages of one class that take turns; the others wait whole.
 constexpr std::size_t kMaxActive = 8;
-/// Bytes of one turn, so that a small message never waits for more than that of each of the others.
-constexpr std::int64_t kTurnBytes = 64 << 10;
+/// Bytes of one turn, so that a small message never waits for more than that of each of the others. A page with its
+/// head, so that the last bytes of one do not wait for the turns of the others.
+constexpr std::int64_t kTurnBytes = 66 << 10;
 /// What a message needs on the wire beyond its content.
 constexpr std::size_t kMessageOverhead = 256;
 
