@@ -12,6 +12,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <optional>
 #include <utility>
@@ -59,6 +60,13 @@ union SocketName {
 struct Control {
   alignas(cmsghdr) std::array<char, kControlBytes> bytes;
 };
+
+/// Some milliseconds late, at a quarter of the price: for what is kept for a minute, and asked for with each burst.
+Instant coarse_now() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+  return Instant{t.tv_sec * 1'000'000'000 + t.tv_nsec};
+}
 
 bool is_link_local(const IpEndpoint& e) { return e.ip[0] == 0xfe && (e.ip[1] & 0xc0U) == 0x80; }
 
@@ -195,7 +203,8 @@ struct UdpShared {
     Instant known_until;
   };
 
-  std::size_t burst_limit_of(const IpEndpoint& remote, Instant now) {
+  std::size_t burst_limit_of(const IpEndpoint& remote) {
+    const Instant now = coarse_now();
     if (remote == last_peer && now < last_link.known_until) return last_link.burst_limit;
     IpEndpoint peer = remote;
     peer.port = 0;
@@ -262,7 +271,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       return true;
     }
     mark(ecn, path.remote.is_v4());
-    if (gso_ && bytes.size() > segment) message_limit_ = shared_->burst_limit_of(path.remote, loop_.now());
+    if (gso_ && bytes.size() > segment) message_limit_ = shared_->burst_limit_of(path.remote);
     const std::size_t taken = push(segment, bytes);
     if (!full_) return true;
     if (taken == 0) {
@@ -280,8 +289,7 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       refused_ = true;
       return 0;
     }
-    return gso_ ? std::min(shared_->burst_limit_of(remote, loop_.now()), DatagramSocket::kMaxBurst)
-                : DatagramSocket::kMaxBurst;
+    return gso_ ? std::min(shared_->burst_limit_of(remote), DatagramSocket::kMaxBurst) : DatagramSocket::kMaxBurst;
   }
 
   const IpEndpoint& local() const { return bound_; }
@@ -426,7 +434,10 @@ class SocketCore : public std::enable_shared_from_this<SocketCore> {
       parts[count] = {const_cast<std::byte*>(part.data()), part.size()};
       envelope_.write(messages[count].msg_hdr, parts[count]);
     }
-    return ::sendmmsg(watch_->fd(), messages.data(), count, MSG_DONTWAIT | MSG_NOSIGNAL);
+    constexpr int kFlags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (count == 1)
+      return ::sendmsg(watch_->fd(), &messages[0].msg_hdr, kFlags) >= 0 ? 1 : -1;  // The usual: less work.
+    return ::sendmmsg(watch_->fd(), messages.data(), count, kFlags);
   }
 
   void refuse_gso() {

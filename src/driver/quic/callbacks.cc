@@ -72,7 +72,7 @@ struct Callbacks {
   static int acked_stream_data_offset(ngtcp2_conn*, std::int64_t stream, std::uint64_t, std::uint64_t size,
                                       void* user_data, void* unheard) {
     if (unheard != nullptr) self(user_data).on_heard_of(stream);
-    self(user_data).on_stream_acknowledged(stream, size);
+    self(user_data).on_stream_acknowledged(stream, size);  // For each packet of ours: no call, mostly.
     return 0;
   }
   static int stream_close(ngtcp2_conn*, std::uint32_t, std::int64_t stream, std::uint64_t, void* user_data, void*) {

@@ -266,12 +266,6 @@ void Connection::on_stream_closed(env::QuicStreamId stream) {
   if (!ending()) parts_.application->on_stream_closed(stream);
 }
 
-void Connection::on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) {
-  if (stream != acknowledged_.stream) tell_acknowledged();
-  acknowledged_.stream = stream;
-  acknowledged_.bytes += bytes;
-}
-
 void Connection::tell_acknowledged() {
   const auto [stream, bytes] = std::exchange(acknowledged_, {});
   if (bytes == 0) return;
@@ -361,7 +355,8 @@ std::size_t Connection::next_train() {
 
 /// A write of the application while packets take bytes of it.
 struct Connection::Offer {
-  env::QuicWrite write;
+  const std::size_t packet;  // Bytes that fill one for sure.
+  env::QuicWrite write{};
   std::array<ngtcp2_vec, kMaxParts> parts{};
   std::size_t first = 0, count = 0;  // of `parts`: not taken yet
   std::size_t left = 0, taken = 0;   // bytes
@@ -423,7 +418,10 @@ bool Connection::write_packet(ngtcp2_tstamp ts, ngtcp2_tstamp ts_without_stream,
     told_ = stream || writes > 0 ? ts : ts_without_stream;
     own_parameters_->max_ack_delay = stream ? 0 : NGTCP2_DEFAULT_MAX_ACK_DELAY;
     const bool fin = stream && offer.fin;
-    const std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
+    std::uint32_t flags = stream ? NGTCP2_WRITE_STREAM_FLAG_MORE | (fin ? NGTCP2_WRITE_STREAM_FLAG_FIN : 0U) : 0U;
+    // ngtcp2 begins no frame of less than 256 bytes when there are more: a packet that has less room left would be a
+    // shorter one, and end the burst.
+    if (stream && offer.left >= offer.packet) flags |= NGTCP2_WRITE_STREAM_FLAG_PADDING;
     const ngtcp2_ssize n = ngtcp2_conn_writev_stream(conn_, moved_ ? &path : nullptr, &info, dest, out.size(), &taken,
                                                      flags, stream ? offer.write.stream : -1, offer.data(),
                                                      stream ? offer.count - offer.first : 0, told_);
@@ -491,7 +489,7 @@ std::optional<env::QuicConnection::Burst> Connection::send(Instant now, MutableB
   const std::size_t datagram = ngtcp2_conn_get_path_max_tx_udp_payload_size(conn_);
   Burst burst;
   sockaddr_in6 remote{};
-  Offer offer;
+  Offer offer{.packet = datagram};
   while (burst.bytes == 0 || burst.bytes + datagram <= limit) {
     Written written;
     if (!abandoned_.empty()) {

@@ -108,7 +108,11 @@ class Connection final : public env::QuicConnection {
   // Streams, as ngtcp2 reports them.
   void on_stream_data(env::QuicStreamId stream, ByteSpan bytes, bool fin);
   void on_stream_closed(env::QuicStreamId stream);
-  void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes);
+  void on_stream_acknowledged(env::QuicStreamId stream, std::uint64_t bytes) {
+    if (stream != acknowledged_.stream) tell_acknowledged();
+    acknowledged_.stream = stream;
+    acknowledged_.bytes += bytes;
+  }
   void tell_acknowledged();
   void on_stream_given_up(env::QuicStreamId stream, std::uint64_t code);
   void on_heard_of(env::QuicStreamId stream);

@@ -66,6 +66,21 @@ TEST(Quic, ShakesHandsAndCarriesStreamsBothWays) {
   EXPECT_EQ(world.client.last_ecn, env::Ecn::ect0) << "the path was found to carry ECN";
 }
 
+TEST(Quic, TheEndOfAMessageDoesNotCutABurst) {
+  World world;
+  ASSERT_TRUE(world.establish());
+  exchange(world, 16 * kMiB);
+  world.client.cut = 0;
+  std::vector<env::QuicStreamId> streams;
+  for (std::size_t i = 0; i < 80; ++i) {
+    streams.push_back(world.client.connection->open(true).value());
+    world.client.app.send(streams.back(), 20'000 + 97 * i);
+  }
+  EXPECT_TRUE(world.run_until(
+      [&] { return std::ranges::all_of(streams, [&](auto s) { return world.client.app.closed.contains(s); }); }));
+  EXPECT_EQ(world.client.cut, 0U);
+}
+
 TEST(Quic, BothCiphers) {
   for (const auto cipher : {env::QuicCipher::aes_256_gcm, env::QuicCipher::xchacha20_poly1305}) {
     World::Options options;

@@ -247,6 +247,7 @@ class World {
     std::unique_ptr<env::QuicConnection> connection;
     bool forgotten = false;  // The process was restarted: it answers with stateless resets.
     std::uint64_t resets = 0, retries = 0, negotiations = 0, bursts = 0, datagrams = 0;
+    std::uint64_t cut = 0;  // bursts that a shorter datagram ended though there was more to send
     env::Ecn last_ecn = env::Ecn::not_ect;
     std::size_t largest = 0;
   };
@@ -312,8 +313,10 @@ class World {
 
   void flush(Side& side) {
     if (!side.connection || muted == &side) return;
+    bool shorter = false;
     while (auto burst = side.connection->send(now, buffer_)) {
       ++side.bursts;
+      side.cut += std::exchange(shorter, burst->bytes % burst->segment != 0) ? 1 : 0;
       side.last_ecn = burst->ecn;
       for (ByteSpan rest = ByteSpan(buffer_).first(burst->bytes); !rest.empty();) {
         const ByteSpan datagram = rest.first(std::min(rest.size(), burst->segment));
