@@ -64,7 +64,8 @@ struct Drivers {
 
 class HoloClient final : public LinkClient {
  public:
-  HoloClient(const LinkPeerOptions& options, const LinkKey& key) : options_(options), key_(key) {}
+  HoloClient(const LinkPeerOptions& options, const LinkKey& key)
+      : options_(options), key_(key), room_(kPagesInFlight * options.page) {}
 
   Outcome<std::vector<double>> round_trips(unsigned count) override {
     HOLO_TRY(dial());
@@ -106,7 +107,7 @@ class HoloClient final : public LinkClient {
     Work bulk{.left = beside == Beside::bulk ? ~0U : 0};
     if (bulk.left > 0) {
       for (unsigned i = 0; i < kBulkInFlight; ++i) {
-        drivers_.loop.spawn(ask(this, &bulk, kMaxLinkReply, env::StreamClass::bulk, Duration{}));
+        drivers_.loop.spawn(ask(this, &bulk, kMaxLinkReply, env::StreamClass::bulk, Duration{}, {}));
       }
     }
     Work warm{.left = kWarmUp / 4, .pause = kHeartbeatEvery};
@@ -143,7 +144,9 @@ class HoloClient final : public LinkClient {
     std::optional<Error> error{};
   };
 
-  static Task<void> ask(HoloClient* self, Work* work, std::uint64_t bytes, env::StreamClass klass, Duration pause) {
+  /// `place`: where the answers go, one after the other; empty: into buffers of their own.
+  static Task<void> ask(HoloClient* self, Work* work, std::uint64_t bytes, env::StreamClass klass, Duration pause,
+                        MutableByteSpan place) {
     ++work->running;
     driver::AsioLoop& loop = self->drivers_.loop;
     while (work->left > 0 && !work->error) {
@@ -151,6 +154,7 @@ class HoloClient final : public LinkClient {
       env::Request request;
       request.type = kAsk;
       request.header.assign(reinterpret_cast<const char*>(&bytes), sizeof bytes);
+      if (!place.empty()) request.landing = std::make_shared<env::Landing>(place);
       const env::CallOptions options{.klass = klass, .deadline = loop.now() + kLimit};
       const auto start = Clock::now();
       auto calling = self->bus_->call(self->peer_, std::move(request), options);
@@ -169,7 +173,12 @@ class HoloClient final : public LinkClient {
   }
 
   Outcome<void> run(Work& work, unsigned in_flight, std::uint64_t bytes, env::StreamClass klass) {
-    for (unsigned i = 0; i < in_flight; ++i) drivers_.loop.spawn(ask(this, &work, bytes, klass, work.pause));
+    for (unsigned i = 0; i < in_flight; ++i) {
+      // As memory asks for pages, which go straight to where they belong.
+      const bool page = bytes == options_.page;
+      const MutableByteSpan place = page ? MutableByteSpan(room_).subspan(i * bytes, bytes) : MutableByteSpan();
+      drivers_.loop.spawn(ask(this, &work, bytes, klass, work.pause, place));
+    }
     const bool over = drivers_.loop.run_until([&] { return work.running == 0; }, kLimit);
     if (work.error) return std::unexpected(Failure(*work.error));
     if (!over) return fail(Errc::deadline_exceeded, "the link stands still");
@@ -219,6 +228,7 @@ class HoloClient final : public LinkClient {
   std::unique_ptr<node::Bus> bus_;
   std::vector<std::unique_ptr<node::Bus>> kept_;
   NodeId peer_;
+  Bytes room_;
 };
 
 }  // namespace
