@@ -534,6 +534,34 @@ TEST(Exchange, BlockedStreamsLetOthersGo) {
   EXPECT_EQ(hand.written().begin()->first, 0);
 }
 
+TEST(Exchange, APageIsWholeBeforeTheTurnOfTheNext) {
+  constexpr std::size_t kPage = 64 << 10, kStep = 8;
+  Hand hand;
+  ASSERT_TRUE(hand.grant(8, 1 << 20, 64 << 20));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(kPage)));
+  std::vector<StreamNumber> order;
+  for (std::size_t steps = 0; steps < 4 * kPage / kStep; ++steps) {
+    for (const auto& [stream, bytes] : hand.written(kStep)) {
+      if (order.empty() || order.back() != stream) order.push_back(stream);
+    }
+  }
+  EXPECT_EQ(order.size(), 3U) << "each is begun once and ended before the next";
+}
+
+TEST(Exchange, LongMessagesTakeTurns) {
+  constexpr std::size_t kLong = 1 << 20, kStep = 1000;
+  Hand hand;
+  ASSERT_TRUE(hand.grant(8, 8 << 20, 64 << 20));
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(kLong)));
+  ASSERT_TRUE(hand.ask(seconds(1), StreamClass::data, Bytes(100)));
+  std::map<StreamNumber, std::size_t> sent;
+  for (std::size_t steps = 0; steps < 100 && sent.size() < 2; ++steps) {
+    for (const auto& [stream, bytes] : hand.written(kStep)) sent[stream] += bytes.size();
+  }
+  ASSERT_EQ(sent.size(), 2U);
+  EXPECT_LT(sent.begin()->second, kLong / 8) << "a short one does not wait for a long one";
+}
+
 TEST(Exchange, KeepsBytesUntilTheyHaveArrived) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 100'000, 1000));
