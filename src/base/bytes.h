@@ -35,12 +35,17 @@ class Buffer {
   [[nodiscard]] bool empty() const { return bytes_.empty(); }
   /// A part of this buffer that keeps the whole alive. `offset + length` must lie inside.
   [[nodiscard]] Buffer slice(std::size_t offset, std::size_t length) const {
-    return Buffer(bytes_.subspan(offset, length), owner_);
+    Buffer out(bytes_.subspan(offset, length), owner_);
+    out.part_ = part_ || length != size();
+    return out;
   }
+  /// Whether it keeps more alive than it shows.
+  [[nodiscard]] bool is_part() const { return part_; }
 
  private:
   std::shared_ptr<const void> owner_;
   ByteSpan bytes_;
+  bool part_ = false;
 };
 
 inline ByteSpan as_bytes(std::string_view s) { return std::as_bytes(std::span(s.data(), s.size())); }

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/bytes.h"
@@ -21,20 +22,52 @@ namespace holo::env {
 /// Control always goes first on the wire; bulk never delays the other two by more than one frame.
 enum class StreamClass : std::uint8_t { control, data, bulk };
 
-/// Where the payload of an answer may go, straight from the wire. Whoever asks keeps the bytes at `place` for this
-/// alone until the call has ended; then, or as long as there is none, `place` is empty, and nothing is written.
-struct Landing {
-  MutableByteSpan place;
+/// Where the payload of one message goes, straight from the wire: places one after the other, as their bytes arrive.
+/// They are the message's alone until end(), or until the last that holds this lets go. Thread: loop.
+class Landing {
+ public:
+  struct Place {
+    MutableByteSpan bytes;
+    std::shared_ptr<const void> owner;  ///< Keeps them. null: they last as long as this Landing is not over.
+  };
+  Landing() = default;
+  virtual ~Landing() = default;
+  Landing(const Landing&) = delete;
+  Landing& operator=(const Landing&) = delete;
+
+  /// Of all places in sum.
+  [[nodiscard]] virtual std::uint64_t size() const = 0;
+  /// The next of them, never empty; asked when the first byte for it is here, and at most until size() is reached.
+  virtual Place next() = 0;
+
+  /// Nothing is written any more.
+  void end() { over_ = true; }
+  [[nodiscard]] bool over() const { return over_; }
+
+ private:
+  bool over_ = false;
+};
+
+/// A single place, of the caller's. Empty: none.
+class OnePlace final : public Landing {
+ public:
+  explicit OnePlace(MutableByteSpan bytes) : bytes_(bytes) {}
+  [[nodiscard]] std::uint64_t size() const override { return bytes_.size(); }
+  Place next() override { return {.bytes = bytes_, .owner = nullptr}; }
+
+ private:
+  MutableByteSpan bytes_;
 };
 
 /// `type` selects the handler; `header` is an encoded protobuf message; `payload` are raw bytes (pages), gathered on
-/// send and delivered as one contiguous buffer. Limits: limits::kMaxHeaderBytes, limits::kMaxPayloadBytes in sum.
+/// send and delivered as one contiguous buffer, or as one for each place of a Landing. Limits: limits::kMaxHeaderBytes,
+/// limits::kMaxPayloadBytes in sum.
 struct Request {
   std::uint16_t type = 0;
   std::string header;
   std::vector<Buffer> payload;
-  /// Of the caller only. An answer whose payload is exactly as long as its place, when the first of it arrives, may be
-  /// put there: then Reply::payload is that place. What an answer that fails has left there is undefined.
+  /// Of the caller only, for the answer. One whose payload is exactly as long, when the first of it arrives, may be put
+  /// there. Its owner ends it when the call has ended; what an answer that fails has left there is undefined.
   std::shared_ptr<Landing> landing = {};
 };
 struct Reply {
@@ -42,11 +75,18 @@ struct Reply {
   std::vector<Buffer> payload;
 };
 
-/// For transports that have the whole answer at once.
-inline void land(Landing& landing, Reply& reply) {
-  if (reply.payload.size() != 1 || landing.place.empty() || reply.payload[0].size() != landing.place.size()) return;
-  std::ranges::copy(reply.payload[0].span(), landing.place.begin());
-  reply.payload[0] = Buffer(landing.place, nullptr);
+/// For transports that have the whole payload at once.
+inline void land(const std::shared_ptr<Landing>& landing, std::vector<Buffer>& payload) {
+  if (!landing || landing->over() || payload.size() != 1 || payload[0].size() != landing->size()) return;
+  ByteSpan left = payload[0].span();
+  std::vector<Buffer> landed;
+  while (!left.empty()) {
+    Landing::Place place = landing->next();
+    std::ranges::copy(left.first(place.bytes.size()), place.bytes.begin());
+    left = left.subspan(place.bytes.size());
+    landed.emplace_back(place.bytes, std::move(place.owner));
+  }
+  payload = std::move(landed);
 }
 
 struct CallOptions {
@@ -86,6 +126,10 @@ class Transport {
  public:
   /// Serves one request. `from` is authenticated. An error travels back as it is (code, message, hint, node).
   using Handler = std::function<Task<Result<Reply>>(NodeId from, Request request)>;
+  /// Where the payload of a request of `from`, which that node may send, is to go: exactly `payload_bytes`. Called once
+  /// its header is here; `announced` has no payload yet. null: into a buffer. Must not suspend or block.
+  using Placer =
+      std::function<std::shared_ptr<Landing>(NodeId from, const Request& announced, std::uint64_t payload_bytes)>;
 
   virtual ~Transport() = default;
 
@@ -98,6 +142,8 @@ class Transport {
   /// Registers the handler of one request type. Unknown types are answered `unsupported`. Thread: loop, before
   /// listening.
   virtual void serve(std::uint16_t type, Handler handler) = 0;
+  /// Where the payloads of these requests go. A transport may do without. Thread: loop, before listening.
+  virtual void set_placer(std::uint16_t /*type*/, Placer /*placer*/) {}
 
   /// Every request of another node passes it before its handler sees it. Without one everybody is served. Thread: loop,
   /// before listening.

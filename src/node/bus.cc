@@ -175,6 +175,7 @@ void Bus::Impl::close() {
   const auto self = shared_from_this();
   listeners_.clear();
   handlers_.clear();
+  placers_.clear();
   gate_.reset();
   for (auto& [id, peer] : peers_) loop_.cancel(std::exchange(peer.upgrade_timer, 0));
   std::vector<LinkPtr> ending;
@@ -275,6 +276,7 @@ Task<Result<env::Reply>> Bus::call(NodeId peer, env::Request request, env::CallO
   return impl_->call(peer, std::move(request), options);
 }
 void Bus::serve(std::uint16_t type, Handler handler) { impl_->serve(type, std::move(handler)); }
+void Bus::set_placer(std::uint16_t type, Placer placer) { impl_->set_placer(type, std::move(placer)); }
 void Bus::set_gate(std::shared_ptr<env::MemberGate> gate) { impl_->set_gate(std::move(gate)); }
 void Bus::set_addresses(NodeId peer, std::vector<std::string> addresses) {
   impl_->set_addresses(peer, std::move(addresses));

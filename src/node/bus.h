@@ -112,6 +112,7 @@ class Bus final : public env::Transport {
 
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options) override;
   void serve(std::uint16_t type, Handler handler) override;
+  void set_placer(std::uint16_t type, Placer placer) override;
   void set_gate(std::shared_ptr<env::MemberGate> gate) override;
   void set_addresses(NodeId peer, std::vector<std::string> addresses) override;
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline) override;

@@ -40,6 +40,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   Result<std::string> listen(const std::string& address);
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options);
   void serve(std::uint16_t type, Handler handler) { handlers_[type] = std::make_shared<Handler>(std::move(handler)); }
+  void set_placer(std::uint16_t type, Placer placer) { placers_[type] = std::move(placer); }
   void set_gate(std::shared_ptr<env::MemberGate> gate) { gate_ = std::move(gate); }
   void set_addresses(NodeId peer, std::vector<std::string> addresses);
   Task<Result<env::PeerIdentity>> connect(std::string address, Instant deadline);
@@ -251,6 +252,7 @@ class Bus::Impl : public std::enable_shared_from_this<Impl> {
   BusOptions options_;
   const NodeId self_;
   std::unordered_map<std::uint16_t, std::shared_ptr<Handler>> handlers_;
+  std::unordered_map<std::uint16_t, Placer> placers_;
   std::shared_ptr<env::MemberGate> gate_;
   std::unordered_map<NodeId, Peer> peers_;  // Of nodes that are connected, or were named here.
   std::shared_ptr<hyperbus::PacketEndpoint> endpoint_;

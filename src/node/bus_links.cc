@@ -326,6 +326,11 @@ void Bus::Impl::on_event(const LinkPtr& link, hyperbus::Established event) {
     return close_link(link, Error{.code = Errc::refused, .message = str(link->address, " is this node itself")});
   }
   make_room_for_stranger(link);
+  link->session->set_placer([this, from = event.peer](const env::Request& announced, std::uint64_t bytes) {
+    const auto placer = placers_.find(announced.type);
+    const bool served = placer != placers_.end() && (!gate_ || gate_->admits(from, announced.type));
+    return served ? placer->second(from, announced, bytes) : nullptr;
+  });
   Peer& peer = peers_[event.peer];
   const bool first = !peer.link;
   if (first) {

@@ -235,7 +235,7 @@ TEST_P(BusTest, AnAnswerGoesStraightToItsPlace) {
   ASSERT_TRUE(call(a, b.id(), {.type = kEcho}));
   const Bytes sent = pattern(256 << 10);
   Bytes memory(sent.size());
-  const auto landing = std::make_shared<env::Landing>(env::Landing{memory});
+  const auto landing = std::make_shared<env::OnePlace>(memory);
   const auto reply =
       call(a, b.id(), {.type = kEcho, .header = "h", .payload = {Buffer(Bytes(sent))}, .landing = landing});
   ASSERT_TRUE(reply);
@@ -245,16 +245,16 @@ TEST_P(BusTest, AnAnswerGoesStraightToItsPlace) {
   EXPECT_EQ(memory, sent);
 
   Bytes untouched(sent.size());
-  const auto shorter = std::make_shared<env::Landing>(env::Landing{MutableByteSpan(untouched).first(100)});
+  const auto shorter = std::make_shared<env::OnePlace>(MutableByteSpan(untouched).first(100));
   const auto longer =
       call(a, b.id(), {.type = kEcho, .header = {}, .payload = {Buffer(Bytes(sent))}, .landing = shorter});
   EXPECT_EQ(hyperbus::testing::joined(longer->payload), sent);
   EXPECT_EQ(untouched, Bytes(sent.size()));
 
   // However a call ends, its place is nobody's then.
-  const auto late = std::make_shared<env::Landing>(env::Landing{untouched});
+  const auto late = std::make_shared<env::OnePlace>(untouched);
   EXPECT_FALSE(call(a, b.id(), {.type = kSilent, .header = {}, .payload = {}, .landing = late}, milliseconds(20)));
-  const auto broken = std::make_shared<env::Landing>(env::Landing{untouched});
+  const auto broken = std::make_shared<env::OnePlace>(untouched);
   const auto out = begin(a, b.id(), {.type = kSilent, .header = {}, .payload = {}, .landing = broken}, seconds(20),
                          env::StreamClass::data);
   a.bus->disconnect(b.id());
@@ -262,6 +262,62 @@ TEST_P(BusTest, AnAnswerGoesStraightToItsPlace) {
   EXPECT_EQ(late.use_count(), 1);
   EXPECT_EQ(broken.use_count(), 1);
   EXPECT_EQ(untouched, Bytes(sent.size()));
+}
+
+/// Places of 64 KiB, and a last one of what is left; counts those that live.
+class Blocks final : public env::Landing {
+ public:
+  Blocks(std::uint64_t size, int& living) : size_(size), living_(living) {}
+  [[nodiscard]] std::uint64_t size() const override { return size_; }
+  Place next() override {
+    const std::uint64_t bytes = std::min<std::uint64_t>(64 << 10, size_ - given_);
+    given_ += bytes;
+    ++living_;
+    const std::shared_ptr<Bytes> block(new Bytes(bytes), [&living = living_](Bytes* b) {
+      --living;
+      delete b;
+    });
+    return {.bytes = *block, .owner = block};
+  }
+
+ private:
+  std::uint64_t size_, given_ = 0;
+  int& living_;
+};
+
+TEST_P(BusTest, ARequestGoesStraightToThePlacesThatItsTypeHas) {
+  auto& a = add(1);
+  auto& b = add(2);
+  introduce(a, b);
+  ASSERT_TRUE(call(a, b.id(), {.type = kWho}));
+  int asked = 0, living = 0;
+  std::size_t buffers = 0;
+  b.bus->set_placer(kEcho, [&](NodeId from, const env::Request& announced, std::uint64_t bytes) {
+    ++asked;
+    EXPECT_EQ(from, a.id());
+    EXPECT_EQ(announced.header, "h");
+    return std::make_shared<Blocks>(bytes, living);
+  });
+  b.bus->serve(kEcho, [&](NodeId from, env::Request request) {
+    buffers = request.payload.size();
+    return echo(from, std::move(request));
+  });
+  const Bytes sent = pattern((256 << 10) + 5);
+  const auto reply = call(a, b.id(), {.type = kEcho, .header = "h", .payload = {Buffer(Bytes(sent))}});
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(hyperbus::testing::joined(reply->payload), sent);
+  EXPECT_EQ(asked, 1);
+  EXPECT_EQ(buffers, 5U);
+  EXPECT_TRUE(call(a, b.id(), {.type = kEcho, .header = "h"})) << "nothing to place";
+  EXPECT_EQ(asked, 1);
+  const auto unplaced = call(a, b.id(), {.type = kSilent, .payload = {Buffer(Bytes(sent))}}, milliseconds(20));
+  EXPECT_FALSE(unplaced);
+  EXPECT_EQ(asked, 1) << "another type";
+  // Given up in the middle, or answered: nothing holds the places.
+  const auto out = begin(a, b.id(), {.type = kEcho, .header = "h", .payload = {Buffer(Bytes(sent))}});
+  a.bus->disconnect(b.id());
+  EXPECT_FALSE(finish(out));
+  EXPECT_TRUE(loop_.run_until([&] { return living == 0; }, seconds(5)));
 }
 
 TEST_P(BusTest, ManyCallsAtOnceOverOneConnection) {
@@ -839,7 +895,17 @@ TEST_P(BusTest, TheGateDecidesWhoIsServed) {
     ++reached;
     return who(from, std::move(request));
   });
+  int placed = 0;
+  target.bus->set_placer(kWho, [&](NodeId from, const env::Request&, std::uint64_t) {
+    EXPECT_EQ(from, member.id()) << "no places for who may not ask";
+    ++placed;
+    return nullptr;
+  });
   for (TestNode* node : {&member, &stranger, &late}) introduce(*node, target);
+  EXPECT_TRUE(call(member, target.id(), {.type = kEcho}));
+  EXPECT_TRUE(call(member, target.id(), {.type = kWho, .payload = {Buffer(Bytes(10))}}));
+  EXPECT_EQ(placed, 1);
+  reached = 0;
   EXPECT_EQ(call(member, target.id(), {.type = kWho})->header, to_hex(member.id().value));
   EXPECT_EQ(gate->inquiries, 0) << "a member costs a lookup";
   const auto refused = call(stranger, target.id(), {.type = kWho, .payload = {Buffer(Bytes(100'000))}});

@@ -73,8 +73,9 @@ struct MemoryCounters {
   std::uint64_t pages_installed = 0;  ///< Slots mapped into a process, by faults and in bulk.
   std::uint64_t pages_copied = 0;     ///< Private copies given.
   std::uint64_t pages_fetched = 0;    ///< From other nodes.
-  std::uint64_t pages_landed = 0;     ///< Of these, those that went straight from the wire into their slot.
   std::uint64_t bytes_fetched = 0;
+  std::uint64_t pages_landed = 0;  ///< Of other nodes, fetched or sent, that went straight from the wire into a slot.
+  std::uint64_t slots_copied = 0;  ///< Pages that went into a slot from a buffer, wherever they came from.
   std::uint64_t pages_served = 0;  ///< To other nodes.
   std::uint64_t pages_staged = 0;
   std::uint64_t pages_merged = 0;  ///< Staged pages that had to be merged with another writer's.

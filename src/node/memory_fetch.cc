@@ -27,7 +27,7 @@ Error give_up(const Region& r, PageNo page, Error error) {
 struct LandingEnd {
   PageLanding* landing;
   ~LandingEnd() {
-    if (landing != nullptr) landing->end();
+    if (landing != nullptr) landing->give_back();
   }
 };
 
@@ -49,7 +49,8 @@ bool MemoryImpl::room_for(Region& r, const std::vector<PageAt>& pages) {
 /// Puts verified bytes into the frames where they have a place. False: the caller uses them directly.
 bool MemoryImpl::keep_page(Region& r, PageAt at, const Buffer& bytes) {
   if (r.freed) return false;
-  if (!owned(r, at.page) && !make_room(r.page_bytes())) return false;
+  const bool landed = r.pages->landed(at.page, bytes.span());
+  if (!landed && !owned(r, at.page) && !make_room(r.page_bytes())) return false;
   auto kept = r.pages->put(at.page, at.version, bytes);
   if (!kept) {
     log_warn("memory", "a page is not kept: ", kept.error().message);
@@ -58,14 +59,15 @@ bool MemoryImpl::keep_page(Region& r, PageAt at, const Buffer& bytes) {
   return *kept;
 }
 
-/// The same for a page that came into its slot: a buffer is made only for who needs one.
-void MemoryImpl::keep_landed(Region& r, PageLanding& landing, PageAt at, const Buffer& bytes) {
-  const auto it = r.fetching.find(at);
-  const bool wanted = it != r.fetching.end() && std::ranges::any_of(it->second, &PageWaiter::bytes);
-  Buffer own;
-  if (wanted || r.freed || r.pages->history().dead(at.page, at.version)) own = Buffer::copy(bytes.span());
-  if (landing.keep(at.page)) ++counters_.pages_landed;
-  settle(r, at, std::move(own));
+/// null: there is no room to keep them.
+std::shared_ptr<PageLanding> MemoryImpl::landing_for(const RegionPtr& r, const std::vector<PageAt>& wants) {
+  if (!room_for(*r, wants)) return nullptr;
+  std::vector<PageLanding::Part> parts;
+  parts.reserve(wants.size());
+  for (const PageAt& at : wants) parts.push_back({.page = at.page, .bytes = r->page_bytes(), .version = at.version});
+  auto landing = std::make_shared<PageLanding>(r, std::move(parts));
+  landing->take_slots();
+  return landing;
 }
 
 /// Pages from the files of the last clean stop; an empty buffer for each that is not there, or damaged.
@@ -222,10 +224,10 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
   env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch),
                        .header = ask.SerializeAsString(),
                        .payload = {}};
-  const auto landing = keep && room_for(*r, *pending) ? PageLanding::begin(r, *pending) : nullptr;
+  const auto landing = keep ? landing_for(r, *pending) : nullptr;
   const LandingEnd end{landing.get()};
   if (landing) {
-    request.landing = PageLanding::where(landing);
+    request.landing = landing;
     loop_.post([landing] { landing->prepare(); });  // Once the question is on its way.
   }
   env::CallOptions options{.klass = klass, .deadline = deadline};
@@ -233,14 +235,12 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
   HOLO_CO_ASSIGN(given, decode<wire::PageFetchReply>(reply.header));
   if (given.pages_size() != static_cast<int>(pending->size()))
     co_return fail(Errc::malformed, "an answer for other pages");
-  const Buffer payload = reply.payload.empty() ? Buffer{} : reply.payload.front();
-  const bool landed = landing && landing->holds(payload);
-  if (landed &&
-      !std::ranges::all_of(given.pages(), [](const auto& p) { return p.state() == wire::PageGiven::BYTES; })) {
+  const auto with_bytes =
+      std::ranges::count(given.pages(), wire::PageGiven::BYTES, [](const auto& page) { return page.state(); });
+  if (landing && landing->used() && with_bytes != given.pages_size())
     co_return fail(Errc::malformed, "an answer with too many bytes");
-  }
-  if (landing && !landed) landing->end();
-  std::size_t at = 0;
+  if (landing && !landing->used()) landing->give_back();
+  PagesIn pages(reply.payload);
   std::vector<PageAt> left;
   Status status{};
   for (int i = 0; i < given.pages_size(); ++i) {
@@ -250,14 +250,9 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
       left.push_back(want);
       continue;
     }
-    Buffer bytes;
-    if (page.state() == wire::PageGiven::BYTES) {
-      if (payload.size() - at < r->page_bytes()) co_return fail(Errc::malformed, "an answer with too few bytes");
-      bytes = payload.slice(at, r->page_bytes());
-      at += r->page_bytes();
-    } else {
-      bytes = Buffer(memory::zero_bytes(r->page_bytes()), nullptr);
-    }
+    Buffer bytes = page.state() == wire::PageGiven::BYTES ? pages.next(r->page_bytes())
+                                                          : Buffer(memory::zero_bytes(r->page_bytes()), nullptr);
+    if (bytes.empty()) co_return fail(Errc::malformed, "an answer with too few bytes");
     if (digest_of(bytes.span()) != page.checksum()) {
       ++counters_.corrupt_refused;
       log_warn("memory", "page ", want.page, " of region \"", r->shape.name, "\" from node ", control_.node_name(node),
@@ -268,11 +263,13 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
     }
     ++counters_.pages_fetched;
     counters_.bytes_fetched += bytes.size();
-    if (landed) {
-      keep_landed(*r, *landing, want, bytes);
-      continue;
+    const bool landed = r->pages->landed(want.page, bytes.span());
+    const bool kept = (keep || owned(*r, want.page)) && keep_page(*r, want, bytes);
+    if (landed) {  // A buffer is made only for who needs one.
+      const auto it = r->fetching.find(want);
+      const bool wanted = it != r->fetching.end() && std::ranges::any_of(it->second, &PageWaiter::bytes);
+      bytes = wanted || !kept ? Buffer::copy(bytes.span()) : Buffer{};
     }
-    if (keep || owned(*r, want.page)) keep_page(*r, want, bytes);
     settle(*r, want, std::move(bytes));
   }
   *pending = std::move(left);

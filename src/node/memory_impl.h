@@ -89,40 +89,60 @@ struct Region {
   bool filling = false;
   bool proving = false;
   bool freed = false;
+  bool frozen = false;  // The agent stops: others read what is here, and nothing may change.
   [[nodiscard]] RegionId id() const { return shape.id; }
   [[nodiscard]] std::uint64_t page_bytes() const { return shape.page_bytes; }
 };
 using RegionPtr = std::shared_ptr<Region>;
 
-/// Slots that a fetch under way may write pages into: given back in the end, however it ends.
-class PageLanding {
+/// Where the pages of one message go: each into its slot if that is free, or into a buffer of its own. What was not
+/// taken from a slot (RegionPages::put() and the like) is given back when the last Buffer of it is gone.
+class PageLanding final : public env::Landing, public std::enable_shared_from_this<PageLanding> {
  public:
-  /// None, when `wants` are not neighbours in order, or one of them has no free slot.
-  static std::shared_ptr<PageLanding> begin(const RegionPtr& region, const std::vector<PageAt>& wants);
-  explicit PageLanding(RegionPtr region) : region_(std::move(region)) {}
-  ~PageLanding() { end(); }
-  PageLanding(const PageLanding&) = delete;
-  PageLanding& operator=(const PageLanding&) = delete;
+  struct Part {
+    PageNo page;
+    std::uint64_t bytes = 0;         ///< not 0
+    std::optional<Version> version;  ///< of a whole page that may go into its slot; see RegionPages::begin_landing()
+  };
+  PageLanding(RegionPtr region, std::vector<Part> parts);
+  ~PageLanding() override { give_back(); }
 
-  /// Makes the place ready: to be called while the answer is on its way, for it takes time.
+  [[nodiscard]] std::uint64_t size() const override { return size_; }
+  Place next() override;
+
+  /// Takes all slots now, as what is fetched has its room from the start.
+  void take_slots();
+  /// Makes all places ready: to be called while the bytes are on their way, for it takes time.
   void prepare();
-  [[nodiscard]] bool holds(const Buffer& payload) const {
-    return !payload.empty() && payload.span().data() == where_.place.data();
-  }
-  /// The bytes of `page` are there, and right. False: the slot is not kept.
-  bool keep(PageNo page);
-  /// Nothing is written any more, and what was not kept is given back. Idempotent.
-  void end();
-
-  static std::shared_ptr<env::Landing> where(const std::shared_ptr<PageLanding>& landing) {
-    return {landing, &landing->where_};
-  }
+  /// Something came, or comes, into these places.
+  [[nodiscard]] bool used() const { return given_ > 0; }
+  /// Nothing is written any more, and what was not taken is given back. Idempotent.
+  void give_back();
 
  private:
+  void take_slot();
+  void make_place();
+
   RegionPtr region_;
-  std::vector<PageNo> left_;
-  env::Landing where_;
-  bool over_ = false;
+  std::vector<Part> parts_;
+  std::uint64_t size_ = 0;
+  std::vector<std::uint64_t> slots_;  // of the first parts: numbers of landings; 0: none
+  std::vector<Place> places_;         // of the first parts
+  std::size_t given_ = 0;             // of these
+  bool slots_fail_ = false;
+};
+
+/// Takes the bytes of one page after the other off what came with a message.
+class PagesIn {
+ public:
+  explicit PagesIn(const std::vector<Buffer>& payload) : payload_(payload) {}
+  /// Empty: there are no more, or they lie in another way.
+  Buffer next(std::uint64_t bytes);
+
+ private:
+  const std::vector<Buffer>& payload_;
+  std::size_t at_ = 0;
+  std::uint64_t offset_ = 0;
 };
 
 /// What a process was given of a page, as far as this node knows: it may have dropped it since, and then faults.
@@ -267,6 +287,7 @@ class MemoryImpl final : public MemoryService {
   [[nodiscard]] std::uint64_t block_end(const Region& r, std::uint64_t page) const;
   [[nodiscard]] Version floor_of(const Region& r) const;
   [[nodiscard]] memory::Usage usage() const;
+  static void count_fills(MemoryCounters& sum, const Region& r);
   bool make_room(std::uint64_t bytes);
   /// Gives up clean copies of pages that live elsewhere; returns what that freed.
   std::uint64_t evict(std::uint64_t bytes);
@@ -288,7 +309,7 @@ class MemoryImpl final : public MemoryService {
                           env::StreamClass klass, Instant deadline);
   void settle(Region& r, PageAt at, Result<Buffer> result);
   bool keep_page(Region& r, PageAt at, const Buffer& bytes);
-  void keep_landed(Region& r, PageLanding& landing, PageAt at, const Buffer& bytes);
+  std::shared_ptr<PageLanding> landing_for(const RegionPtr& r, const std::vector<PageAt>& wants);
   bool room_for(Region& r, const std::vector<PageAt>& pages);
   Task<std::vector<Buffer>> load_kept(RegionPtr r, std::vector<PageAt> wants);
   Task<Status> ensure_for_stage(RegionPtr r, PageNo page, Version base, Instant deadline);
@@ -335,6 +356,10 @@ class MemoryImpl final : public MemoryService {
   Task<Status> seal_windows(RegionPtr r, TxnId txn, Instant deadline);
   Task<Result<env::Reply>> serve_stage(NodeId from, env::Request request);
   Task<Result<env::Reply>> serve_backup(NodeId from, env::Request request);
+  std::shared_ptr<env::Landing> place_stage(const env::Request& announced, std::uint64_t payload_bytes);
+  std::shared_ptr<env::Landing> place_backup(const env::Request& announced, std::uint64_t payload_bytes);
+  /// What make_room() is to be asked for; none for the first copy of a page, which was promised to its region.
+  [[nodiscard]] static std::optional<std::uint64_t> room_to_stage(const Region& r, PageNo page, const Buffer& bytes);
   Task<Result<env::Reply>> serve_abort(NodeId from, env::Request request);
   Task<Result<env::Reply>> serve_txn_status(NodeId from, env::Request request);
 

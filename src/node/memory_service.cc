@@ -42,8 +42,7 @@ Status LazyFrames::read(std::uint64_t offset, MutableByteSpan out) const {
   return {};
 }
 ByteSpan LazyFrames::mapped(std::uint64_t offset, std::size_t length) const {
-  HOLO_ASSERT(frames_ != nullptr, "a slot before there are frames");
-  return frames_->mapped(offset, length);
+  return frames_ ? frames_->mapped(offset, length) : ByteSpan{};  // Nothing is anywhere yet.
 }
 Status LazyFrames::punch(std::uint64_t offset, std::uint64_t length) {
   return frames_ ? frames_->punch(offset, length) : Status{};
@@ -71,6 +70,15 @@ MemoryImpl::MemoryImpl(Ports ports, MemoryConfig config)
   serve(wire::PeerMessage::page_fetch, &MemoryImpl::serve_fetch);
   serve(wire::PeerMessage::page_stage, &MemoryImpl::serve_stage);
   serve(wire::PeerMessage::page_backup, &MemoryImpl::serve_backup);
+  using Placed = std::shared_ptr<env::Landing> (MemoryImpl::*)(const env::Request&, std::uint64_t);
+  auto place = [&](wire::PeerMessage type, Placed placer) {
+    transport_.set_placer(static_cast<std::uint16_t>(type),
+                          [this, placer](NodeId, const env::Request& announced, std::uint64_t payload_bytes) {
+                            return (this->*placer)(announced, payload_bytes);
+                          });
+  };
+  place(wire::PeerMessage::page_stage, &MemoryImpl::place_stage);
+  place(wire::PeerMessage::page_backup, &MemoryImpl::place_backup);
   serve(wire::PeerMessage::txn_abort, &MemoryImpl::serve_abort);
   serve(wire::PeerMessage::txn_status, &MemoryImpl::serve_txn_status);
   serve(wire::PeerMessage::staged_query, &MemoryImpl::serve_staged_query);
@@ -123,6 +131,7 @@ Task<void> MemoryImpl::stop() {
   }
   if (stopped_) co_return;
   stopped_ = true;
+  for (auto& [id, r] : regions_) r->frozen = true;
   std::vector<ViewPtr> open;
   for (auto& [id, view] : views_) open.push_back(view);
   for (const ViewPtr& view : open) close_view(view);
@@ -155,6 +164,7 @@ void MemoryImpl::remove_region(RegionId id) {
   const RegionPtr r = it->second;
   regions_.erase(it);
   r->freed = true;
+  count_fills(counters_, *r);
   const Error gone{.code = Errc::not_found,
                    .message = str("region \"", r->shape.name, "\" was freed while it was mapped")};
   std::vector<ViewPtr> open;
@@ -298,6 +308,11 @@ memory::Usage MemoryImpl::usage() const {
   memory::Usage sum;
   for (const auto& [id, r] : regions_) sum += r->pages->usage();
   return sum;
+}
+
+void MemoryImpl::count_fills(MemoryCounters& sum, const Region& r) {
+  sum.pages_landed += r.pages->slot_fills().landed;
+  sum.slots_copied += r.pages->slot_fills().copied;
 }
 
 bool MemoryImpl::make_room(std::uint64_t bytes) {
@@ -485,6 +500,7 @@ MemoryStatus MemoryImpl::status() const {
   s.overflow_bytes = used.extra;
   s.views = views_.size();
   s.counters = counters_;
+  for (const auto& [id, r] : regions_) count_fills(s.counters, *r);
   return s;
 }
 

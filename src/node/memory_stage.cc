@@ -25,6 +25,7 @@ Error staging_error(const Region& r, Error e) {
 
 /// Whether `txn` may still stage: its coordinator lives under that incarnation, and nobody has decided it.
 Status MemoryImpl::check_open(const TxnId& txn) const {
+  if (stopped_) return fail(Errc::unavailable, "the agent is stopping");
   if (decided_.contains(txn)) return fail(Errc::cancelled, "the transaction was committed or aborted already");
   if (control_.incarnation_of(txn.node) != txn.incarnation) {
     return fail(Errc::cancelled,
@@ -134,8 +135,8 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, Txn
   for (const PagePart& part : parts) {
     // Nothing of this may change between the last check and stage(): it suspends only before.
     HOLO_CO_TRY(co_await ensure_for_stage(r, part.page, base, deadline));
-    if (r->pages->history().newest(part.page) != Version{} && !make_room(r->page_bytes())) {
-      HOLO_CO_TRY(co_await wait_for_room(r->page_bytes()));
+    if (const auto more = room_to_stage(*r, part.page, part.bytes); more && !make_room(*more)) {
+      HOLO_CO_TRY(co_await wait_for_room(*more));
       HOLO_CO_TRY(co_await ensure_for_stage(r, part.page, base, deadline));
     }
     HOLO_CO_TRY(check_open(txn));
@@ -159,6 +160,7 @@ Task<Result<std::vector<StagedSpan>>> MemoryImpl::stage_at_home(RegionPtr r, Txn
     staged_since_.try_emplace(txn, loop_.now());
     kept.push_back(part.page);
   }
+  parts.clear();  // Gives back what was not taken.
   std::sort(kept.begin(), kept.end());
   kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
   auto spans = co_await replicate(r, txn, std::move(kept), deadline);
@@ -316,16 +318,14 @@ Task<Status> MemoryImpl::seal_windows(RegionPtr r, TxnId txn, Instant deadline) 
 Task<Result<env::Reply>> MemoryImpl::serve_stage(NodeId from, env::Request request) {
   HOLO_CO_ASSIGN(ask, decode<wire::PageStage>(request.header));
   HOLO_CO_ASSIGN(r, co_await region_for_peer(RegionId{ask.region()}));
-  const Buffer payload = request.payload.empty() ? Buffer{} : request.payload.front();
+  PagesIn pages(request.payload);
   std::vector<PagePart> parts;
-  std::uint64_t at = 0;
   for (const auto& p : ask.parts()) {
-    if (p.page() >= r->shape.pages() || p.offset() > r->page_bytes() || p.length() > r->page_bytes() - p.offset() ||
-        p.length() > payload.size() - at) {
+    if (p.page() >= r->shape.pages() || p.offset() > r->page_bytes() || p.length() > r->page_bytes() - p.offset()) {
       co_return fail(Errc::malformed, "staged pages outside their region");
     }
-    Buffer bytes = payload.slice(at, p.length());
-    at += p.length();
+    Buffer bytes = pages.next(p.length());
+    if (bytes.size() != p.length()) co_return fail(Errc::malformed, "staged pages without their bytes");
     if (digest_of(bytes.span()) != p.checksum()) {
       ++counters_.corrupt_refused;
       log_warn("memory", "a staged page from node ", control_.node_name(from),
@@ -335,6 +335,7 @@ Task<Result<env::Reply>> MemoryImpl::serve_stage(NodeId from, env::Request reque
     parts.push_back({PageNo{p.page()}, p.offset(), std::move(bytes)});
   }
   if (parts.empty()) co_return fail(Errc::malformed, "nothing to stage");
+  request.payload.clear();
   auto staged = co_await stage_at_home(r, from_wire(ask.txn()), Version{ask.base()}, std::move(parts),
                                        loop_.now() + config_.stage_deadline);
   if (!staged) co_return std::unexpected(std::move(staged).error());
@@ -352,13 +353,13 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
   HOLO_CO_ASSIGN(ask, decode<wire::PageBackup>(request.header));
   if (stopped_) co_return fail(Errc::unavailable, "the agent is stopping");
   HOLO_CO_ASSIGN(r, co_await region_for_peer(RegionId{ask.region()}));
-  const Buffer payload = request.payload.empty() ? Buffer{} : request.payload.front();
+  PagesIn pages(request.payload);
   const TxnId txn = from_wire(ask.txn());
   Version highest;
   for (const auto& p : ask.pages()) highest = std::max(highest, Version{p.version()});
   HOLO_CO_TRY(co_await wait_region(r, highest, loop_.now() + kPeerDeadline));
+  if (stopped_) co_return fail(Errc::unavailable, "the agent is stopping");
   if (ask.has_txn()) HOLO_CO_TRY(check_open(txn));
-  std::uint64_t at = 0;
   for (const auto& p : ask.pages()) {
     if (ask.has_txn() && ask.epoch() < control_.epoch().value && p.page() < r->shape.pages()) {
       // It was the home when it checked them for conflicts. Whoever is now checks without it.
@@ -367,12 +368,10 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
         co_return fail(Errc::stale_epoch, str("the home of page ", p.page(), " has moved"));
       }
     }
-    if (p.page() >= r->shape.pages() || (!p.zero() && r->page_bytes() > payload.size() - at)) {
-      co_return fail(Errc::malformed, "copied pages outside their region");
-    }
+    if (p.page() >= r->shape.pages()) co_return fail(Errc::malformed, "copied pages outside their region");
     const PageNo page{p.page()};
-    Buffer bytes = p.zero() ? Buffer(memory::zero_bytes(r->page_bytes()), nullptr) : payload.slice(at, r->page_bytes());
-    if (!p.zero()) at += r->page_bytes();
+    Buffer bytes = p.zero() ? Buffer(memory::zero_bytes(r->page_bytes()), nullptr) : pages.next(r->page_bytes());
+    if (bytes.empty()) co_return fail(Errc::malformed, "copied pages without their bytes");
     if (digest_of(bytes.span()) != p.checksum()) {
       ++counters_.corrupt_refused;
       log_warn("memory", "a copied page from node ", control_.node_name(from),
@@ -384,14 +383,54 @@ Task<Result<env::Reply>> MemoryImpl::serve_backup(NodeId from, env::Request requ
       if (!put) co_return std::unexpected(std::move(put).error());
       continue;
     }
-    if (r->pages->history().newest(page) != Version{} && !make_room(r->page_bytes())) {
-      HOLO_CO_TRY(co_await wait_for_room(r->page_bytes()));
+    if (const auto more = room_to_stage(*r, page, bytes); more && !make_room(*more)) {
+      HOLO_CO_TRY(co_await wait_for_room(*more));
       HOLO_CO_TRY(check_open(txn));
     }
     r->pages->stage_copy(txn, page, Version{p.version()}, std::move(bytes));
     staged_since_.try_emplace(txn, loop_.now());
   }
   co_return env::Reply{.header = wire::PageBackupReply{}.SerializeAsString(), .payload = {}};
+}
+
+std::optional<std::uint64_t> MemoryImpl::room_to_stage(const Region& r, PageNo page, const Buffer& bytes) {
+  if (r.pages->history().newest(page) == Version{}) return std::nullopt;
+  return r.pages->landed(page, bytes.span()) ? 0 : r.page_bytes();
+}
+
+std::shared_ptr<env::Landing> MemoryImpl::place_stage(const env::Request& announced, std::uint64_t payload_bytes) {
+  const auto ask = decode<wire::PageStage>(announced.header);
+  const auto it = ask ? regions_.find(RegionId{ask->region()}) : regions_.end();
+  if (it == regions_.end()) return nullptr;
+  const RegionPtr r = it->second;
+  std::vector<PageLanding::Part> parts;
+  for (const auto& p : ask->parts()) {
+    const PageNo page{p.page()};
+    if (p.length() == 0 || p.length() > r->page_bytes() || page.value >= r->shape.pages()) return nullptr;
+    PageLanding::Part part{.page = page, .bytes = p.length(), .version = {}};
+    // What was written on an older version, or to a part of the page, is merged, and lies elsewhere then.
+    const bool as_it_is = p.length() == r->page_bytes() && Version{ask->base()} >= r->pages->history().newest(page);
+    if (as_it_is && owned(*r, page)) part.version = Version{};
+    parts.push_back(part);
+  }
+  auto landing = std::make_shared<PageLanding>(r, std::move(parts));
+  return landing->size() == payload_bytes ? landing : nullptr;
+}
+
+std::shared_ptr<env::Landing> MemoryImpl::place_backup(const env::Request& announced, std::uint64_t payload_bytes) {
+  const auto ask = decode<wire::PageBackup>(announced.header);
+  const auto it = ask ? regions_.find(RegionId{ask->region()}) : regions_.end();
+  if (it == regions_.end()) return nullptr;
+  const RegionPtr r = it->second;
+  std::vector<PageLanding::Part> parts;
+  for (const auto& p : ask->pages()) {
+    if (p.page() >= r->shape.pages()) return nullptr;
+    if (p.zero()) continue;
+    // Its home may have learned before this node that it is to hold a copy.
+    parts.push_back({.page = PageNo{p.page()}, .bytes = r->page_bytes(), .version = Version{}});
+  }
+  auto landing = std::make_shared<PageLanding>(r, std::move(parts));
+  return landing->size() == payload_bytes ? landing : nullptr;
 }
 
 Task<Result<env::Reply>> MemoryImpl::serve_abort(NodeId, env::Request request) {

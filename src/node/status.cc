@@ -293,6 +293,7 @@ void write_this_node(JsonWriter& w, const StatusSources& s) {
       w.field("faults", m.counters.faults);
       w.field("pages_fetched", m.counters.pages_fetched);
       w.field("pages_landed", m.counters.pages_landed);
+      w.field("slots_copied", m.counters.slots_copied);
       w.field("pages_served", m.counters.pages_served);
       w.field("pages_staged", m.counters.pages_staged);
       w.field("conflicts", m.counters.conflicts);

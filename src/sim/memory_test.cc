@@ -216,6 +216,51 @@ TEST(MemoryService, WithTwoCopiesAKilledNodeLosesNothingAndCopiesAreMadeAgain) {
   }
 }
 
+TEST(MemoryService, PagesThatAreSentGoFromTheWireIntoTheirSlots) {
+  constexpr std::uint64_t kPages = 32;
+  MemoryCluster c(4);
+  const RegionId r = c.create(kPages, 2);
+  const auto sum = [&](auto counter) {
+    std::uint64_t all = 0;
+    for (const auto& m : c.members) all += m->memory->status().counters.*counter;
+    return all;
+  };
+  using Counters = node::MemoryCounters;
+  std::uint64_t landed = 0, copied = 0;
+  const auto expect = [&](std::uint64_t more_landed, std::uint64_t more_copied, const char* what) {
+    EXPECT_EQ(sum(&Counters::pages_landed), landed += more_landed) << what;
+    EXPECT_EQ(sum(&Counters::slots_copied), copied += more_copied) << what;
+  };
+  Program a{c, 1};
+  ASSERT_TRUE(a.write(r, 0, 0, filled(kPages * kPage, 'a')));
+  ASSERT_EQ(a.commit(r).value(), 1u);
+  c.settle();
+  // Every fourth page is at home with its writer, who sent it in one piece with others.
+  expect(kPages * 3 / 4 + kPages, kPages / 4, "staged at their homes, and kept by their backups");
+
+  c.kill(2);
+  c.settle(seconds(3));
+  const std::uint64_t moved = sum(&Counters::pages_moved);
+  EXPECT_EQ(moved, kPages / 2) << "of half of them one copy is gone";
+  expect(moved, 0, "copied again");
+
+  // The slots hold what can still be read: what comes stays in the buffers that it came in.
+  ASSERT_TRUE(a.write(r, 1, 0, filled(kPages * kPage, 'b')));
+  ASSERT_EQ(a.commit(r).value(), 2u);
+  c.settle(seconds(2));
+  expect(0, 0, "written over");
+  ASSERT_TRUE(a.write(r, 2, 0, filled(kPages * kPage, 'c')));
+  ASSERT_EQ(a.commit(r).value(), 3u);
+  c.settle(seconds(2));
+  const std::uint64_t at_home = sum(&Counters::slots_copied) - copied;
+  expect(2 * kPages - at_home, at_home, "and once more, when nobody reads the first any longer");
+  EXPECT_LT(at_home, kPages);
+  for (const std::uint64_t n : {1, 3, 4}) {
+    Program p{c, n};
+    EXPECT_EQ(p.read(r, 3, 0, kPages * kPage).value(), std::string(kPages * kPage, 'c')) << n;
+  }
+}
+
 TEST(MemoryService, AHomeThatDiesBetweenStageAndCommitIsNotForgotten) {
   MemoryCluster c(4);
   const RegionId r = c.create(32, 2);

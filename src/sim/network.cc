@@ -34,7 +34,41 @@ SimTransport::~SimTransport() {
   if (network_.find(self_) == this) network_.kill(self_);
 }
 
-Task<void> SimTransport::deliver(NodeId from, env::Request request, std::function<void(Result<env::Reply>)> answer) {
+/// A payload that has places to go to comes in two parts: much can happen in between.
+void SimTransport::arrive(NodeId from, env::Request request, Answer answer) {
+  const auto placer = placers_.find(request.type);
+  std::shared_ptr<env::Landing> landing;
+  if (placer != placers_.end() && from != self_ && request.payload.size() == 1) {
+    const env::Request announced{.type = request.type, .header = request.header, .payload = {}};
+    landing = placer->second(from, announced, request.payload[0].size());
+    HOLO_ASSERT(!landing || landing->size() == request.payload[0].size());
+  }
+  if (!landing) return loop_.spawn(deliver(from, std::move(request), std::move(answer)));
+  auto wire = std::make_shared<env::Request>(std::move(request));
+  const Buffer all = std::exchange(wire->payload, {})[0];
+  auto put = [wire, landing, all](std::size_t from_byte, std::size_t until) {
+    while (from_byte < until) {
+      env::Landing::Place place = landing->next();
+      std::ranges::copy(all.span().subspan(from_byte, place.bytes.size()), place.bytes.begin());
+      from_byte += place.bytes.size();
+      wire->payload.emplace_back(place.bytes, std::move(place.owner));
+    }
+    return from_byte;
+  };
+  const std::size_t half = put(0, all.size() / 2);
+  World& world = network_.world();
+  world.at(world.now() + network_.delay(), [network = &network_, me = this, self = self_, from, wire, put, half, all,
+                                            answer = std::move(answer)]() mutable {
+    if (network->find(self) != me) {
+      answer(fail(Errc::unavailable, str("node ", self, " is gone")));
+      return;
+    }
+    put(half, all.size());
+    me->loop_.spawn(me->deliver(from, std::move(*wire), std::move(answer)));
+  });
+}
+
+Task<void> SimTransport::deliver(NodeId from, env::Request request, Answer answer) {
   auto it = handlers_.find(request.type);
   if (it == handlers_.end()) {
     answer(fail(Errc::unsupported, str("no handler for request ", request.type)));
@@ -85,14 +119,14 @@ Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, e
         auto held = std::make_shared<Result<env::Reply>>(std::move(reply));
         w.at(w.now() + (own ? Duration{} : network->delay()), [shot, held] { shot->set(std::move(*held)); });
       };
-      target->loop_.spawn(target->deliver(self, std::move(*wire), std::move(answer)));
+      target->arrive(self, std::move(*wire), std::move(answer));
     });
   }
   const Instant deadline = options.deadline;
   std::string what = str("node ", peer);
   // A caller that was killed never resumes: its loop drops the timer, and the answer finds nobody who runs on.
   auto result = co_await env::await_until<env::Reply>(loop_, shot, deadline, std::move(what));
-  if (landing && result) env::land(*landing, *result);
+  if (result) env::land(landing, result->payload);
   co_return result;
 }
 

@@ -66,6 +66,7 @@ class SimTransport final : public env::Transport {
 
   Task<Result<env::Reply>> call(NodeId peer, env::Request request, env::CallOptions options) override;
   void serve(std::uint16_t type, Handler handler) override { handlers_[type] = std::move(handler); }
+  void set_placer(std::uint16_t type, Placer placer) override { placers_[type] = std::move(placer); }
   void set_gate(std::shared_ptr<env::MemberGate> gate) override { gate_ = std::move(gate); }
   void set_addresses(NodeId, std::vector<std::string>) override {}
   /// Addresses are node ids in hexadecimal.
@@ -75,12 +76,15 @@ class SimTransport final : public env::Transport {
 
  private:
   friend class Network;
-  Task<void> deliver(NodeId from, env::Request request, std::function<void(Result<env::Reply>)> answer);
+  using Answer = std::function<void(Result<env::Reply>)>;
+  void arrive(NodeId from, env::Request request, Answer answer);
+  Task<void> deliver(NodeId from, env::Request request, Answer answer);
 
   Network& network_;
   NodeId self_;
   SimLoop& loop_;
   std::map<std::uint16_t, Handler> handlers_;
+  std::map<std::uint16_t, Placer> placers_;
   std::shared_ptr<env::MemberGate> gate_;
 };
 

@@ -91,6 +91,31 @@ def test_a_region_larger_than_one_node(home):
     home.refused("alloc", "more", "--count", "200MiB")
 
 
+def test_pages_that_are_sent_go_straight_from_the_wire_into_their_frames(home):
+    home.ok("dev", "up", "-n", "3", "--memory", "256MiB")
+    count = 4_000_000
+
+    def counters(name):
+        return home.json("status", "--node", name)["this_node"]["memory"]
+
+    assert probe(home, "fill", "xs", str(count), "2").stdout == f"{quadratic_sum(count)}\n"
+    (region,) = home.status()["regions"]
+    pages = -(-region["bytes"] // region["page_bytes"])
+    first = [counters(f"node{n}")["pages_landed"] for n in (1, 2, 3)]
+    assert sum(first) == pages, first  # Each at its backup; its home wrote it in place.
+    home.ok("dev", "kill", "3")  # Those who are left give each other what they lack.
+
+    def whole():
+        left = [counters(f"node{n}") for n in (1, 2)]
+        return all(c["owned_bytes"] == pages * region["page_bytes"] for c in left) and left
+
+    left = wait_until(whole, 30, "two copies of everything")
+    assert sum(c["pages_landed"] for c in left) == sum(first[:2]) + sum(c["pages_moved"] for c in left) > pages
+    assert probe(home, "scan", "xs").stdout == f"{count}\n"
+    for name in ("node1", "node2"):
+        assert counters(name)["slots_copied"] == 0, name  # No page took a buffer first.
+
+
 @pytest.mark.parametrize("setting", ["user", "off"])
 def test_without_a_full_userfaultfd_it_works_the_same(home, setting):
     home.env["HOLO_USERFAULTFD"] = setting

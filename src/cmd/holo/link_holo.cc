@@ -154,7 +154,7 @@ class HoloClient final : public LinkClient {
       env::Request request;
       request.type = kAsk;
       request.header.assign(reinterpret_cast<const char*>(&bytes), sizeof bytes);
-      if (!place.empty()) request.landing = std::make_shared<env::Landing>(place);
+      if (!place.empty()) request.landing = std::make_shared<env::OnePlace>(place);
       const env::CallOptions options{.klass = klass, .deadline = loop.now() + kLimit};
       const auto start = Clock::now();
       auto calling = self->bus_->call(self->peer_, std::move(request), options);

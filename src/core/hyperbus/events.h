@@ -41,7 +41,7 @@ struct Established {
 struct RequestArrived {
   StreamId stream;
   StreamClass klass{};
-  env::Request request;  ///< payload: at most one buffer
+  env::Request request;  ///< payload: at most one buffer, or those of its Landing
   Duration time_left;    ///< of the caller's deadline, as it was when the request left
 };
 /// One of our requests ended: answered, failed by the peer, cancelled, timed out, or lost with the connection. Exactly

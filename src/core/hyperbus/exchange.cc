@@ -32,38 +32,42 @@ std::uint64_t payload_size(const std::vector<Buffer>& parts) {
 
 // --- messages on their way in
 
-void Exchange::Incoming::expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in,
-                                std::shared_ptr<env::Landing> to) {
+void Exchange::Incoming::expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in) {
   has_head = true;
   header_bytes = header_bytes_in;
   header.resize(header_bytes);
   payload_bytes = payload_bytes_in;
-  if (payload_bytes == 0) return;
-  if (to && to->place.size() == payload_bytes) {
-    landing = std::move(to);
-    payload = std::shared_ptr<std::byte[]>(landing, landing->place.data());
-  } else {
-    payload = std::make_shared_for_overwrite<std::byte[]>(payload_bytes);
-  }
 }
 
-void Exchange::Incoming::add(ByteSpan& bytes) {
-  const std::size_t for_header = std::min<std::size_t>(bytes.size(), header_bytes - header_got);
-  if (for_header > 0) std::memcpy(header.data() + header_got, bytes.data(), for_header);
-  header_got += for_header;
-  bytes = bytes.subspan(for_header);
-  const std::size_t for_payload = std::min<std::size_t>(bytes.size(), payload_bytes - payload_got);
-  if (for_payload > 0) add_payload(bytes.first(for_payload));
-  bytes = bytes.subspan(for_payload);
+void Exchange::Incoming::add_header(ByteSpan& bytes) {
+  const std::size_t n = std::min<std::size_t>(bytes.size(), header_bytes - header_got);
+  if (n > 0) std::memcpy(header.data() + header_got, bytes.data(), n);
+  header_got += n;
+  bytes = bytes.subspan(n);
+}
+
+void Exchange::Incoming::place_payload(std::shared_ptr<env::Landing> to) {
+  if (to && !to->over() && to->size() == payload_bytes) {
+    landing = std::move(to);
+    return;
+  }
+  auto whole = std::make_shared_for_overwrite<std::byte[]>(payload_bytes);
+  at = whole.get();
+  room = payload_bytes;
+  payload.emplace_back(ByteSpan(at, room), std::move(whole));
+}
+
+void Exchange::Incoming::next_place() {
+  env::Landing::Place place = landing->next();
+  HOLO_ASSERT(!place.bytes.empty());
+  at = place.bytes.data();
+  room = place.bytes.size();
+  payload.emplace_back(place.bytes, std::move(place.owner));
 }
 
 std::vector<Buffer> Exchange::Incoming::take_payload() {
-  std::vector<Buffer> out;
-  if (payload_bytes > 0) {
-    const ByteSpan span(payload.get(), payload_bytes);
-    out.emplace_back(span, std::shared_ptr<const void>(std::move(payload)));
-  }
-  return out;
+  landing.reset();
+  return std::move(payload);
 }
 
 // --- what the owner wants
@@ -310,10 +314,12 @@ Status Exchange::on_message_data(StreamNumber number, Stream& stream, ByteSpan b
     HOLO_TRY(on_head(stream));
     if (in.complete() && bytes.empty()) return on_complete(number, stream);
   }
-  if (bytes.empty() && (!fin || in.complete())) return {};
-  if (in.complete()) return broken_protocol("more content than announced");
-  in.add(bytes);
-  if (!bytes.empty()) return broken_protocol("more content than announced");
+  const bool was_complete = in.complete();
+  in.add_header(bytes);
+  if (in.has_header() && in.payload_got < in.payload_bytes && !in.placed()) place_payload(stream);
+  if (bytes.empty() && (was_complete || (!fin && !in.complete()))) return {};
+  if (bytes.size() > in.payload_bytes - in.payload_got) return broken_protocol("more content than announced");
+  if (!bytes.empty()) in.add_payload(bytes);
   if (in.complete()) return on_complete(number, stream);
   return fin ? broken_protocol("less content than announced") : Status();
 }
@@ -329,9 +335,7 @@ Status Exchange::on_head(Stream& stream) {
     stream.reply_bytes = size;
     stream.error = head.error;
     release_request(stream);
-    const auto call = calls_.find(stream.call);
-    in.expect(head.header_bytes, head.payload_bytes,
-              call == calls_.end() || head.error ? nullptr : call->second.landing);
+    in.expect(head.header_bytes, head.payload_bytes);
     return {};
   }
   HOLO_ASSIGN(head, read_request_head(in.head));
@@ -347,8 +351,22 @@ Status Exchange::on_head(Stream& stream) {
   stream.request_bytes = size;
   stream.type = head.type;
   stream.time_left_us = head.time_left_us;
-  in.expect(head.header_bytes, head.payload_bytes, nullptr);
+  in.expect(head.header_bytes, head.payload_bytes);
   return {};
+}
+
+void Exchange::place_payload(Stream& stream) {
+  Incoming& in = stream.in;
+  std::shared_ptr<env::Landing> to;
+  if (stream.ours) {
+    const auto call = calls_.find(stream.call);
+    if (call != calls_.end() && !stream.error) to = call->second.landing;
+  } else if (placer_) {
+    env::Request announced{.type = stream.type, .header = std::move(in.header), .payload = {}};
+    to = placer_(announced, in.payload_bytes);
+    in.header = std::move(announced.header);
+  }
+  in.place_payload(std::move(to));
 }
 
 Status Exchange::on_complete(StreamNumber number, Stream& stream) {
@@ -397,13 +415,14 @@ MutableByteSpan Exchange::target(StreamNumber number, std::size_t bytes) {
   Stream* stream = find(number);
   if (closed_ || stream == nullptr || stream->abandoned) return {};
   Incoming& in = stream->in;
-  const bool payload_only = in.has_head && in.header_got == in.header_bytes;
-  if (!payload_only || !in.wanted() || bytes == 0 || bytes > in.payload_bytes - in.payload_got) return {};
-  return {in.payload.get() + in.payload_got, bytes};
+  if (!in.placed() || !in.wanted() || bytes == 0 || bytes > in.payload_bytes - in.payload_got) return {};
+  if (in.room == 0) in.next_place();
+  return bytes <= in.room ? MutableByteSpan(in.at, bytes) : MutableByteSpan();
 }
 
 Status Exchange::on_target_filled(StreamNumber number, std::size_t bytes, bool fin) {
   Stream& stream = *find(number);
+  stream.in.filled(bytes);
   stream.in.payload_got += bytes;
   if (stream.in.complete()) return on_complete(number, stream);
   return fin ? broken_protocol("less content than announced") : Status();

@@ -3,10 +3,12 @@
 // it with what arrives, and asks it what to send next.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <unordered_map>
@@ -106,6 +108,9 @@ class Exchange {
 
   // What the owner wants: see Session.
 
+  /// Where the payloads of the peer's requests go: env::Transport::Placer, of this peer.
+  using Placer = std::function<std::shared_ptr<env::Landing>(const env::Request& announced, std::uint64_t bytes)>;
+  void set_placer(Placer placer) { placer_ = std::move(placer); }
   Result<StreamId> request(Instant now, StreamClass klass, env::Request request, Instant deadline);
   void cancel(StreamId call, Error error);
   void reply(StreamId stream, Result<env::Reply> result);
@@ -131,32 +136,49 @@ class Exchange {
     std::size_t head_got = 0;
     bool has_head = false;
     std::string header;
-    std::shared_ptr<std::byte[]> payload;
-    std::shared_ptr<env::Landing> landing;  // where it goes, if anywhere in particular
+    std::vector<Buffer> payload;            // the places that have bytes
+    std::shared_ptr<env::Landing> landing;  // which gives these, if the payload goes anywhere in particular
+    std::byte* at = nullptr;                // where the next byte of the payload goes,
+    std::uint64_t room = 0;                 // and how many until its place is full
     std::uint64_t header_bytes = 0;         // As announced: `header` itself is gone once the message was handed over.
     std::uint64_t payload_bytes = 0;
     std::uint64_t header_got = 0;
     std::uint64_t payload_got = 0;
 
-    void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in, std::shared_ptr<env::Landing> to);
+    void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in);
+    [[nodiscard]] bool has_header() const { return has_head && header_got == header_bytes; }
+    /// The payload goes to `to`, when that fits. Once, after the header.
+    void place_payload(std::shared_ptr<env::Landing> to);
+    [[nodiscard]] bool placed() const { return landing || !payload.empty(); }
+    void next_place();
     [[nodiscard]] std::uint64_t size() const { return header_bytes + payload_bytes; }
-    [[nodiscard]] bool complete() const {
-      return has_head && header_got == header_bytes && payload_got == payload_bytes;
-    }
+    [[nodiscard]] bool complete() const { return has_header() && payload_got == payload_bytes; }
     /// More of the payload, but not the last of it, as most packets bring. False: it is something else.
     bool add_middle(ByteSpan bytes) {
-      if (!has_head || header_got != header_bytes || bytes.size() >= payload_bytes - payload_got) return false;
+      if (!placed() || bytes.size() >= payload_bytes - payload_got) return false;
       add_payload(bytes);
       return true;
     }
     void add_payload(ByteSpan bytes) {
-      if (wanted()) std::memcpy(payload.get() + payload_got, bytes.data(), bytes.size());
       payload_got += bytes.size();
+      if (!wanted()) return;
+      while (true) {
+        const std::size_t n = std::min<std::size_t>(bytes.size(), room);
+        std::memcpy(at, bytes.data(), n);
+        filled(n);
+        if (n == bytes.size()) return;
+        bytes = bytes.subspan(n);
+        next_place();
+      }
     }
-    /// False: its place was taken back.
-    [[nodiscard]] bool wanted() const { return !landing || !landing->place.empty(); }
-    /// Takes what belongs to this message off `bytes`.
-    void add(ByteSpan& bytes);
+    void filled(std::uint64_t bytes) {
+      at += bytes;
+      room -= bytes;
+    }
+    /// False: its places were taken back.
+    [[nodiscard]] bool wanted() const { return !landing || !landing->over(); }
+    /// Takes what belongs to the header off `bytes`.
+    void add_header(ByteSpan& bytes);
     std::vector<Buffer> take_payload();
   };
   /// A request of ours that has not ended.
@@ -222,6 +244,7 @@ class Exchange {
 
   Status on_message_data(StreamNumber number, Stream& stream, ByteSpan bytes, bool fin);
   Status on_head(Stream& stream);
+  void place_payload(Stream& stream);
   Status on_complete(StreamNumber number, Stream& stream);
   Status on_control_data(StreamNumber number, ByteSpan bytes);
   Status on_control(std::uint8_t type, std::uint8_t klass, ByteSpan body);
@@ -247,6 +270,7 @@ class Exchange {
   std::array<ClassState, kStreamClasses> classes_;
   Streams* streams_;
   std::deque<Event>* events_;
+  Placer placer_;
   std::unordered_map<std::uint64_t, Call> calls_;
   std::unordered_map<StreamNumber, Stream> open_;
   std::pair<StreamNumber, Stream*> last_{-1, nullptr};  // Of open_, the one looked for last: packets come in trains.

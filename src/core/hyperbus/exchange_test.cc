@@ -131,9 +131,7 @@ TEST(Exchange, AnAnswersPayloadGoesStraightToItsPlace) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
   Bytes memory(4);
-  const auto landing = std::make_shared<env::Landing>();
-  const StreamNumber stream = ask_for(hand, landing);
-  landing->place = memory;  // Ready only now, while the answer is on its way.
+  const StreamNumber stream = ask_for(hand, std::make_shared<env::OnePlace>(memory));
   for (const std::byte b : reply_bytes(1, 4, {std::byte{'h'}, std::byte{'a'}, std::byte{'b'}, std::byte{'c'}})) {
     ASSERT_TRUE(hand.say(stream, {b}));
   }
@@ -148,12 +146,90 @@ TEST(Exchange, AnAnswersPayloadGoesStraightToItsPlace) {
   EXPECT_EQ(reply.payload[0].size(), 4U);
 }
 
+/// Places of 3, 1 and 4 bytes, each made when it is asked for.
+class Places final : public env::Landing {
+ public:
+  [[nodiscard]] std::uint64_t size() const override { return 8; }
+  Place next() override {
+    const auto& bytes = made.emplace_back(std::make_shared<Bytes>(made.empty() ? 3 : made.size() == 1 ? 1 : 4));
+    return {.bytes = *bytes, .owner = bytes};
+  }
+  std::vector<std::shared_ptr<Bytes>> made;
+};
+
+TEST(Exchange, ARequestsPayloadGoesToThePlacesThatItsHeaderIsGiven) {
+  for (const std::size_t header : {std::size_t{0}, std::size_t{2}}) {
+    for (const std::size_t step : {1U, 2U, 5U, 100U}) {
+      Hand hand;
+      std::shared_ptr<Places> places;
+      hand.exchange.set_placer(
+          [&](const env::Request& announced, std::uint64_t bytes) -> std::shared_ptr<env::Landing> {
+            EXPECT_EQ(announced.header, std::string(header, 'x'));
+            EXPECT_EQ(bytes, 8U);
+            EXPECT_FALSE(places) << "asked once";
+            return places = std::make_shared<Places>();
+          });
+      Bytes content(header, std::byte{'x'});
+      for (const char c : std::string_view("abcdefgh")) content.push_back(static_cast<std::byte>(c));
+      const Bytes all = request_bytes(static_cast<std::uint32_t>(header), 8, content);
+      for (std::size_t at = 0; at < all.size(); at += step) {
+        const auto end = all.begin() + static_cast<std::ptrdiff_t>(std::min(at + step, all.size()));
+        ASSERT_TRUE(hand.say(1, Bytes(all.begin() + static_cast<std::ptrdiff_t>(at), end)));
+        const std::size_t got = at + step < all.size() - 8 ? 0 : std::min(at + step, all.size()) - (all.size() - 8);
+        const std::size_t needed = got == 0 ? 0 : got <= 3 ? 1 : got <= 4 ? 2 : 3;
+        ASSERT_EQ(places ? places->made.size() : 0, needed) << "no place before there is a byte for it";
+      }
+      ASSERT_EQ(hand.count<RequestArrived>(), 1U);
+      const auto& request = std::get<RequestArrived>(hand.events.front()).request;
+      EXPECT_EQ(request.header, std::string(header, 'x'));
+      ASSERT_EQ(request.payload.size(), 3U);
+      for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(request.payload[i].span().data(), places->made[i]->data());
+      EXPECT_EQ(as_text(request.payload[0].span()), "abc");
+      EXPECT_EQ(as_text(request.payload[1].span()), "d");
+      EXPECT_EQ(as_text(request.payload[2].span()), "efgh");
+      EXPECT_EQ(places.use_count(), 1) << "what was handed over is held by its buffers only";
+    }
+  }
+}
+
+TEST(Exchange, ACarrierFillsOnePlaceAtATime) {
+  Hand hand;
+  auto places = std::make_shared<Places>();
+  hand.exchange.set_placer([&](const env::Request&, std::uint64_t) { return places; });
+  ASSERT_TRUE(hand.say(1, request_bytes(0, 8, {std::byte{'a'}})));
+  EXPECT_TRUE(hand.exchange.target(1, 3).empty()) << "it does not fit into what is left of the first place";
+  const MutableByteSpan rest = hand.exchange.target(1, 2);
+  ASSERT_EQ(rest.data(), places->made[0]->data() + 1);
+  ASSERT_TRUE(hand.exchange.on_target_filled(1, 2, false));
+  const MutableByteSpan second = hand.exchange.target(1, 1);
+  ASSERT_EQ(places->made.size(), 2U);
+  ASSERT_EQ(second.data(), places->made[1]->data());
+  ASSERT_TRUE(hand.exchange.on_target_filled(1, 1, false));
+  ASSERT_TRUE(hand.say(1, Bytes(4, std::byte{'z'}), true));
+  EXPECT_EQ(hand.count<RequestArrived>(), 1U);
+}
+
+TEST(Exchange, PlacesOfAnotherLengthAreNotUsedAndThoseOfARequestGivenUpAreLetGo) {
+  Hand hand;
+  auto places = std::make_shared<Places>();
+  hand.exchange.set_placer([&](const env::Request&, std::uint64_t) { return places; });
+  ASSERT_TRUE(hand.say(1, request_bytes(0, 7, Bytes(7, std::byte{'a'})), true));
+  EXPECT_EQ(std::get<RequestArrived>(hand.events.front()).request.payload.at(0).size(), 7U);
+  EXPECT_TRUE(places->made.empty());
+
+  ASSERT_TRUE(hand.say(5, request_bytes(0, 8, Bytes(4, std::byte{'a'}))));
+  EXPECT_EQ(places->made.size(), 2U);
+  hand.exchange.on_stream_abandoned(5);
+  EXPECT_EQ(places->made[0].use_count(), 1);
+  EXPECT_EQ(hand.count<RequestArrived>(), 1U);
+}
+
 TEST(Exchange, AnAnswerOfAnotherLengthOrWithoutAPlaceTakesABuffer) {
   for (const std::size_t place : {std::size_t{0}, std::size_t{1}, std::size_t{3}}) {
     Hand hand;
     ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
     Bytes memory(place);
-    const StreamNumber stream = ask_for(hand, std::make_shared<env::Landing>(env::Landing{memory}));
+    const StreamNumber stream = ask_for(hand, std::make_shared<env::OnePlace>(memory));
     ASSERT_TRUE(hand.say(stream, reply_bytes(0, 2, {std::byte{'a'}, std::byte{'b'}}), true));
     EXPECT_EQ(memory, Bytes(place));
     const auto& reply = std::get<ReplyArrived>(hand.events.back()).result.value();
@@ -162,7 +238,7 @@ TEST(Exchange, AnAnswerOfAnotherLengthOrWithoutAPlaceTakesABuffer) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
   Bytes memory(3);
-  const StreamNumber stream = ask_for(hand, std::make_shared<env::Landing>(env::Landing{memory}));
+  const StreamNumber stream = ask_for(hand, std::make_shared<env::OnePlace>(memory));
   (void)hand.say(stream, reply_bytes(0, 3, Bytes(3, std::byte{0xff}), true));
   EXPECT_EQ(memory, Bytes(3)) << "errors are no payload";
 }
@@ -171,16 +247,16 @@ TEST(Exchange, APlaceThatWasTakenBackIsNotWrittenTo) {
   Hand hand;
   ASSERT_TRUE(hand.grant(9, 1 << 20, 1 << 20));
   Bytes memory(4), other(4);
-  const auto landing = std::make_shared<env::Landing>(env::Landing{memory});
+  const auto landing = std::make_shared<env::OnePlace>(memory);
   const StreamNumber stream = ask_for(hand, landing);
   ASSERT_TRUE(hand.say(stream, reply_bytes(0, 4, {std::byte{'a'}})));
-  landing->place = {};
+  landing->end();
   EXPECT_TRUE(hand.exchange.target(stream, 1).empty());
   ASSERT_TRUE(hand.say(stream, {std::byte{'b'}}));  // the middle of it
   ASSERT_TRUE(hand.say(stream, Bytes(2, std::byte{'c'}), true));
   EXPECT_EQ(as_text(memory), std::string_view("a\0\0\0", 4));
 
-  const auto cancelled = std::make_shared<env::Landing>(env::Landing{other});
+  const auto cancelled = std::make_shared<env::OnePlace>(other);
   env::Request request{.type = 7, .header = "q", .payload = {}, .landing = cancelled};
   const auto call = hand.exchange.request(kNow, StreamClass::data, std::move(request), kNow + seconds(1));
   const StreamNumber second = hand.written().begin()->first;

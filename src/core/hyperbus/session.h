@@ -59,6 +59,7 @@ class Session : private Streams {
   Result<StreamId> request(Instant now, StreamClass klass, env::Request request, Instant deadline);
   /// Ends one of our requests with ReplyArrived{`error`} and tells the peer. Unknown or ended ones are ignored.
   void cancel(StreamId call, Error error);
+  void set_placer(Exchange::Placer placer) { exchange_.set_placer(std::move(placer)); }
   /// Answers a request of the peer, once. Content over the limits goes out as the error `over_limit`. Ignored when the
   /// session is over.
   void reply(StreamId stream, Result<env::Reply> result);

@@ -83,6 +83,7 @@ Status RegionPages::fill_slot(PageNo page, Entry& e, Version version, ByteSpan b
     return written;
   }
   if (e.slot == SlotState::empty) ++slots_filled_;
+  ++slot_fills_.copied;
   e.slot = SlotState::version;
   e.version = version;
   e.txn = {};
@@ -93,8 +94,7 @@ Status RegionPages::fill_slot(PageNo page, Entry& e, Version version, ByteSpan b
 }
 
 /// Whether the slot's place may be given to `by`, as far as its state goes.
-bool RegionPages::slot_replaceable(PageNo page, const Entry& e, Version by) const {
-  (void)page;
+bool RegionPages::slot_replaceable(const Entry& e, Version by) {
   return e.slot == SlotState::empty || (e.slot == SlotState::version && e.version < by);
 }
 
@@ -131,7 +131,7 @@ Result<Resolution> RegionPages::resolve(PageNo page, Version snapshot) {
   auto at =
       std::find_if(e->overflow.begin(), e->overflow.end(), [&](const Overflow& o) { return o.version == version; });
   if (at == e->overflow.end()) return Resolution{.where = Resolution::Where::fetch, .version = version, .bytes = {}};
-  if (version != history_.newest(page) || !slot_replaceable(page, *e, version)) {
+  if (version != history_.newest(page) || !slot_replaceable(*e, version)) {
     return Resolution{.where = Resolution::Where::bytes, .version = version, .bytes = at->bytes};
   }
   // The newest version is what most readers want, now and next: it deserves the place that all can share.
@@ -184,50 +184,59 @@ Result<bool> RegionPages::put(PageNo page, Version version, const Buffer& bytes)
   if (history_.dead(page, version)) return false;  // Nobody may read it any more.
   Entry& e = entry(page);
   const Recount recount(*this, e);
-  if (slot_replaceable(page, e, version)) {
-    if (e.slot == SlotState::version && e.owned && !history_.dead(page, e.version)) {
-      e.overflow.push_back({e.version, Buffer::copy(slot_bytes(page))});
-    }
+  if (landed(page, bytes.span())) {
+    take_landed(e, SlotState::version, version, {});
+    e.referenced = true;
+    to_clock(page, e);
+    return true;
+  }
+  const bool needed = e.slot == SlotState::version && e.owned && !history_.dead(page, e.version);
+  if (slot_replaceable(e, version) && !needed) {
     HOLO_TRY(fill_slot(page, e, version, bytes.span()));
     return true;
   }
   if (!e.owned) return false;
-  e.overflow.push_back({version, bytes});
+  e.overflow.push_back({version, bytes.is_part() ? Buffer::copy(bytes.span()) : bytes});
   return true;
 }
 
-bool RegionPages::begin_landing(PageNo page, Version version) {
-  if (has(page, version) || history_.dead(page, version)) return false;
+// ---- landings
+
+std::uint64_t RegionPages::begin_landing(PageNo page, Version version) {
   Entry& e = entry(page);
-  if (e.slot != SlotState::empty) return false;
+  const bool replaces = !e.owned && e.slot == SlotState::version && e.version < version;
+  if (e.slot != SlotState::empty && !replaces) return 0;
   const Recount recount(*this, e);
+  if (e.mapped != 0 && !clear_slot(page, e)) return 0;
+  if (e.slot == SlotState::empty) ++slots_filled_;
   e.slot = SlotState::landing;
-  e.version = version;
-  ++slots_filled_;
-  return true;
+  return e.landing = ++last_landing_;
 }
 
-Result<MutableByteSpan> RegionPages::landing_place(PageNo first, std::uint64_t count) {
-  return frames_->prepare(offset_of(first), count * shape_.page_bytes);
+Result<MutableByteSpan> RegionPages::landing_place(PageNo page) {
+  return frames_->prepare(offset_of(page), shape_.page_bytes);
 }
 
-bool RegionPages::end_landing(PageNo page, bool verified) {
+void RegionPages::end_landing(PageNo page, std::uint64_t number) {
   Entry* e = find(page);
-  HOLO_ASSERT(e != nullptr && e->slot == SlotState::landing);
-  const bool kept = verified && !history_.dead(page, e->version);
+  if (e == nullptr || e->slot != SlotState::landing || e->landing != number) return;
   {
     const Recount recount(*this, *e);
-    if (kept) {
-      e->slot = SlotState::version;
-      e->referenced = true;
-      std::erase_if(e->overflow, [&](const Overflow& o) { return o.version == e->version; });
-      to_clock(page, *e);
-    } else {
-      (void)clear_slot(page, *e);
-    }
+    (void)clear_slot(page, *e);
   }
-  if (!kept) erase_if_empty(page);
-  return kept;
+  erase_if_empty(page);
+}
+
+bool RegionPages::landed(PageNo page, ByteSpan bytes) const {
+  const Entry* e = find(page);
+  return e != nullptr && e->slot == SlotState::landing && bytes.data() == slot_bytes(page).data();
+}
+
+void RegionPages::take_landed(Entry& e, SlotState state, Version version, const TxnId& txn) {
+  e.slot = state;
+  e.version = version;
+  e.txn = txn;
+  ++slot_fills_.landed;
 }
 
 // ---- windows
@@ -397,6 +406,7 @@ Result<bool> RegionPages::stage(const StageWrite& write) {
     wanted = Buffer(std::move(page));
   }
   Entry& e = entry(write.page);
+  if (e.slot == SlotState::sealed && e.txn == write.txn) HOLO_TRY(unseal(write.page, e));
   auto mine = std::find_if(e.staged.begin(), e.staged.end(), [&](const Staged& s) { return s.txn == write.txn; });
   if (mine == e.staged.end() && same_bytes(base, wanted.span())) {
     erase_if_empty(write.page);
@@ -425,23 +435,36 @@ Result<bool> RegionPages::stage(const StageWrite& write) {
     merge_changes(page, base, wanted.span());
     wanted = Buffer(std::move(page));
   }
-  e.staged.push_back({write.txn, newest, std::move(wanted)});
   txn_pages_[write.txn].push_back(write.page);
+  if (landed(write.page, wanted.span())) {
+    take_landed(e, SlotState::sealed, newest, write.txn);
+  } else {
+    e.staged.push_back({write.txn, newest, std::move(wanted)});
+  }
   return true;
+}
+
+/// What a transaction has staged in the slot goes to a buffer, to be added to.
+Status RegionPages::unseal(PageNo page, Entry& e) {
+  const Recount recount(*this, e);
+  Staged staged{e.txn, e.version, Buffer::copy(slot_bytes(page))};
+  HOLO_TRY(clear_slot(page, e));
+  e.staged.push_back(std::move(staged));
+  return {};
 }
 
 void RegionPages::stage_copy(const TxnId& txn, PageNo page, Version base, Buffer bytes) {
   HOLO_ASSERT(bytes.size() == shape_.page_bytes);
   Entry& e = entry(page);
   const Recount recount(*this, e);
-  auto mine = std::find_if(e.staged.begin(), e.staged.end(), [&](const Staged& s) { return s.txn == txn; });
-  if (mine != e.staged.end()) {
-    mine->base = base;
-    mine->bytes = std::move(bytes);
-    return;
-  }
-  e.staged.push_back({txn, base, std::move(bytes)});
+  std::erase_if(e.staged, [&](const Staged& s) { return s.txn == txn; });
+  if (e.slot == SlotState::sealed && e.txn == txn && !clear_slot(page, e)) e.txn = {};  // Nobody's, from now on.
   txn_pages_[txn].push_back(page);
+  if (landed(page, bytes.span())) {
+    take_landed(e, SlotState::sealed, base, txn);
+  } else {
+    e.staged.push_back({txn, base, std::move(bytes)});
+  }
 }
 
 Version RegionPages::staged_base(const TxnId& txn, PageNo page) const {
@@ -518,11 +541,11 @@ void RegionPages::apply_page(const TxnId& txn, PageNo page, Version version, std
   e->staged.erase(mine);
   if (bytes.empty()) return lost();
   if (!e->owned && !owned_(page)) return;  // It has moved away since it was staged; its new holders have it.
-  if (e->slot == SlotState::empty) {
+  // It stays where it came to lie until a process here maps it, unless that keeps other pages' bytes alive.
+  if (e->slot == SlotState::empty && bytes.is_part()) {
     if (!fill_slot(page, *e, version, bytes.span())) lost();
     return;
   }
-  // The slot still holds what a reader at an older snapshot may want.
   e->overflow.push_back({version, std::move(bytes)});
 }
 

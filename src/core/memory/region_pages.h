@@ -83,18 +83,23 @@ class RegionPages {
   /// The whole page as `txn` staged it here; empty when it did not.
   [[nodiscard]] ByteSpan staged(const TxnId& txn, PageNo page) const;
 
-  /// Keeps a verified copy of a committed version, if there is a good place: the slot when it is free or holds
-  /// something older that nobody here needs; an overflow buffer when the page is owned. False: not kept, use the bytes
-  /// directly.
+  /// Keeps a verified copy of a committed version, if there is a good place: where it landed; the slot when it is free
+  /// or holds something older that nobody here needs; an overflow buffer when the page is owned. False: not kept, use
+  /// the bytes directly.
   Result<bool> put(PageNo page, Version version, const Buffer& bytes);
 
-  /// Takes the page's slot for bytes of `version` that are still to come and to be verified; no reader is given it.
-  /// False: it has no free slot, or nobody may read that version any more.
-  bool begin_landing(PageNo page, Version version);
-  /// Where the bytes of `count` pages, all of them landing, are to be written. Errors: as env::RegionFrames::prepare().
-  Result<MutableByteSpan> landing_place(PageNo first, std::uint64_t count);
-  /// The bytes are there and right, or will not come. False: the page is not kept.
-  bool end_landing(PageNo page, bool verified);
+  // -- landings: slots that bytes from elsewhere come straight into
+
+  /// Takes the page's slot for bytes that are still to come and to be verified; no reader is given it. It may hold a
+  /// copy older than `version` of a page that lives elsewhere, which goes. Once the bytes are there, put(), stage() and
+  /// stage_copy() of that page take them where they lie. Returns the landing's number; 0: the slot is not free.
+  std::uint64_t begin_landing(PageNo page, Version version);
+  /// Where its bytes are to be written. Errors: as env::RegionFrames::prepare().
+  Result<MutableByteSpan> landing_place(PageNo page);
+  /// The bytes were not taken, and nobody writes any more. Nothing, when they were.
+  void end_landing(PageNo page, std::uint64_t number);
+  /// Whether `bytes` lie in the slot of `page`, where they landed.
+  [[nodiscard]] bool landed(PageNo page, ByteSpan bytes) const;
 
   // -- write windows: slots that a process writes in place
 
@@ -153,8 +158,15 @@ class RegionPages {
   /// Every committed version held here, in no order.
   void for_each_committed(const std::function<void(PageNo, Version)>& f) const;
   [[nodiscard]] std::uint64_t slots_filled() const { return slots_filled_; }
+  /// How often a slot got the bytes of a page, ever: from the wire, or from a buffer.
+  struct SlotFills {
+    std::uint64_t landed = 0;
+    std::uint64_t copied = 0;
+  };
+  [[nodiscard]] const SlotFills& slot_fills() const { return slot_fills_; }
 
  private:
+  /// sealed: it holds what a transaction has staged, be it written in place or landed.
   enum class SlotState : std::uint8_t { empty, landing, version, window_open, window_closed, sealed };
   struct Overflow {
     Version version;
@@ -171,8 +183,9 @@ class RegionPages {
     bool referenced = false;
     bool in_clock = false;
     bool orphan = false;  // window whose txn was aborted while the process could still write
-    Version version;      // of the slot: what it holds or is to hold, or the base of the window
-    TxnId txn;            // of the window
+    Version version;      // of the slot: what it holds, or the base of what is staged or written there
+    TxnId txn;            // of what is staged or written there
+    std::uint64_t landing = 0;
     ViewBits mapped = 0;
     std::vector<Overflow> overflow;
     std::vector<Staged> staged;
@@ -190,7 +203,9 @@ class RegionPages {
   Status clear_slot(PageNo page, Entry& e);
   Status fill_slot(PageNo page, Entry& e, Version version, ByteSpan bytes);
   Status promote(PageNo page, Entry& e, Version version);
-  [[nodiscard]] bool slot_replaceable(PageNo page, const Entry& e, Version by) const;
+  [[nodiscard]] static bool slot_replaceable(const Entry& e, Version by);
+  void take_landed(Entry& e, SlotState state, Version version, const TxnId& txn);
+  Status unseal(PageNo page, Entry& e);
   Status check_conflicts(PageNo page, const TxnId& txn, Version base, ByteSpan base_bytes, ByteSpan bytes,
                          Version up_to) const;
   void apply_page(const TxnId& txn, PageNo page, Version version, std::vector<PageNo>& missing);
@@ -203,6 +218,8 @@ class RegionPages {
   PageHistory history_;
   Usage usage_;
   std::uint64_t slots_filled_ = 0;
+  SlotFills slot_fills_;
+  std::uint64_t last_landing_ = 0;
   std::unordered_map<std::uint64_t, Entry> entries_;
   std::unordered_map<TxnId, std::vector<PageNo>> txn_pages_;  // staged or windowed here; may name a page twice
   std::deque<PageNo> clock_;                                  // pages with a cached copy, next victim first

@@ -164,48 +164,174 @@ TEST(RegionPages, PartsOfAPageAddUp) {
             Errc::invalid_argument);
 }
 
+/// A page that came straight into the slot, filled with `c`; it can be taken as often as one likes.
+struct Landed {
+  Landed(Node& n, std::uint64_t page, std::uint64_t version, char c) : pages(n.pages), at{page} {
+    number = pages.begin_landing(at, Version{version});
+    if (number == 0) return;
+    const MutableByteSpan place = pages.landing_place(at).value();
+    std::ranges::fill(place, static_cast<std::byte>(c));
+    bytes = Buffer(place, nullptr);
+  }
+  void end() const { pages.end_landing(at, number); }
+  RegionPages& pages;
+  PageNo at;
+  std::uint64_t number = 0;  // 0: there was no free slot
+  Buffer bytes;
+};
+
 TEST(RegionPages, BytesThatLandInASlotAreSeenOnceTheyAreRight) {
   Node n(false);
   ASSERT_TRUE(n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 3}}).empty());
-  for (std::uint64_t p = 0; p < 3; ++p) ASSERT_TRUE(n.pages.begin_landing(PageNo{p}, Version{1}));
-  EXPECT_FALSE(n.pages.begin_landing(PageNo{1}, Version{1})) << "it is taken";
+  const Landed zero(n, 0, 1, 'x'), one(n, 1, 1, 'x'), two(n, 2, 1, 'x');
+  ASSERT_NE(two.number, 0U);
+  EXPECT_EQ(Landed(n, 1, 1, 'y').number, 0U) << "it is taken";
   EXPECT_EQ(n.pages.usage().cached, 3 * kPage);
-  const MutableByteSpan place = n.pages.landing_place(PageNo{0}, 3).value();
-  ASSERT_EQ(place.size(), 3 * kPage);
-  std::ranges::fill(place, std::byte{'x'});
   EXPECT_EQ(n.read(0, 1), "fetch");
   EXPECT_FALSE(n.pages.has(PageNo{0}, Version{1}));
   EXPECT_EQ(n.pages.evict(kPage), 0U) << "somebody writes there";
   EXPECT_FALSE(n.pages.put(PageNo{0}, Version{1}, filled('y')).value());
+  EXPECT_FALSE(n.pages.put(PageNo{0}, Version{1}, one.bytes).value()) << "another page's";
 
-  EXPECT_TRUE(n.pages.end_landing(PageNo{0}, true));
+  EXPECT_TRUE(n.pages.put(PageNo{0}, Version{1}, zero.bytes).value());
+  zero.end();
   EXPECT_EQ(n.read(0, 1), std::string(kPage, 'x'));
-  EXPECT_FALSE(n.pages.end_landing(PageNo{1}, false));
+  one.end();
   EXPECT_EQ(n.read(1, 1), "fetch");
   EXPECT_EQ(n.frames.mapped(kPage, 1)[0], std::byte{0}) << "what was wrong is gone";
   n.pages.apply(txn(2), Version{2}, {{PageNo{2}, 1}});
   n.pages.raise_floor(Version{2});
-  EXPECT_FALSE(n.pages.end_landing(PageNo{2}, true)) << "nobody may read that version any more";
-  EXPECT_FALSE(n.pages.begin_landing(PageNo{2}, Version{1}));
+  EXPECT_FALSE(n.pages.put(PageNo{2}, Version{1}, two.bytes).value()) << "nobody may read that version any more";
+  two.end();
   EXPECT_EQ(n.pages.usage().cached, kPage);
   EXPECT_EQ(n.pages.slots_filled(), 1U);
+  EXPECT_EQ(n.pages.slot_fills().landed, 1U);
+  EXPECT_EQ(n.pages.slot_fills().copied, 0U);
   EXPECT_EQ(n.pages.evict(2 * kPage), kPage);
+}
+
+TEST(RegionPages, ALandingThatWasTakenIsNotEndedTwice) {
+  Node n(false);
+  ASSERT_TRUE(n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}}).empty());
+  const Landed first(n, 0, 1, 'a');
+  ASSERT_TRUE(n.pages.put(PageNo{0}, Version{1}, first.bytes).value());
+  EXPECT_EQ(n.pages.evict(kPage), kPage);
+  const Landed second(n, 0, 1, 'b');
+  first.end();
+  ASSERT_TRUE(n.pages.put(PageNo{0}, Version{1}, second.bytes).value());
+  EXPECT_EQ(n.read(0, 1), std::string(kPage, 'b'));
+}
+
+TEST(RegionPages, AnOlderCopyOfAPageThatLivesElsewhereMakesWayForTheNext) {
+  for (const bool mapped : {false, true}) {
+    Node n(false);
+    ASSERT_TRUE(n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}}).empty());
+    ASSERT_TRUE(n.pages.put(PageNo{0}, Version{1}, filled('a')).value());
+    if (mapped) n.map(0, kViewA);
+    n.pages.apply(txn(2), Version{2}, {{PageNo{0}, 1}});
+    EXPECT_EQ(Landed(n, 0, 1, 'x').number, 0U) << "no newer than what is there";
+    const Landed newer(n, 0, 2, 'b');
+    ASSERT_NE(newer.number, 0U);
+    EXPECT_EQ(n.read(0, 1), "fetch");
+    EXPECT_FALSE(n.pages.is_mapped(PageNo{0}, kViewA));
+    ASSERT_TRUE(n.pages.put(PageNo{0}, Version{2}, newer.bytes).value());
+    EXPECT_EQ(n.read(0, 2), std::string(kPage, 'b'));
+    EXPECT_EQ(n.pages.usage().cached, kPage);
+    EXPECT_EQ(n.pages.slots_filled(), 1U);
+  }
+  Node home;
+  ASSERT_TRUE(home.stage(1, 0, 0, filled('a')).value());
+  home.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}});
+  ASSERT_EQ(home.read(0, 1), std::string(kPage, 'a'));
+  home.pages.apply(txn(2), Version{2}, {{PageNo{0}, 1}});
+  EXPECT_EQ(Landed(home, 0, 2, 'b').number, 0U) << "what is to be here stays";
 }
 
 TEST(RegionPages, ASlotThatIsLandedInIsNoPlaceForAWindowOrACommit) {
   Node n;
   ASSERT_EQ(n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}}).size(), 1U);
-  ASSERT_TRUE(n.pages.begin_landing(PageNo{0}, Version{1}));
+  const Landed b(n, 0, 1, 'b');
   EXPECT_FALSE(n.open_window(0, 2, 1));
   n.pages.stage_copy(txn(3), PageNo{0}, Version{1}, filled('c'));
   EXPECT_TRUE(n.pages.apply(txn(3), Version{2}, {{PageNo{0}, 1}}).empty());
   EXPECT_EQ(n.read(0, 2), std::string(kPage, 'c'));
-  std::ranges::fill(n.pages.landing_place(PageNo{0}, 1).value(), std::byte{'b'});
-  EXPECT_TRUE(n.pages.end_landing(PageNo{0}, true));
+  EXPECT_TRUE(n.pages.put(PageNo{0}, Version{1}, b.bytes).value());
   EXPECT_EQ(n.read(0, 1), std::string(kPage, 'b'));
   EXPECT_EQ(n.read(0, 2), std::string(kPage, 'c'));
   n.pages.raise_floor(Version{2});
   EXPECT_EQ(n.pages.usage(), (Usage{.owned = kPage, .extra = 0, .cached = 0}));
+}
+
+TEST(RegionPages, WhatIsStagedWhereItLandedIsCommittedWithoutACopy) {
+  Node home, backup;
+  const Landed here(home, 0, 0, 'a'), there(backup, 0, 0, 'a');
+  ASSERT_TRUE(home.stage(1, 0, 0, here.bytes).value());
+  backup.pages.stage_copy(txn(1), PageNo{0}, Version{0}, there.bytes);
+  for (Node* n : {&home, &backup}) {
+    EXPECT_EQ(text(n->pages.staged(txn(1), PageNo{0})), std::string(kPage, 'a'));
+    EXPECT_EQ(n->pages.staged_pages(txn(1)), std::vector{PageNo{0}});
+    EXPECT_EQ(n->read(0, 0), std::string(kPage, '\0')) << "nobody sees it yet";
+    EXPECT_FALSE(n->open_window(0, 2, 0));
+    EXPECT_TRUE(n->pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}}).empty());
+    EXPECT_EQ(n->read(0, 1), std::string(kPage, 'a'));
+    EXPECT_EQ(n->pages.usage(), (Usage{.owned = kPage, .extra = 0, .cached = 0}));
+    EXPECT_EQ(n->pages.slot_fills().landed, 1U);
+    EXPECT_EQ(n->pages.slot_fills().copied, 0U);
+  }
+  here.end();
+  there.end();
+  EXPECT_EQ(home.read(0, 1), std::string(kPage, 'a'));
+
+  // The slot is read now: the next version lies in the buffer that it came in, until somebody maps it.
+  home.map(0, kViewA);
+  ASSERT_TRUE(home.stage(2, 0, 1, filled('b')).value());
+  EXPECT_TRUE(home.pages.apply(txn(2), Version{2}, {{PageNo{0}, 1}}).empty());
+  home.pages.forget_view(kViewA);
+  home.pages.raise_floor(Version{2});
+  EXPECT_EQ(home.pages.slot_fills().copied, 0U);
+  EXPECT_EQ(home.read(0, 2), std::string(kPage, 'b'));
+  EXPECT_EQ(home.pages.slot_fills().copied, 1U);
+}
+
+TEST(RegionPages, WhatIsStagedWhereItLandedMeetsOtherWritersAsElsewhere) {
+  Node n;
+  const Landed mine(n, 0, 0, 'a');
+  ASSERT_TRUE(n.stage(1, 0, 0, mine.bytes).value());
+  EXPECT_EQ(n.stage(2, 0, 0, filled('b')).error().code, Errc::write_conflict);
+  // The same transaction goes on writing: what was staged counts.
+  ASSERT_TRUE(n.pages.stage({txn(1), PageNo{0}, Version{0}, 0, Buffer(Bytes(4, std::byte{'c'}))}).value());
+  EXPECT_EQ(text(n.pages.staged(txn(1), PageNo{0})), std::string(4, 'c') + std::string(kPage - 4, 'a'));
+  EXPECT_EQ(n.pages.usage().total(), kPage);
+  n.pages.abort(txn(1));
+  EXPECT_EQ(n.pages.usage().total(), 0U);
+
+  const Landed other(n, 1, 0, 'd');
+  ASSERT_TRUE(n.stage(3, 1, 0, other.bytes).value());
+  n.pages.abort(txn(3));
+  EXPECT_EQ(n.pages.usage().total(), 0U);
+  EXPECT_EQ(n.pages.slots_filled(), 0U);
+  EXPECT_EQ(n.frames.mapped(kPage, 1)[0], std::byte{0});
+
+  // A home that sends its staged page again has the last word.
+  const Landed early(n, 2, 0, 'e');
+  n.pages.stage_copy(txn(4), PageNo{2}, Version{0}, early.bytes);
+  n.pages.stage_copy(txn(4), PageNo{2}, Version{0}, filled('f'));
+  n.pages.apply(txn(4), Version{1}, {{PageNo{2}, 1}});
+  EXPECT_EQ(n.read(2, 1), std::string(kPage, 'f'));
+  EXPECT_EQ(n.pages.usage(), (Usage{.owned = kPage, .extra = 0, .cached = 0}));
+}
+
+TEST(RegionPages, WhatNobodyTookOfALandingIsGone) {
+  Node n;
+  ASSERT_TRUE(n.stage(1, 0, 0, filled('a')).value());
+  n.pages.apply(txn(1), Version{1}, {{PageNo{0}, 1}});
+  n.pages.raise_floor(Version{1});
+  const Landed same(n, 0, 0, 'a');
+  ASSERT_NE(same.number, 0U) << "the page lies in the buffer that it came in";
+  EXPECT_FALSE(n.stage(2, 0, 1, same.bytes).value()) << "it changes nothing";
+  same.end();
+  EXPECT_EQ(n.pages.slots_filled(), 0U);
+  EXPECT_EQ(n.read(0, 1), std::string(kPage, 'a'));
 }
 
 TEST(RegionPages, AWindowWritesInPlaceAndOthersSeeTheLastVersion) {
@@ -363,22 +489,37 @@ TEST_P(History, AgreesWithASequentialModel) {
     Model model;
     Node home, backup, reader(false);
     std::uint64_t floor = 0, next = 1;
-    struct Landing {
+    struct Arriving {
       Node* node;
       PageNo page;
       Version version;
       Buffer bytes;
+      std::uint64_t number;
     };
-    std::vector<Landing> landings;  // answers that are on their way
+    std::vector<Arriving> arriving;  // answers that are on their way
     auto finish = [&](std::size_t which) {
-      const Landing l = landings[which];
-      landings.erase(landings.begin() + static_cast<long>(which));
-      std::ranges::copy(l.bytes.span(), l.node->pages.landing_place(l.page, 1).value().begin());
-      const bool right = rnd.chance(3, 4);
-      if (l.node->pages.end_landing(l.page, right)) {
-        ASSERT_TRUE(right);
-        ASSERT_EQ(text(l.node->pages.content(l.page, l.version)), text(l.bytes.span()));
+      const Arriving a = arriving[which];
+      arriving.erase(arriving.begin() + static_cast<long>(which));
+      const MutableByteSpan place = a.node->pages.landing_place(a.page).value();
+      std::ranges::copy(a.bytes.span(), place.begin());
+      if (rnd.chance(3, 4)) {
+        const bool kept = a.node->pages.put(a.page, a.version, Buffer(place, nullptr)).value();
+        ASSERT_TRUE(!kept || text(a.node->pages.content(a.page, a.version)) == text(a.bytes.span()));
       }
+      a.node->pages.end_landing(a.page, a.number);
+    };
+    // What another node sends comes into the slot, if it is free, or into a buffer.
+    auto sent = [&](Node& n, PageNo page, ByteSpan bytes) {
+      const std::uint64_t number = rnd.chance(2, 3) ? n.pages.begin_landing(page, Version{}) : 0;
+      if (number == 0) return std::pair(Buffer::copy(bytes), number);
+      const MutableByteSpan place = n.pages.landing_place(page).value();
+      std::ranges::copy(bytes, place.begin());
+      return std::pair(Buffer(place, nullptr), number);
+    };
+    auto send_backup = [&](Node& home_of, Node& n, const TxnId& t, PageNo page, ByteSpan staged) {
+      auto [bytes, number] = sent(n, page, staged);
+      n.pages.stage_copy(t, page, home_of.pages.staged_base(t, page), std::move(bytes));
+      n.pages.end_landing(page, number);
     };
     auto check = [&](Node& n, std::uint64_t page, std::uint64_t snapshot) {
       std::string got = n.read(page, snapshot);
@@ -387,9 +528,10 @@ TEST_P(History, AgreesWithASequentialModel) {
         ASSERT_NE(&n, &home) << "the home has every version that may be read";
         const Buffer bytes = Buffer::copy(home.pages.content(PageNo{page}, v));
         ASSERT_EQ(bytes.size(), kPage);
-        if (rnd.chance(1, 2) && n.pages.begin_landing(PageNo{page}, v)) {
-          std::ranges::fill(n.pages.landing_place(PageNo{page}, 1).value(), std::byte{0xEE});
-          landings.push_back({&n, PageNo{page}, v, bytes});
+        const std::uint64_t number = rnd.chance(1, 2) ? n.pages.begin_landing(PageNo{page}, v) : 0;
+        if (number != 0) {
+          std::ranges::fill(n.pages.landing_place(PageNo{page}).value(), std::byte{0xEE});
+          arriving.push_back({&n, PageNo{page}, v, bytes, number});
         }
         if (!n.pages.put(PageNo{page}, v, bytes).value()) return;
         got = n.read(page, snapshot);
@@ -401,7 +543,7 @@ TEST_P(History, AgreesWithASequentialModel) {
     };
     for (int step = 0; step < 60 && !HasFatalFailure(); ++step) {
       const std::uint64_t newest = model.versions.size() - 1;
-      if (!landings.empty() && rnd.chance(1, 2)) finish(rnd.below(landings.size()));
+      if (!arriving.empty() && rnd.chance(1, 2)) finish(rnd.below(arriving.size()));
       switch (rnd.below(8)) {
         case 0: {  // begin
           if (model.open.size() < 4) model.open[next++].base = floor + rnd.below(newest - floor + 1);
@@ -426,7 +568,9 @@ TEST_P(History, AgreesWithASequentialModel) {
             if (value != base[at]) changes[at] = value;
           }
           const bool refused = model.conflicts(t, m.base, changes);
-          auto got = home.stage(t, page, m.base, Buffer(bytes));
+          auto [came, number] = sent(home, PageNo{page}, bytes);
+          auto got = home.stage(t, page, m.base, came);
+          home.pages.end_landing(PageNo{page}, number);
           ASSERT_EQ(!got, refused) << (got ? "" : got.error().message);
           if (refused) {
             ASSERT_EQ(got.error().code, Errc::write_conflict);
@@ -435,8 +579,7 @@ TEST_P(History, AgreesWithASequentialModel) {
           if (*got) {
             for (auto [at, v] : changes) m.staged[at] = v;
             m.pages.insert(page);
-            backup.pages.stage_copy(txn(t), PageNo{page}, home.pages.staged_base(txn(t), PageNo{page}),
-                                    Buffer::copy(home.pages.staged(txn(t), PageNo{page})));
+            send_backup(home, backup, txn(t), PageNo{page}, home.pages.staged(txn(t), PageNo{page}));
           }
           break;
         }
@@ -493,8 +636,7 @@ TEST_P(History, AgreesWithASequentialModel) {
             home.pages.abort(txn(t));
             break;
           }
-          backup.pages.stage_copy(txn(t), PageNo{page}, home.pages.staged_base(txn(t), PageNo{page}),
-                                  Buffer::copy(home.pages.window_bytes(PageNo{page})));
+          send_backup(home, backup, txn(t), PageNo{page}, home.pages.window_bytes(PageNo{page}));
           Model::Image image = model.versions.back();
           image[at] = value;
           model.versions.push_back(image);
@@ -519,7 +661,7 @@ TEST_P(History, AgreesWithASequentialModel) {
         }
       }
     }
-    while (!landings.empty() && !HasFatalFailure()) finish(0);
+    while (!arriving.empty() && !HasFatalFailure()) finish(0);
     if (HasFatalFailure()) return;
     for (auto& [t, m] : model.open) {
       home.pages.abort(txn(t));
