@@ -12,6 +12,7 @@
 #include "core/hyperbus/packet_endpoint.h"
 #include "crypto/packet_protection.h"
 #include "driver/quic/quic.h"
+#include "env/landing_testing.h"
 #include "fuzzing.h"
 #ifdef HOLO_FUZZ_STUB
 #include "stub/stub.h"
@@ -125,17 +126,17 @@ class World {
     configs_.policy->reset();
     const std::size_t suite = mode >> 3 & 3, variant = mode >> 5 & 3;
     for (std::uint8_t i = 0; i < 2; ++i) {
-      nodes_[i] = std::make_unique<Node>(
-          Node{.address = env::IpEndpoint::v4(0x0a000001U + i, static_cast<std::uint16_t>(1000 + i)),
-               .entropy = fuzz::SeededEntropy(i + 1U),
-               .config = configs_.session[i][(mode & 128) != 0 && i == 1 ? 0 : suite],
-               .endpoint_config = {.quic = configs_.quic[i][variant],
-                                   .retry_from = (mode & 2) != 0 ? 0U : std::size_t{limits::kMaxHalfOpen}},
-               .endpoint = {},
-               .links = {},
-               .inbound = {},
-               .id = {},
-               .peer_id = {}});
+      nodes_[i].reset(
+          new Node{.address = env::IpEndpoint::v4(0x0a000001U + i, static_cast<std::uint16_t>(1000 + i)),
+                   .entropy = fuzz::SeededEntropy(i + 1U),
+                   .config = configs_.session[i][(mode & 128) != 0 && i == 1 ? 0 : suite],
+                   .endpoint_config = {.quic = configs_.quic[i][variant],
+                                       .retry_from = (mode & 2) != 0 ? 0U : std::size_t{limits::kMaxHalfOpen}},
+                   .endpoint = {},
+                   .links = {},
+                   .inbound = {},
+                   .id = {},
+                   .peer_id = {}});
       restart(i);
     }
     dial(0);
@@ -226,6 +227,7 @@ class World {
     env::Request request{.type = 1, .header = std::string(how >> 2, 'h'), .payload = {}};
     const std::size_t bytes = in_.number() * 256;
     if (bytes != 0) request.payload.emplace_back(Bytes(bytes));
+    request.landing = env::testing::pieces_for(how * 256);
     const Instant deadline = now_ + milliseconds(static_cast<std::int64_t>(in_.number() * 40));
     if (nodes_[of]->links.empty()) return;
     Link& link = nodes_[of]->links.back();
@@ -254,9 +256,14 @@ class World {
     Node& node = *nodes_[of];
     if (node.links.size() >= kMaxLinks) return;
     const env::DatagramPath path{.local = node.address, .remote = nodes_[1 - of]->address};
-    node.links.push_back({.session = node.endpoint->dial(node.config, now_, path, {}), .dialled = true});
+    add(node, node.endpoint->dial(node.config, now_, path, {}), true);
     dialler_ = of;
     initial_id_.clear();
+  }
+
+  static void add(Node& node, std::unique_ptr<PacketSession> session, bool dialled) {
+    session->set_placer([](const env::Request&, std::uint64_t bytes) { return env::testing::pieces_for(bytes); });
+    node.links.push_back({.session = std::move(session), .dialled = dialled});
   }
 
   void restart(std::size_t which) {
@@ -488,7 +495,7 @@ class World {
     auto arrival = node.endpoint->on_datagram(now_, datagram, node.config, {.strangers = strangers}, answer);
     expect(arrival.answer <= 3 * bytes.size());
     if (arrival.answer != 0) send(to, ByteSpan(answer).first(arrival.answer));
-    if (arrival.fresh && node.links.size() < kMaxLinks) node.links.emplace_back().session = std::move(arrival.fresh);
+    if (arrival.fresh && node.links.size() < kMaxLinks) add(node, std::move(arrival.fresh), false);
   }
 
   void deliver(std::size_t to, std::size_t which, bool keep) {

@@ -6,6 +6,7 @@
 #include "core/hyperbus/record_streams.h"
 #include "core/hyperbus/stream_session.h"
 #include "env/entropy_testing.h"
+#include "env/landing_testing.h"
 #include "fuzzing.h"
 
 namespace {
@@ -24,6 +25,7 @@ struct Carrier final : private Streams {
 
   explicit Carrier(const SessionConfig& config)
       : exchange(config.windows, *this, events), records(Role::initiator, config.streams(), exchange) {
+    exchange.set_placer([](const env::Request&, std::uint64_t bytes) { return env::testing::pieces_for(bytes); });
     exchange.on_established();
   }
 
@@ -74,6 +76,7 @@ void multiplexer(Input in) {
       case 3: {
         env::Request request{.type = 1, .header = std::string(in.number(), 'h'), .payload = {}};
         request.payload.emplace_back(Bytes(in.number() * 100));
+        request.landing = env::testing::pieces_for(op);
         const auto call = exchange.request(now, static_cast<StreamClass>(op / 8 % 3), std::move(request),
                                            now + milliseconds(static_cast<std::int64_t>(1 + in.number())));
         if (call) open[call->value] = 1;

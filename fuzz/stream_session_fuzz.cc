@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "core/hyperbus/record.h"
 #include "core/hyperbus/stream_session.h"
+#include "env/landing_testing.h"
 #include "fuzzing.h"
 #ifdef HOLO_FUZZ_STUB
 #include "stub/stub.h"
@@ -57,7 +58,9 @@ struct End {
   bool closed = false;
 
   End(Role role, std::shared_ptr<const SessionConfig> config, Instant now)
-      : entropy(role == Role::initiator ? 1 : 2), session(role, std::move(config), entropy, now) {}
+      : entropy(role == Role::initiator ? 1 : 2), session(role, std::move(config), entropy, now) {
+    session.set_placer([](const env::Request&, std::uint64_t bytes) { return env::testing::pieces_for(bytes); });
+  }
 };
 
 class World {
@@ -120,6 +123,7 @@ class World {
         const std::size_t how = in_.number();
         env::Request request{.type = 1, .header = std::string(how >> 2, 'h'), .payload = {}};
         request.payload.emplace_back(Bytes(in_.number() * 256));
+        request.landing = env::testing::pieces_for(how * 256);
         const auto stream = end.session.request(now_, static_cast<StreamClass>(how % 3), std::move(request),
                                                 now_ + milliseconds(static_cast<std::int64_t>(in_.number() * 40)));
         if (stream) expect(end.open.emplace(stream->value, true).second);

@@ -22,6 +22,7 @@
 #include "driver/posix/udp.h"
 #include "driver/quic/quic.h"
 #include "env/fd.h"
+#include "env/landing_testing.h"
 
 namespace holo::node {
 namespace {
@@ -264,39 +265,20 @@ TEST_P(BusTest, AnAnswerGoesStraightToItsPlace) {
   EXPECT_EQ(untouched, Bytes(sent.size()));
 }
 
-/// Places of 64 KiB, and a last one of what is left; counts those that live.
-class Blocks final : public env::Landing {
- public:
-  Blocks(std::uint64_t size, int& living) : size_(size), living_(living) {}
-  [[nodiscard]] std::uint64_t size() const override { return size_; }
-  Place next() override {
-    const std::uint64_t bytes = std::min<std::uint64_t>(64 << 10, size_ - given_);
-    given_ += bytes;
-    ++living_;
-    const std::shared_ptr<Bytes> block(new Bytes(bytes), [&living = living_](Bytes* b) {
-      --living;
-      delete b;
-    });
-    return {.bytes = *block, .owner = block};
-  }
-
- private:
-  std::uint64_t size_, given_ = 0;
-  int& living_;
-};
-
 TEST_P(BusTest, ARequestGoesStraightToThePlacesThatItsTypeHas) {
   auto& a = add(1);
   auto& b = add(2);
   introduce(a, b);
   ASSERT_TRUE(call(a, b.id(), {.type = kWho}));
-  int asked = 0, living = 0;
+  int asked = 0;
   std::size_t buffers = 0;
+  std::shared_ptr<env::testing::Pieces> places;
   b.bus->set_placer(kEcho, [&](NodeId from, const env::Request& announced, std::uint64_t bytes) {
     ++asked;
     EXPECT_EQ(from, a.id());
     EXPECT_EQ(announced.header, "h");
-    return std::make_shared<Blocks>(bytes, living);
+    places = std::make_shared<env::testing::Pieces>(bytes, 64 << 10);
+    return places;
   });
   b.bus->serve(kEcho, [&](NodeId from, env::Request request) {
     buffers = request.payload.size();
@@ -317,7 +299,7 @@ TEST_P(BusTest, ARequestGoesStraightToThePlacesThatItsTypeHas) {
   const auto out = begin(a, b.id(), {.type = kEcho, .header = "h", .payload = {Buffer(Bytes(sent))}});
   a.bus->disconnect(b.id());
   EXPECT_FALSE(finish(out));
-  EXPECT_TRUE(loop_.run_until([&] { return living == 0; }, seconds(5)));
+  EXPECT_TRUE(loop_.run_until([&] { return places->living() == 0; }, seconds(5)));
 }
 
 TEST_P(BusTest, ManyCallsAtOnceOverOneConnection) {

@@ -57,13 +57,17 @@ struct Run {
 using RunPtr = std::shared_ptr<Run>;
 
 Task<void> ask(RunPtr run) {
+  Bytes place(run->bytes);  // As memory asks for pages, which go straight to where they belong.
   while (run->left > 0 && !run->error && !run->loop->stopping()) {
     --run->left;
     env::Request request{.type = kLinkBench, .header = encode_ask(run->bytes), .payload = {}};
+    const auto landing = std::make_shared<env::OnePlace>(place);
+    request.landing = landing;
     const env::CallOptions options{.klass = run->klass, .deadline = run->deadline};
     const Instant start = run->loop->now();
     auto call = run->bus->call(run->peer, std::move(request), options);
     auto reply = co_await call;
+    landing->end();
     if (!reply) {
       run->error = std::move(reply).error();
     } else if (run->took_us.size() < kMaxLinkBenchCount) {

@@ -24,6 +24,7 @@ inline constexpr std::uint64_t kReadAheadBytes = 1 << 20;     // of one fault in
 inline constexpr std::uint64_t kFetchRequestBytes = 1 << 20;  // asked from a node in one request (one page at least)
 inline constexpr std::uint64_t kStageRequestBytes = 4 << 20;  // sent to a node in one request (one page at least)
 inline constexpr std::uint64_t kMoveRequestBytes = 1 << 20;   // copied to a node at a time (one page at least)
+inline constexpr std::uint64_t kPrepareBytes = 64 << 10;      // of slots, made ready at a time (one page at least)
 inline constexpr std::uint64_t kPopulateBytes = 8 << 20;      // fetched at a time by VIEW_POPULATE
 inline constexpr std::size_t kTxnsPerCommand = 512;
 inline constexpr std::size_t kDecidedKept = 1 << 16;       // transactions remembered as decided
@@ -121,7 +122,7 @@ class PageLanding final : public env::Landing, public std::enable_shared_from_th
 
  private:
   void take_slot();
-  void make_place();
+  void make_places();
 
   RegionPtr region_;
   std::vector<Part> parts_;

@@ -19,32 +19,44 @@ void PageLanding::take_slots() {
   while (slots_.size() < parts_.size()) take_slot();
 }
 
-void PageLanding::make_place() {
-  const std::size_t i = places_.size();
-  const Part& part = parts_[i];
-  if (i == slots_.size()) take_slot();
-  if (slots_[i] != 0) {
-    auto place = region_->pages->landing_place(part.page);
+/// Places for the next part, and for what follows it in the region.
+void PageLanding::make_places() {
+  const std::size_t first = places_.size();
+  std::size_t end = first;
+  std::uint64_t bytes = 0;
+  const auto follows = [&](std::size_t i) { return parts_[i].page.value == parts_[first].page.value + (i - first); };
+  for (; end < parts_.size() && (end == first || (follows(end) && bytes < kPrepareBytes)); ++end) {
+    if (end == slots_.size()) take_slot();
+    if (slots_[end] == 0) break;
+    bytes += parts_[end].bytes;
+  }
+  if (end > first) {
+    const auto place = region_->pages->landing_place(parts_[first].page, end - first);
     if (place) {
-      places_.push_back({.bytes = *place, .owner = nullptr});
+      for (std::uint64_t at = 0; at < bytes; at += region_->page_bytes()) {
+        places_.push_back({.bytes = place->subspan(at, region_->page_bytes()), .owner = nullptr});
+      }
       return;
     }
-    region_->pages->end_landing(part.page, slots_[i]);
+    for (std::size_t i = first; i < end; ++i) {
+      region_->pages->end_landing(parts_[i].page, std::exchange(slots_[i], 0));
+    }
     if (!std::exchange(slots_fail_, true) && place.error().code != Errc::unsupported) {
       log_info("memory", "pages of region \"", region_->shape.name, "\" take a buffer first: ", place.error().message);
     }
   }
-  auto own = std::make_shared_for_overwrite<std::byte[]>(part.bytes);
-  const MutableByteSpan bytes(own.get(), part.bytes);
-  places_.push_back({.bytes = bytes, .owner = std::move(own)});
+  const std::uint64_t size = parts_[first].bytes;
+  auto own = std::make_shared_for_overwrite<std::byte[]>(size);
+  const MutableByteSpan place(own.get(), size);
+  places_.push_back({.bytes = place, .owner = std::move(own)});
 }
 
 void PageLanding::prepare() {
-  while (!over() && places_.size() < parts_.size()) make_place();
+  while (!over() && places_.size() < parts_.size()) make_places();
 }
 
 env::Landing::Place PageLanding::next() {
-  if (given_ == places_.size()) make_place();  // Asked only while this is not over.
+  if (given_ == places_.size()) make_places();  // Asked only while this is not over.
   Place place = std::move(places_[given_++]);
   if (!place.owner) place.owner = shared_from_this();
   return place;

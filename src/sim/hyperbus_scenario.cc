@@ -7,6 +7,7 @@
 #include "base/strings.h"
 #include "driver/quic/quic.h"
 #include "env/entropy_testing.h"
+#include "env/landing_testing.h"
 #include "sim/datagrams.h"
 #include "sim/packet_host.h"
 
@@ -192,6 +193,7 @@ class Run {
     Call call{.content = random_.next(), .bytes = bytes, .header = str("request ", ++asked_), .deadline = deadline};
     env::Request request{.type = static_cast<std::uint16_t>(1 + random_.below(100)), .header = call.header};
     if (bytes > 0) request.payload.emplace_back(content_of(call.content, bytes));
+    request.landing = env::testing::pieces_for(bytes);
     if (!link->session) return std::nullopt;
     auto stream = link->session->request(life.loop.now(), klass, std::move(request), deadline);
     if (!stream) {
@@ -209,6 +211,7 @@ class Run {
     if (link->events_after_closed != 0) error_ = "an event after Closed";
     if (std::holds_alternative<hyperbus::Established>(event)) {
       ++tally_["established"];
+      link->session->set_placer([](const env::Request&, std::uint64_t size) { return env::testing::pieces_for(size); });
       if (link->role == hyperbus::Role::responder) life.seen.push_back(link);
     } else if (auto* arrived = std::get_if<hyperbus::RequestArrived>(&event)) {
       serve(life, link, std::move(*arrived));

@@ -8,6 +8,7 @@
 #include "base/strings.h"
 #include "core/hyperbus/stream_session.h"
 #include "env/entropy_testing.h"
+#include "env/landing_testing.h"
 #include "sim/loop.h"
 
 namespace holo::sim {
@@ -85,6 +86,8 @@ class Run {
       if (random_.chance(1, 2)) config->records_per_key = 1 + random_.below(20);
       sides_[side].session = std::make_unique<StreamSession>(
           side == 0 ? hyperbus::Role::initiator : hyperbus::Role::responder, config, entropy_, world_.now());
+      sides_[side].session->set_placer(
+          [](const env::Request&, std::uint64_t bytes) { return env::testing::pieces_for(bytes); });
     }
   }
 
@@ -98,6 +101,7 @@ class Run {
     entropy_.fill(payload);
     Call call{.header = request.header, .digest = digest_of(payload)};
     if (size > 0) request.payload.emplace_back(std::move(payload));
+    request.landing = env::testing::pieces_for(size);
     const auto klass = static_cast<env::StreamClass>(random_.below(3));
     const Instant deadline = world_.now() + milliseconds(static_cast<std::int64_t>(1 + random_.below(5'000)));
     if (auto stream = s.session->request(world_.now(), klass, std::move(request), deadline)) {
@@ -154,9 +158,9 @@ class Run {
 
   void check_echo(const Call& call, const env::Reply& reply) {
     if (reply.header != call.header) error_ = "an answer with another request's header";
-    std::uint64_t digest = digest_of({});
-    if (!reply.payload.empty()) digest = digest_of(reply.payload.front().span());
-    if (digest != call.digest) error_ = "an answer whose payload was altered";
+    Bytes payload;
+    for (const Buffer& part : reply.payload) payload.insert(payload.end(), part.span().begin(), part.span().end());
+    if (digest_of(payload) != call.digest) error_ = "an answer whose payload was altered";
   }
 
   /// Drains events and output of one side, and sets its timer again.

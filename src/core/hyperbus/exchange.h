@@ -162,13 +162,12 @@ class Exchange {
     void add_payload(ByteSpan bytes) {
       payload_got += bytes.size();
       if (!wanted()) return;
-      while (true) {
+      while (!bytes.empty()) {
+        if (room == 0) next_place();
         const std::size_t n = std::min<std::size_t>(bytes.size(), room);
         std::memcpy(at, bytes.data(), n);
         filled(n);
-        if (n == bytes.size()) return;
         bytes = bytes.subspan(n);
-        next_place();
       }
     }
     void filled(std::uint64_t bytes) {

@@ -8,6 +8,7 @@
 #include "core/hyperbus/session.h"
 #include "core/hyperbus/test_support.h"
 #include "core/hyperbus/wire_bytes.h"
+#include "env/landing_testing.h"
 
 namespace holo::hyperbus {
 namespace {
@@ -146,28 +147,17 @@ TEST(Exchange, AnAnswersPayloadGoesStraightToItsPlace) {
   EXPECT_EQ(reply.payload[0].size(), 4U);
 }
 
-/// Places of 3, 1 and 4 bytes, each made when it is asked for.
-class Places final : public env::Landing {
- public:
-  [[nodiscard]] std::uint64_t size() const override { return 8; }
-  Place next() override {
-    const auto& bytes = made.emplace_back(std::make_shared<Bytes>(made.empty() ? 3 : made.size() == 1 ? 1 : 4));
-    return {.bytes = *bytes, .owner = bytes};
-  }
-  std::vector<std::shared_ptr<Bytes>> made;
-};
-
 TEST(Exchange, ARequestsPayloadGoesToThePlacesThatItsHeaderIsGiven) {
   for (const std::size_t header : {std::size_t{0}, std::size_t{2}}) {
     for (const std::size_t step : {1U, 2U, 5U, 100U}) {
       Hand hand;
-      std::shared_ptr<Places> places;
+      std::shared_ptr<env::testing::Pieces> places;
       hand.exchange.set_placer(
           [&](const env::Request& announced, std::uint64_t bytes) -> std::shared_ptr<env::Landing> {
             EXPECT_EQ(announced.header, std::string(header, 'x'));
             EXPECT_EQ(bytes, 8U);
             EXPECT_FALSE(places) << "asked once";
-            return places = std::make_shared<Places>();
+            return places = std::make_shared<env::testing::Pieces>(8, 3);
           });
       Bytes content(header, std::byte{'x'});
       for (const char c : std::string_view("abcdefgh")) content.push_back(static_cast<std::byte>(c));
@@ -176,17 +166,17 @@ TEST(Exchange, ARequestsPayloadGoesToThePlacesThatItsHeaderIsGiven) {
         const auto end = all.begin() + static_cast<std::ptrdiff_t>(std::min(at + step, all.size()));
         ASSERT_TRUE(hand.say(1, Bytes(all.begin() + static_cast<std::ptrdiff_t>(at), end)));
         const std::size_t got = at + step < all.size() - 8 ? 0 : std::min(at + step, all.size()) - (all.size() - 8);
-        const std::size_t needed = got == 0 ? 0 : got <= 3 ? 1 : got <= 4 ? 2 : 3;
+        const std::size_t needed = (got + 2) / 3;
         ASSERT_EQ(places ? places->made.size() : 0, needed) << "no place before there is a byte for it";
       }
       ASSERT_EQ(hand.count<RequestArrived>(), 1U);
       const auto& request = std::get<RequestArrived>(hand.events.front()).request;
       EXPECT_EQ(request.header, std::string(header, 'x'));
       ASSERT_EQ(request.payload.size(), 3U);
-      for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(request.payload[i].span().data(), places->made[i]->data());
+      for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(request.payload[i].span().data(), places->made[i].lock().get());
       EXPECT_EQ(as_text(request.payload[0].span()), "abc");
-      EXPECT_EQ(as_text(request.payload[1].span()), "d");
-      EXPECT_EQ(as_text(request.payload[2].span()), "efgh");
+      EXPECT_EQ(as_text(request.payload[1].span()), "def");
+      EXPECT_EQ(as_text(request.payload[2].span()), "gh");
       EXPECT_EQ(places.use_count(), 1) << "what was handed over is held by its buffers only";
     }
   }
@@ -194,16 +184,16 @@ TEST(Exchange, ARequestsPayloadGoesToThePlacesThatItsHeaderIsGiven) {
 
 TEST(Exchange, ACarrierFillsOnePlaceAtATime) {
   Hand hand;
-  auto places = std::make_shared<Places>();
+  auto places = std::make_shared<env::testing::Pieces>(8, 3);
   hand.exchange.set_placer([&](const env::Request&, std::uint64_t) { return places; });
   ASSERT_TRUE(hand.say(1, request_bytes(0, 8, {std::byte{'a'}})));
   EXPECT_TRUE(hand.exchange.target(1, 3).empty()) << "it does not fit into what is left of the first place";
   const MutableByteSpan rest = hand.exchange.target(1, 2);
-  ASSERT_EQ(rest.data(), places->made[0]->data() + 1);
+  ASSERT_EQ(rest.data(), places->made[0].lock().get() + 1);
   ASSERT_TRUE(hand.exchange.on_target_filled(1, 2, false));
   const MutableByteSpan second = hand.exchange.target(1, 1);
   ASSERT_EQ(places->made.size(), 2U);
-  ASSERT_EQ(second.data(), places->made[1]->data());
+  ASSERT_EQ(second.data(), places->made[1].lock().get());
   ASSERT_TRUE(hand.exchange.on_target_filled(1, 1, false));
   ASSERT_TRUE(hand.say(1, Bytes(4, std::byte{'z'}), true));
   EXPECT_EQ(hand.count<RequestArrived>(), 1U);
@@ -211,7 +201,7 @@ TEST(Exchange, ACarrierFillsOnePlaceAtATime) {
 
 TEST(Exchange, PlacesOfAnotherLengthAreNotUsedAndThoseOfARequestGivenUpAreLetGo) {
   Hand hand;
-  auto places = std::make_shared<Places>();
+  auto places = std::make_shared<env::testing::Pieces>(8, 3);
   hand.exchange.set_placer([&](const env::Request&, std::uint64_t) { return places; });
   ASSERT_TRUE(hand.say(1, request_bytes(0, 7, Bytes(7, std::byte{'a'})), true));
   EXPECT_EQ(std::get<RequestArrived>(hand.events.front()).request.payload.at(0).size(), 7U);
@@ -220,7 +210,7 @@ TEST(Exchange, PlacesOfAnotherLengthAreNotUsedAndThoseOfARequestGivenUpAreLetGo)
   ASSERT_TRUE(hand.say(5, request_bytes(0, 8, Bytes(4, std::byte{'a'}))));
   EXPECT_EQ(places->made.size(), 2U);
   hand.exchange.on_stream_abandoned(5);
-  EXPECT_EQ(places->made[0].use_count(), 1);
+  EXPECT_EQ(places->living(), 0U);
   EXPECT_EQ(hand.count<RequestArrived>(), 1U);
 }
 

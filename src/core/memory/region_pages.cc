@@ -213,8 +213,8 @@ std::uint64_t RegionPages::begin_landing(PageNo page, Version version) {
   return e.landing = ++last_landing_;
 }
 
-Result<MutableByteSpan> RegionPages::landing_place(PageNo page) {
-  return frames_->prepare(offset_of(page), shape_.page_bytes);
+Result<MutableByteSpan> RegionPages::landing_place(PageNo first, std::uint64_t count) {
+  return frames_->prepare(offset_of(first), count * shape_.page_bytes);
 }
 
 void RegionPages::end_landing(PageNo page, std::uint64_t number) {

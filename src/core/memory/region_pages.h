@@ -94,8 +94,8 @@ class RegionPages {
   /// copy older than `version` of a page that lives elsewhere, which goes. Once the bytes are there, put(), stage() and
   /// stage_copy() of that page take them where they lie. Returns the landing's number; 0: the slot is not free.
   std::uint64_t begin_landing(PageNo page, Version version);
-  /// Where its bytes are to be written. Errors: as env::RegionFrames::prepare().
-  Result<MutableByteSpan> landing_place(PageNo page);
+  /// Where the bytes of `count` pages, all of them landing, are to be written. Errors: as env::RegionFrames::prepare().
+  Result<MutableByteSpan> landing_place(PageNo first, std::uint64_t count = 1);
   /// The bytes were not taken, and nobody writes any more. Nothing, when they were.
   void end_landing(PageNo page, std::uint64_t number);
   /// Whether `bytes` lie in the slot of `page`, where they landed.
