@@ -201,7 +201,9 @@ void Exchange::close(const Error& error) {
     state.active.clear();
     state.serving = state.serving_bytes = 0;
   }
-  // open_ stays: what carries the streams may still look at their bytes.
+  // open_ stays: what carries the streams may still look at their bytes on the way out. What came in half goes at once,
+  // as its places are somebody's.
+  for (auto& [number, stream] : open_) stream.in = Incoming();
 }
 
 // --- time

@@ -211,6 +211,12 @@ TEST(Exchange, PlacesOfAnotherLengthAreNotUsedAndThoseOfARequestGivenUpAreLetGo)
   EXPECT_EQ(places->made.size(), 2U);
   hand.exchange.on_stream_abandoned(5);
   EXPECT_EQ(places->living(), 0U);
+
+  places = std::make_shared<env::testing::Pieces>(8, 3);
+  ASSERT_TRUE(hand.say(9, request_bytes(0, 8, Bytes(4, std::byte{'a'}))));
+  EXPECT_EQ(places->living(), 2U);
+  hand.exchange.close({.code = Errc::unavailable});
+  EXPECT_EQ(places->living(), 0U);
   EXPECT_EQ(hand.count<RequestArrived>(), 1U);
 }
 
