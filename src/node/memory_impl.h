@@ -105,6 +105,7 @@ class PageLanding final : public env::Landing, public std::enable_shared_from_th
     std::uint64_t bytes = 0;         ///< not 0
     std::optional<Version> version;  ///< of a whole page that may go into its slot; see RegionPages::begin_landing()
   };
+  /// `region` null: buffers only.
   PageLanding(RegionPtr region, std::vector<Part> parts);
   ~PageLanding() override { give_back(); }
 

@@ -11,7 +11,7 @@ PageLanding::PageLanding(RegionPtr region, std::vector<Part> parts)
 
 void PageLanding::take_slot() {
   const Part& part = parts_[slots_.size()];
-  const bool may = part.version && !slots_fail_ && !region_->freed && !region_->frozen;
+  const bool may = region_ && part.version && !slots_fail_ && !region_->freed && !region_->frozen;
   slots_.push_back(may ? region_->pages->begin_landing(part.page, *part.version) : 0);
 }
 
@@ -64,7 +64,7 @@ env::Landing::Place PageLanding::next() {
 
 void PageLanding::give_back() {
   end();
-  if (region_->frozen) return;
+  if (!region_ || region_->frozen) return;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i] != 0) region_->pages->end_landing(parts_[i].page, slots_[i]);
   }

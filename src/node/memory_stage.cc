@@ -398,19 +398,21 @@ std::optional<std::uint64_t> MemoryImpl::room_to_stage(const Region& r, PageNo p
   return r.pages->landed(page, bytes.span()) ? 0 : r.page_bytes();
 }
 
+/// Whoever sends may know of a region, or of a copy that is to be here, a moment before this node does: then its pages
+/// take buffers of their own.
 std::shared_ptr<env::Landing> MemoryImpl::place_stage(const env::Request& announced, std::uint64_t payload_bytes) {
   const auto ask = decode<wire::PageStage>(announced.header);
-  const auto it = ask ? regions_.find(RegionId{ask->region()}) : regions_.end();
-  if (it == regions_.end()) return nullptr;
-  const RegionPtr r = it->second;
+  if (!ask) return nullptr;
+  const auto it = regions_.find(RegionId{ask->region()});
+  const RegionPtr r = it == regions_.end() ? nullptr : it->second;
   std::vector<PageLanding::Part> parts;
   for (const auto& p : ask->parts()) {
-    const PageNo page{p.page()};
-    if (p.length() == 0 || p.length() > r->page_bytes() || page.value >= r->shape.pages()) return nullptr;
-    PageLanding::Part part{.page = page, .bytes = p.length(), .version = {}};
+    PageLanding::Part part{.page = PageNo{p.page()}, .bytes = p.length(), .version = {}};
+    if (part.bytes == 0 || (r && part.page.value >= r->shape.pages())) return nullptr;
     // What was written on an older version, or to a part of the page, is merged, and lies elsewhere then.
-    const bool as_it_is = p.length() == r->page_bytes() && Version{ask->base()} >= r->pages->history().newest(page);
-    if (as_it_is && owned(*r, page)) part.version = Version{};
+    const bool slot = r && part.bytes == r->page_bytes() && owned(*r, part.page) &&
+                      Version{ask->base()} >= r->pages->history().newest(part.page);
+    if (slot) part.version = Version{};
     parts.push_back(part);
   }
   auto landing = std::make_shared<PageLanding>(r, std::move(parts));
@@ -419,18 +421,19 @@ std::shared_ptr<env::Landing> MemoryImpl::place_stage(const env::Request& announ
 
 std::shared_ptr<env::Landing> MemoryImpl::place_backup(const env::Request& announced, std::uint64_t payload_bytes) {
   const auto ask = decode<wire::PageBackup>(announced.header);
-  const auto it = ask ? regions_.find(RegionId{ask->region()}) : regions_.end();
-  if (it == regions_.end()) return nullptr;
-  const RegionPtr r = it->second;
+  if (!ask) return nullptr;
+  const auto it = regions_.find(RegionId{ask->region()});
+  const RegionPtr r = it == regions_.end() ? nullptr : it->second;
+  const auto sent = static_cast<std::uint64_t>(
+      std::ranges::count_if(ask->pages(), [](const wire::PageCopied& p) { return !p.zero(); }));
+  if (sent == 0 || payload_bytes % sent != 0 || (r && payload_bytes / sent != r->page_bytes())) return nullptr;
   std::vector<PageLanding::Part> parts;
   for (const auto& p : ask->pages()) {
-    if (p.page() >= r->shape.pages()) return nullptr;
     if (p.zero()) continue;
-    // Its home may have learned before this node that it is to hold a copy.
-    parts.push_back({.page = PageNo{p.page()}, .bytes = r->page_bytes(), .version = Version{}});
+    if (r && p.page() >= r->shape.pages()) return nullptr;
+    parts.push_back({.page = PageNo{p.page()}, .bytes = payload_bytes / sent, .version = Version{}});
   }
-  auto landing = std::make_shared<PageLanding>(r, std::move(parts));
-  return landing->size() == payload_bytes ? landing : nullptr;
+  return std::make_shared<PageLanding>(r, std::move(parts));
 }
 
 Task<Result<env::Reply>> MemoryImpl::serve_abort(NodeId, env::Request request) {

@@ -261,6 +261,36 @@ TEST(MemoryService, PagesThatAreSentGoFromTheWireIntoTheirSlots) {
   }
 }
 
+TEST(MemoryService, PagesOfARegionThatIsNotKnownHereYetAreNotCopiedTwice) {
+  constexpr std::uint64_t kPages = 32;
+  std::uint64_t landed = 0;
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    MemoryCluster c(4, seed);
+    c.log.random = Random(seed);
+    c.log.max_lag = milliseconds(150);  // Of which create() waits out a third.
+    const RegionId r = c.create(kPages, 2);
+    const bool known =
+        c.world.run_while_not([&] { return c.members[0]->control->region(r).has_value(); }, c.world.now() + seconds(1));
+    ASSERT_TRUE(known);
+    Program a{c, 1};
+    ASSERT_TRUE(a.write(r, 0, 0, filled(kPages * kPage, 'a'))) << seed;
+    ASSERT_EQ(a.commit(r).value(), 1u);
+    c.settle(seconds(1));
+    std::uint64_t copied = 0;
+    for (const auto& m : c.members) {
+      landed += m->memory->status().counters.pages_landed;
+      copied += m->memory->status().counters.slots_copied;
+    }
+    EXPECT_EQ(copied, kPages / 4) << "the writer's own, of seed " << seed;
+    for (std::uint64_t n = 1; n <= 4; ++n) {
+      Program p{c, n};
+      EXPECT_EQ(p.read(r, 1, 0, kPages * kPage).value(), std::string(kPages * kPage, 'a'));
+    }
+  }
+  EXPECT_LT(landed, 8 * (kPages * 3 / 4 + kPages)) << "somebody did not know it";
+  EXPECT_GT(landed, 0U);
+}
+
 TEST(MemoryService, AHomeThatDiesBetweenStageAndCommitIsNotForgotten) {
   MemoryCluster c(4);
   const RegionId r = c.create(32, 2);
