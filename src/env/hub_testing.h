@@ -109,7 +109,7 @@ class Hub {
     if (!hub->connected(from, to)) co_return fail(Errc::unavailable, str("the connection to node ", to, " broke"));
     if (landing && reply) {
       if (reply->payload.size() > 1) reply->payload = {join(reply->payload)};
-      land(landing, reply->payload);
+      land(landing, reply->header, reply->payload);
     }
     co_return reply;
   }

@@ -37,6 +37,9 @@ class Landing {
 
   /// Of all places in sum.
   [[nodiscard]] virtual std::uint64_t size() const = 0;
+  /// Whether a message with that header brings `payload_bytes` for these places; asked once, when its payload begins.
+  /// Then size() is that.
+  virtual bool takes(const std::string& /*header*/, std::uint64_t payload_bytes) { return size() == payload_bytes; }
   /// The next of them, never empty; asked when the first byte for it is here, and at most until size() is reached.
   virtual Place next() = 0;
 
@@ -66,8 +69,8 @@ struct Request {
   std::uint16_t type = 0;
   std::string header;
   std::vector<Buffer> payload;
-  /// Of the caller only, for the answer. One whose payload is exactly as long, when the first of it arrives, may be put
-  /// there. Its owner ends it when the call has ended; what an answer that fails has left there is undefined.
+  /// Of the caller only, for the answer. What it takes may be put there. Its owner ends it when the call has ended;
+  /// what an answer that fails has left there is undefined.
   std::shared_ptr<Landing> landing = {};
 };
 struct Reply {
@@ -76,8 +79,8 @@ struct Reply {
 };
 
 /// For transports that have the whole payload at once.
-inline void land(const std::shared_ptr<Landing>& landing, std::vector<Buffer>& payload) {
-  if (!landing || landing->over() || payload.size() != 1 || payload[0].size() != landing->size()) return;
+inline void land(const std::shared_ptr<Landing>& landing, const std::string& header, std::vector<Buffer>& payload) {
+  if (!landing || landing->over() || payload.size() != 1 || !landing->takes(header, payload[0].size())) return;
   ByteSpan left = payload[0].span();
   std::vector<Buffer> landed;
   while (!left.empty()) {

@@ -65,7 +65,7 @@ std::shared_ptr<PageLanding> MemoryImpl::landing_for(const RegionPtr& r, const s
   std::vector<PageLanding::Part> parts;
   parts.reserve(wants.size());
   for (const PageAt& at : wants) parts.push_back({.page = at.page, .bytes = r->page_bytes(), .version = at.version});
-  auto landing = std::make_shared<PageLanding>(r, std::move(parts));
+  auto landing = std::make_shared<FetchLanding>(r, std::move(parts));
   landing->take_slots();
   return landing;
 }
@@ -224,6 +224,7 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
   env::Request request{.type = static_cast<std::uint16_t>(wire::PeerMessage::page_fetch),
                        .header = ask.SerializeAsString(),
                        .payload = {}};
+  keep = keep || owned(*r, pending->front().page);  // They are of one block.
   const auto landing = keep ? landing_for(r, *pending) : nullptr;
   const LandingEnd end{landing.get()};
   if (landing) {
@@ -235,9 +236,9 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
   HOLO_CO_ASSIGN(given, decode<wire::PageFetchReply>(reply.header));
   if (given.pages_size() != static_cast<int>(pending->size()))
     co_return fail(Errc::malformed, "an answer for other pages");
-  const auto with_bytes =
-      std::ranges::count(given.pages(), wire::PageGiven::BYTES, [](const auto& page) { return page.state(); });
-  if (landing && landing->used() && with_bytes != given.pages_size())
+  const auto with_bytes = static_cast<std::uint64_t>(
+      std::ranges::count(given.pages(), wire::PageGiven::BYTES, [](const auto& page) { return page.state(); }));
+  if (landing && landing->used() && with_bytes * r->page_bytes() != landing->size())
     co_return fail(Errc::malformed, "an answer with too many bytes");
   if (landing && !landing->used()) landing->give_back();
   PagesIn pages(reply.payload);
@@ -264,7 +265,7 @@ Task<Status> MemoryImpl::fetch_from(RegionPtr r, NodeId node, std::shared_ptr<st
     ++counters_.pages_fetched;
     counters_.bytes_fetched += bytes.size();
     const bool landed = r->pages->landed(want.page, bytes.span());
-    const bool kept = (keep || owned(*r, want.page)) && keep_page(*r, want, bytes);
+    const bool kept = keep && keep_page(*r, want, bytes);
     if (landed) {  // A buffer is made only for who needs one.
       const auto it = r->fetching.find(want);
       const bool wanted = it != r->fetching.end() && std::ranges::any_of(it->second, &PageWaiter::bytes);

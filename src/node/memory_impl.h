@@ -98,7 +98,7 @@ using RegionPtr = std::shared_ptr<Region>;
 
 /// Where the pages of one message go: each into its slot if that is free, or into a buffer of its own. What was not
 /// taken from a slot (RegionPages::put() and the like) is given back when the last Buffer of it is gone.
-class PageLanding final : public env::Landing, public std::enable_shared_from_this<PageLanding> {
+class PageLanding : public env::Landing, public std::enable_shared_from_this<PageLanding> {
  public:
   struct Part {
     PageNo page;
@@ -111,6 +111,9 @@ class PageLanding final : public env::Landing, public std::enable_shared_from_th
 
   [[nodiscard]] std::uint64_t size() const override { return size_; }
   Place next() override;
+  [[nodiscard]] std::size_t parts() const { return parts_.size(); }
+  /// Parts that do not come.
+  void leave_out(const std::vector<bool>& absent);
 
   /// Takes all slots now, as what is fetched has its room from the start.
   void take_slots();
@@ -127,11 +130,19 @@ class PageLanding final : public env::Landing, public std::enable_shared_from_th
 
   RegionPtr region_;
   std::vector<Part> parts_;
+  std::vector<bool> absent_;  // of the parts; empty: none
   std::uint64_t size_ = 0;
   std::vector<std::uint64_t> slots_;  // of the first parts: numbers of landings; 0: none
   std::vector<Place> places_;         // of the first parts
   std::size_t given_ = 0;             // of these
   bool slots_fail_ = false;
+};
+
+/// The same for an answer to PAGE_FETCH, which brings the bytes of what it says, in order.
+class FetchLanding final : public PageLanding {
+ public:
+  using PageLanding::PageLanding;
+  bool takes(const std::string& header, std::uint64_t payload_bytes) override;
 };
 
 /// Takes the bytes of one page after the other off what came with a message.

@@ -55,7 +55,29 @@ void PageLanding::prepare() {
   while (!over() && places_.size() < parts_.size()) make_places();
 }
 
+void PageLanding::leave_out(const std::vector<bool>& absent) {
+  absent_ = absent;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (!absent_[i]) continue;
+    size_ -= parts_[i].bytes;
+    if (i < slots_.size() && slots_[i] != 0) region_->pages->end_landing(parts_[i].page, std::exchange(slots_[i], 0));
+  }
+}
+
+bool FetchLanding::takes(const std::string& header, std::uint64_t payload_bytes) {
+  if (size() == payload_bytes) return true;
+  wire::PageFetchReply given;
+  if (!given.ParseFromString(header) || static_cast<std::size_t>(given.pages_size()) != parts()) return false;
+  std::vector<bool> absent;
+  for (const auto& page : given.pages()) absent.push_back(page.state() != wire::PageGiven::BYTES);
+  leave_out(absent);
+  return size() == payload_bytes;
+}
+
 env::Landing::Place PageLanding::next() {
+  for (; !absent_.empty() && absent_[given_]; ++given_) {
+    if (given_ == places_.size()) make_places();
+  }
   if (given_ == places_.size()) make_places();  // Asked only while this is not over.
   Place place = std::move(places_[given_++]);
   if (!place.owner) place.owner = shared_from_this();

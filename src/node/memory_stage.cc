@@ -431,7 +431,9 @@ std::shared_ptr<env::Landing> MemoryImpl::place_backup(const env::Request& annou
   for (const auto& p : ask->pages()) {
     if (p.zero()) continue;
     if (r && p.page() >= r->shape.pages()) return nullptr;
-    parts.push_back({.page = PageNo{p.page()}, .bytes = payload_bytes / sent, .version = Version{}});
+    // A committed version may take the place of an older copy.
+    const Version version = ask->has_txn() ? Version{} : Version{p.version()};
+    parts.push_back({.page = PageNo{p.page()}, .bytes = payload_bytes / sent, .version = version});
   }
   return std::make_shared<PageLanding>(r, std::move(parts));
 }

@@ -39,9 +39,11 @@ struct Faulting {
     write(n, first, 1 + rnd.below(std::min<std::uint64_t>(kPages - first, 20)));
   }
   void write(std::uint64_t n, std::uint64_t first, std::uint64_t count) {
+    write(n, first, count, static_cast<char>('a' + model.size() % 26));
+  }
+  void write(std::uint64_t n, std::uint64_t first, std::uint64_t count, char letter) {
     auto session = c.session();
     std::string next = model.back();
-    const char letter = static_cast<char>('a' + model.size() % 26);
     wire::Stage stage;
     stage.set_region(region.value);
     stage.set_base(model.size() - 1);
@@ -107,13 +109,15 @@ struct Faulting {
   /// All of a range at once, as before a system call that reads it.
   void populate() {
     if (views.empty()) return;
-    const auto view = views[rnd.below(views.size())];
     const std::uint64_t first = rnd.below(kPages), count = 1 + rnd.below(kPages - first);
+    populate(*views[rnd.below(views.size())], first, count);
+  }
+  void populate(Mapped& view, std::uint64_t first, std::uint64_t count) {
     wire::ViewPopulate ask;
-    ask.set_view(view->id);
+    ask.set_view(view.id);
     ask.mutable_pages()->set_first(first);
     ask.mutable_pages()->set_count(count);
-    const auto done = c.call(view->n, view->session, wire::VIEW_POPULATE, ask);
+    const auto done = c.call(view.n, view.session, wire::VIEW_POPULATE, ask);
     EXPECT_TRUE(done) << done.error().message;
   }
   /// Programs on all nodes, `rounds` times.
@@ -157,6 +161,23 @@ TEST(MemoryFaults, APageGoesFromTheWireIntoItsSlot) {
   EXPECT_GT(sum.pages_fetched, before.pages_fetched + 10);
   EXPECT_EQ(sum.pages_landed - before.pages_landed, sum.pages_fetched - before.pages_fetched);
   EXPECT_EQ(sum.evicted, 0U);
+}
+
+TEST(MemoryFaults, PagesLandAlsoWhereOthersOfTheAnswerAreZeros) {
+  Faulting f(3, 1);
+  f.write(1, 0, kPages);
+  for (std::uint64_t page = 3; page < kPages; page += 8) f.write(1, page, 1, '\0');  // One in each block.
+  const auto before = f.sum();
+  for (std::uint64_t n = 1; n <= 4; ++n) {
+    f.open(n);
+    f.populate(*f.views.back(), 0, kPages);  // A block in each request.
+  }
+  const auto sum = f.sum();
+  const std::uint64_t fetched = sum.pages_fetched - before.pages_fetched,
+                      landed = sum.pages_landed - before.pages_landed;
+  EXPECT_GT(fetched, 40U);
+  EXPECT_LT(landed, fetched);
+  EXPECT_GT(landed, fetched * 3 / 4);
 }
 
 TEST(MemoryFaults, WrongBytesThatLandedAreNeverSeen) {

@@ -126,7 +126,7 @@ Task<Result<env::Reply>> SimTransport::call(NodeId peer, env::Request request, e
   std::string what = str("node ", peer);
   // A caller that was killed never resumes: its loop drops the timer, and the answer finds nobody who runs on.
   auto result = co_await env::await_until<env::Reply>(loop_, shot, deadline, std::move(what));
-  if (result) env::land(landing, result->payload);
+  if (result) env::land(landing, result->header, result->payload);
   co_return result;
 }
 

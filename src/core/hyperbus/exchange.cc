@@ -47,7 +47,7 @@ void Exchange::Incoming::add_header(ByteSpan& bytes) {
 }
 
 void Exchange::Incoming::place_payload(std::shared_ptr<env::Landing> to) {
-  if (to && !to->over() && to->size() == payload_bytes) {
+  if (to && !to->over() && to->takes(header, payload_bytes)) {
     landing = std::move(to);
     return;
   }

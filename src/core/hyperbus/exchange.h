@@ -147,7 +147,7 @@ class Exchange {
 
     void expect(std::uint64_t header_bytes_in, std::uint64_t payload_bytes_in);
     [[nodiscard]] bool has_header() const { return has_head && header_got == header_bytes; }
-    /// The payload goes to `to`, when that fits. Once, after the header.
+    /// The payload goes to `to`, when that takes it. Once, after the header.
     void place_payload(std::shared_ptr<env::Landing> to);
     [[nodiscard]] bool placed() const { return landing || !payload.empty(); }
     void next_place();
